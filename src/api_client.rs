@@ -1,0 +1,198 @@
+//! The client of the Resource API and the CDN together: login, load and upload, as the seed's module of this name.
+
+mod load;
+mod resource_api;
+mod session;
+mod token;
+mod upload;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use zeroize::Zeroizing;
+
+use crate::cdn_manager::{CdnConfig, CdnConfigError, CdnManager};
+use crate::configuration::Configuration;
+use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
+use crate::credentials::Credentials;
+use crate::hardware_service;
+use crate::model_cache::ModelCache;
+use crate::security::{AesKey, Salts, decrypt_whole};
+use crate::uplink::Uplink;
+use crate::user::User;
+
+use self::resource_api::ResourceApi;
+use self::session::Session;
+use self::token::TokenReader;
+use self::upload::Turns;
+
+pub use self::load::{LoadError, Plaintext};
+pub use self::resource_api::ApiError;
+pub use self::upload::{ReceivedUpload, Upload, UploadError};
+
+/// Why a login failed.
+#[derive(Debug)]
+pub enum LoginError {
+    /// The Resource API refused, or could not be asked.
+    Api(ApiError),
+    /// Logged in, but the CDN configuration could not be fetched.
+    CdnConfigUnavailable(String),
+    /// Logged in, but the CDN configuration is not one.
+    CdnConfig(CdnConfigError),
+}
+
+impl fmt::Display for LoginError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Api(error) => write!(f, "login failed: {error}"),
+            Self::CdnConfigUnavailable(reason) => {
+                write!(f, "logged in, but the CDN configuration cannot be read: {reason}")
+            }
+            Self::CdnConfig(error) => write!(f, "logged in, but {error}"),
+        }
+    }
+}
+
+impl std::error::Error for LoginError {}
+
+impl From<ApiError> for LoginError {
+    fn from(error: ApiError) -> Self {
+        Self::Api(error)
+    }
+}
+
+/// A login that worked: the session, and the CDN once its configuration was needed.
+struct Login {
+    session: Session,
+    cdn: Mutex<Option<Arc<CdnManager>>>,
+}
+
+/// The one client of this process. It is created at the start; the credentials come with the first login.
+pub struct ApiClient {
+    api: ResourceApi,
+    uplink: Uplink,
+    cdn_config_path: Option<PathBuf>,
+    hardware: String,
+    salts: Salts,
+    resource_key: AesKey,
+    cache: ModelCache,
+    uploads: Turns,
+    login: RwLock<Option<Arc<Login>>>,
+}
+
+impl ApiClient {
+    /// A client as configured, not logged in.
+    ///
+    /// # Errors
+    /// One line that names the environment variable whose file cannot be used.
+    pub fn new(configuration: &Configuration) -> Result<Self, String> {
+        let uplink = Uplink::new(configuration.ca_cert_path.as_deref())?;
+        let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
+        Ok(Self {
+            api: ResourceApi::new(uplink.clone(), &configuration.resource_api_url, tokens),
+            uplink,
+            cdn_config_path: configuration.cdn_config_path.clone(),
+            hardware: hardware(configuration),
+            salts: configuration.salts.clone(),
+            resource_key: AesKey::of_resources(&configuration.salts),
+            cache: ModelCache::open(&configuration.model_cache_dir),
+            uploads: Turns::default(),
+            login: RwLock::new(None),
+        })
+    }
+
+    /// Who is logged in, if anybody.
+    #[must_use]
+    pub fn user(&self) -> Option<User> {
+        self.current().map(|login| login.session.user().clone())
+    }
+
+    /// Proves the credentials and loads the CDN configuration; then they replace those that were in force.
+    ///
+    /// # Errors
+    /// See [`LoginError`]. The credentials that worked before stay in force.
+    pub fn login(&self, credentials: Credentials) -> Result<(), LoginError> {
+        let login = Login { session: Session::open(&self.api, credentials)?, cdn: Mutex::default() };
+        self.cdn(&login)?;
+        self.replace(login);
+        Ok(())
+    }
+
+    /// Logs in for an unlock: as [`login`](Self::login), but the CDN configuration is fetched when a load needs it, since
+    /// the images do not come from the CDN.
+    ///
+    /// # Errors
+    /// See [`ApiError`]. The credentials that worked before stay in force.
+    pub fn login_for_unlock(&self, credentials: Credentials) -> Result<(), ApiError> {
+        let session = Session::open(&self.api, credentials)?;
+        self.replace(Login { session, cdn: Mutex::default() });
+        Ok(())
+    }
+
+    /// The bytes of which the archive's key is made.
+    ///
+    /// # Errors
+    /// See [`ApiError`]; not being logged in counts as [`ApiError::Unauthorized`].
+    pub fn key_fragment(&self) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+        let login = self.current().ok_or(ApiError::Unauthorized(http::StatusCode::UNAUTHORIZED))?;
+        login.session.call(&self.api, |token| self.api.key_fragment(token))
+    }
+
+    /// Removes the files of uploads that were cut off, since the process is about to end.
+    pub fn stop(&self) {
+        self.cache.remove_spooled();
+    }
+
+    fn current(&self) -> Option<Arc<Login>> {
+        self.login.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace(&self, login: Login) {
+        *self.login.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(login));
+    }
+
+    /// A file from the Resource API, decrypted with the API key.
+    fn resource(&self, login: &Login, folder: &str, file_name: &str) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+        let credentials = login.session.credentials();
+        let encrypted = login.session.call(&self.api, |token| {
+            self.api.resource(token, credentials, &self.hardware, folder, file_name)
+        })?;
+        decrypt_whole(&encrypted, &AesKey::of_api(credentials, &self.hardware, &self.salts))
+            .map(Zeroizing::new)
+            .map_err(|error| ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)")))
+    }
+
+    /// The CDN of this login, whose configuration is fetched once.
+    fn cdn(&self, login: &Login) -> Result<Arc<CdnManager>, LoginError> {
+        let mut cdn = login.cdn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cdn) = &*cdn {
+            return Ok(Arc::clone(cdn));
+        }
+        let yaml = match &self.cdn_config_path {
+            Some(path) => read_config(path).map_err(LoginError::CdnConfigUnavailable)?,
+            None => self
+                .resource(login, "", CDN_CONFIG_FILE)
+                .map_err(|error| LoginError::CdnConfigUnavailable(error.to_string()))?,
+        };
+        let config = CdnConfig::from_yaml(&yaml).map_err(LoginError::CdnConfig)?;
+        let manager = Arc::new(CdnManager::new(self.uplink.clone(), &config));
+        *cdn = Some(Arc::clone(&manager));
+        Ok(manager)
+    }
+}
+
+/// The hardware string of this box, or what `HARDWARE_ID` puts in its place.
+#[must_use]
+pub fn hardware(configuration: &Configuration) -> String {
+    configuration.hardware_id.clone().unwrap_or_else(|| hardware_service::fingerprint(Path::new("/")))
+}
+
+fn read_config(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    let unreadable = |error| format!("CDN_CONFIG_PATH names {}: {error}", path.display());
+    let mut yaml = Zeroizing::new(Vec::new());
+    File::open(path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut yaml)).map_err(unreadable)?;
+    Ok(yaml)
+}

@@ -1,0 +1,203 @@
+//! The Resource API's calls (SPEC section 4), one function each.
+
+use std::fmt;
+
+use http::{Method, Request, StatusCode, header};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::token::{Token, TokenReader};
+use crate::constants::{MAX_RESOURCE_BYTES};
+use crate::credentials::Credentials;
+use crate::secret::Secret;
+use crate::uplink::{Answer, Payload, Uplink, UplinkError};
+
+/// Why a call to the Resource API did not give what was asked.
+#[derive(Debug)]
+pub enum ApiError {
+    /// The API could not be reached, or was not able to answer.
+    Uplink(UplinkError),
+    /// The token is not, or no longer, accepted (401 or 403).
+    Unauthorized(StatusCode),
+    /// The API refused for a reason of its own (409), such as a wrong password.
+    Business {
+        /// The API's error number.
+        code: i64,
+        /// The API's message.
+        message: String,
+    },
+    /// A status that has no meaning here.
+    Unexpected(StatusCode),
+    /// A success whose body is not what it should be.
+    BadAnswer(String),
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uplink(error) => write!(f, "the Resource API cannot be used: {error}"),
+            Self::Unauthorized(status) => {
+                write!(f, "the Resource API does not accept this account's token for this call ({status})")
+            }
+            Self::Business { code, message } => write!(f, "the Resource API refused: {message} (error {code})"),
+            Self::Unexpected(status) => write!(f, "the Resource API answered {status}, which it should not"),
+            Self::BadAnswer(what) => write!(f, "the Resource API's answer is unusable: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+impl From<UplinkError> for ApiError {
+    fn from(error: UplinkError) -> Self {
+        Self::Uplink(error)
+    }
+}
+
+/// The Resource API at one address.
+pub struct ResourceApi {
+    uplink: Uplink,
+    base: String,
+    tokens: TokenReader,
+}
+
+impl ResourceApi {
+    /// The API at `base` (no trailing slash), whose tokens `tokens` reads.
+    #[must_use]
+    pub fn new(uplink: Uplink, base: &str, tokens: TokenReader) -> Self {
+        Self { uplink, base: base.to_owned(), tokens }
+    }
+
+    /// `POST /login`: proves the credentials and gives a token.
+    ///
+    /// # Errors
+    /// See [`ApiError`]; wrong credentials are [`ApiError::Business`].
+    pub fn login(&self, credentials: &Credentials) -> Result<Token, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            token: Secret,
+        }
+        let body = json([("email", credentials.email.as_str()), ("password", credentials.password.expose())]);
+        let answer = self.ask(&Method::POST, "/login", None, "application/json", &body)?;
+        let answer = accepted(answer, Some(&credentials.password))?;
+        let answer: Answer =
+            serde_json::from_slice(&answer).map_err(|_| ApiError::BadAnswer("it holds no token".into()))?;
+        self.tokens.read(answer.token).map_err(ApiError::BadAnswer)
+    }
+
+    /// `POST /resources/get/{folder}`: a file, encrypted with the API key.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub fn resource(
+        &self,
+        token: &Secret,
+        credentials: &Credentials,
+        hardware: &str,
+        folder: &str,
+        file_name: &str,
+    ) -> Result<Vec<u8>, ApiError> {
+        let password = credentials.password.expose();
+        let body = json([("password", password), ("hardware", hardware), ("fileName", file_name)]);
+        let path = format!("/resources/get/{folder}");
+        let answer = self.ask(&Method::POST, &path, Some(token), "application/json", &body)?;
+        accepted(answer, Some(&credentials.password))
+    }
+
+    /// `POST /resources/{folder}`: stores a small file.
+    ///
+    /// Storing the same bytes under the same name once more changes nothing, so this call is safe to repeat.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub fn store(&self, token: &Secret, folder: &str, file_name: &str, bytes: &[u8]) -> Result<(), ApiError> {
+        // 128 random bits do not occur in the content by chance.
+        let mut boundary = [0; 16];
+        getrandom::fill(&mut boundary).map_err(|error| ApiError::BadAnswer(format!("no random bytes: {error}")))?;
+        let boundary = crate::security::hex(&boundary);
+        // As browsers do: a quote would end the parameter.
+        let quoted_name = file_name.replace('"', "%22");
+        let mut body = format!(
+            "--{boundary}\r\nContent-Disposition: form-data; name=\"data\"; filename=\"{quoted_name}\"\r\n\
+             Content-Type: application/octet-stream\r\n\r\n"
+        )
+        .into_bytes();
+        body.extend_from_slice(bytes);
+        body.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
+        let content_type = format!("multipart/form-data; boundary={boundary}");
+        let path = format!("/resources/{folder}");
+        accepted(self.ask(&Method::POST, &path, Some(token), &content_type, &body)?, None).map(drop)
+    }
+
+    /// `GET /binary-split/key-fragment`: the raw bytes of which the archive's key is made.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub fn key_fragment(&self, token: &Secret) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+        let answer = self.ask(&Method::GET, "/binary-split/key-fragment", Some(token), "", &[])?;
+        let fragment = Zeroizing::new(accepted(answer, None)?);
+        if fragment.is_empty() { Err(ApiError::BadAnswer("the key fragment is empty".into())) } else { Ok(fragment) }
+    }
+
+    fn ask(
+        &self,
+        method: &Method,
+        path: &str,
+        token: Option<&Secret>,
+        content_type: &str,
+        body: &[u8],
+    ) -> Result<Answer, UplinkError> {
+        let payload = if *method == Method::GET { Payload::None } else { Payload::Bytes(body) };
+        self.uplink.ask(payload, MAX_RESOURCE_BYTES, || {
+            let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+            if let Some(token) = token {
+                let bearer = Zeroizing::new(format!("Bearer {}", token.expose()));
+                request = request.header(header::AUTHORIZATION, bearer.as_str());
+            }
+            if !content_type.is_empty() {
+                request = request.header(header::CONTENT_TYPE, content_type);
+            }
+            request.body(()).map_err(|_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() })
+        })
+    }
+}
+
+/// A flat JSON object. It may hold a password, so it is wiped when dropped.
+fn json<const N: usize>(fields: [(&str, &str); N]) -> Zeroizing<Vec<u8>> {
+    let object = fields.map(|(name, value)| {
+        // Text always has a JSON form.
+        Zeroizing::new(format!("\"{name}\":{}", serde_json::to_string(value).unwrap_or_default()))
+    });
+    let fields: Vec<&str> = object.iter().map(|field| field.as_str()).collect();
+    Zeroizing::new(format!("{{{}}}", fields.join(",")).into_bytes())
+}
+
+/// The body if the answer is a success; else what it means. An API that repeats `secret` in its message is not quoted
+/// on that.
+fn accepted(answer: Answer, secret: Option<&Secret>) -> Result<Vec<u8>, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Refusal {
+        error_code: i64,
+        #[serde(default)]
+        message: String,
+    }
+    match answer.status {
+        StatusCode::OK => Ok(answer.body),
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Err(ApiError::Unauthorized(status)),
+        status @ StatusCode::CONFLICT => {
+            let refusal: Refusal = serde_json::from_slice(&answer.body).map_err(|_| ApiError::Unexpected(status))?;
+            let mut message = one_line(&refusal.message);
+            if let Some(secret) = secret.filter(|secret| !secret.expose().is_empty()) {
+                message = message.replace(secret.expose(), "***");
+            }
+            Err(ApiError::Business { code: refusal.error_code, message })
+        }
+        status => Err(ApiError::Unexpected(status)),
+    }
+}
+
+/// Somebody else's text, fit for a log line and a `detail`.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+}

@@ -1,0 +1,76 @@
+//! A login that stays good: the token is renewed before it expires and when it is refused, once for all who need it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::resource_api::{ApiError, ResourceApi};
+use super::token::Token;
+use crate::credentials::Credentials;
+use crate::secret::Secret;
+use crate::user::User;
+
+/// Proven credentials and their current token.
+pub struct Session {
+    credentials: Credentials,
+    user: User,
+    token: Mutex<Token>,
+}
+
+impl Session {
+    /// Logs in.
+    ///
+    /// # Errors
+    /// See [`ResourceApi::login`].
+    pub fn open(api: &ResourceApi, credentials: Credentials) -> Result<Self, ApiError> {
+        let token = api.login(&credentials)?;
+        log::info!("logged in as {} (role {}, id {})", token.user.email, token.user.role, token.user.id);
+        Ok(Self { credentials, user: token.user.clone(), token: Mutex::new(token) })
+    }
+
+    /// The credentials that were proven.
+    #[must_use]
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// Who is logged in.
+    #[must_use]
+    pub fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// Makes a call with a good token. If the API refuses the token, logs in again and makes the call once more.
+    ///
+    /// # Errors
+    /// Those of the call, and of the login.
+    pub fn call<T>(&self, api: &ResourceApi, call: impl Fn(&Secret) -> Result<T, ApiError>) -> Result<T, ApiError> {
+        let bearer = self.fresh_token(api)?;
+        match call(&bearer) {
+            Err(ApiError::Unauthorized(_)) => call(&self.renewed_token(api, &bearer)?),
+            result => result,
+        }
+    }
+
+    /// The current token, renewed first if it is about to expire.
+    fn fresh_token(&self, api: &ResourceApi) -> Result<Secret, ApiError> {
+        let mut token = self.token();
+        if token.is_stale(SystemTime::now()) {
+            *token = api.login(&self.credentials)?;
+        }
+        Ok(token.bearer.clone())
+    }
+
+    /// A newer token than `refused`. The lock is held during the login, so callers that come with the same refused token
+    /// wait for the first one's and share it.
+    fn renewed_token(&self, api: &ResourceApi, refused: &Secret) -> Result<Secret, ApiError> {
+        let mut token = self.token();
+        if token.bearer.expose() == refused.expose() {
+            *token = api.login(&self.credentials)?;
+        }
+        Ok(token.bearer.clone())
+    }
+
+    fn token(&self) -> MutexGuard<'_, Token> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

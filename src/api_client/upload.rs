@@ -1,0 +1,172 @@
+//! Upload: encrypted while it is received, into a spool file; then the four steps of SPEC section 5, which readers cannot
+//! see half of.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::{ApiClient, ApiError, Login, LoginError};
+use crate::cdn_manager::{BigPart, CdnError};
+use crate::model_cache::Spool;
+use crate::names::{FileName, Folder};
+use crate::security::{EncryptWriter, HashWriter, Hasher, Parts, PartsWriter, sha256_hex};
+
+/// Why a model could not be uploaded.
+#[derive(Debug)]
+pub enum UploadError {
+    /// Nobody has logged in since the start.
+    NotLoggedIn,
+    /// The CDN configuration could not be loaded.
+    Config(LoginError),
+    /// The upload could not be kept on local storage.
+    Spool(io::Error),
+    /// The big part could not be stored. The previous version remains in force.
+    Big(CdnError),
+    /// The small part could not be stored. The previous version remains in force.
+    Small(ApiError),
+    /// Stored and in force for this program's readers, but the plain key could not be set.
+    Plain(CdnError),
+}
+
+impl fmt::Display for UploadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotLoggedIn => f.write_str("log in first: POST /login with email and password"),
+            Self::Config(error) => write!(f, "the model cannot be uploaded: {error}"),
+            Self::Spool(error) => write!(f, "the upload cannot be kept in MODEL_CACHE_DIR: {error}"),
+            Self::Big(error) => write!(f, "the model was not uploaded, the previous version remains: {error}"),
+            Self::Small(error) => write!(f, "the model was not uploaded, the previous version remains: {error}"),
+            Self::Plain(error) => write!(
+                f,
+                "the model was uploaded, but readers of the old kind still get the previous version; upload it again: {error}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for UploadError {}
+
+/// An upload that is being received: what is written to it is encrypted and kept on local storage.
+pub struct Upload {
+    login: Arc<Login>,
+    encrypt: EncryptWriter<PartsWriter<HashWriter<Spool>>>,
+}
+
+impl Write for Upload {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.encrypt.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.encrypt.flush()
+    }
+}
+
+/// An upload that has been received whole.
+pub struct ReceivedUpload {
+    login: Arc<Login>,
+    small: Vec<u8>,
+    small_sha256: String,
+    big: Spool,
+    big_length: u64,
+    big_sha256: String,
+}
+
+impl Upload {
+    /// Ends the encryption.
+    ///
+    /// # Errors
+    /// [`UploadError::Spool`].
+    pub fn finish(self) -> Result<ReceivedUpload, UploadError> {
+        let parts = self.encrypt.finish().and_then(PartsWriter::finish).map_err(UploadError::Spool)?;
+        let Parts { small, big: HashWriter { sink, hasher, length } } = parts;
+        Ok(ReceivedUpload {
+            login: self.login,
+            small_sha256: sha256_hex(&small),
+            small,
+            big: sink,
+            big_length: length,
+            big_sha256: hasher.finish(),
+        })
+    }
+}
+
+impl ApiClient {
+    /// Starts an upload. Where it goes is said when it has been received, since a form may name its folder last.
+    ///
+    /// # Errors
+    /// [`UploadError::NotLoggedIn`] and [`UploadError::Spool`].
+    pub fn begin_upload(&self) -> Result<Upload, UploadError> {
+        let login = self.current().ok_or(UploadError::NotLoggedIn)?;
+        let spool = self.cache.spool().map_err(UploadError::Spool)?;
+        let hashed = HashWriter { sink: spool, hasher: Hasher::default(), length: 0 };
+        let encrypt = EncryptWriter::new(PartsWriter::new(hashed), &self.resource_key).map_err(UploadError::Spool)?;
+        Ok(Upload { login, encrypt })
+    }
+
+    /// Publishes an upload as `file_name` in `folder`. Cut at any point it leaves the previous version loadable.
+    ///
+    /// # Errors
+    /// See [`UploadError`].
+    pub fn publish(&self, upload: ReceivedUpload, folder: &Folder, file_name: &FileName) -> Result<(), UploadError> {
+        let _turn = self.uploads.take(format!("{}/{}", &**folder, &**file_name));
+        let cdn = self.cdn(&upload.login).map_err(UploadError::Config)?;
+        let part = BigPart {
+            file: upload.big.file(),
+            length: upload.big_length,
+            sha256: &upload.big_sha256,
+            small_sha256: &upload.small_sha256,
+        };
+        cdn.put_generation(folder, file_name, part).map_err(UploadError::Big)?;
+
+        // The commit: from here on readers see the new version.
+        let small_name = format!("{}.small", &**file_name);
+        upload
+            .login
+            .session
+            .call(&self.api, |token| self.api.store(token, folder, &small_name, &upload.small))
+            .map_err(UploadError::Small)?;
+
+        cdn.set_plain(folder, file_name, part).map_err(UploadError::Plain)?;
+        if let Err(error) = cdn.prune(folder, file_name, &upload.small_sha256) {
+            log::warn!("old generations of {} remain in the CDN: {error}", &**file_name);
+        }
+        let entry = self.cache.entry(folder, file_name);
+        if let Err(error) = self.cache.adopt(&entry, upload.big, &upload.big_sha256, &upload.small_sha256) {
+            log::warn!("the upload of {} is not kept in the cache: {error}", &**file_name);
+        }
+        Ok(())
+    }
+}
+
+/// Lets one upload of a model at a time take the steps: two at once could end with one's small part and the other's plain
+/// key.
+#[derive(Default)]
+pub(super) struct Turns {
+    taken: Mutex<HashSet<String>>,
+    released: Condvar,
+}
+
+/// Somebody's turn, until it is dropped.
+pub(super) struct Turn<'a> {
+    turns: &'a Turns,
+    name: String,
+}
+
+impl Turns {
+    fn take(&self, name: String) -> Turn<'_> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken =
+            self.released.wait_while(taken, |taken| taken.contains(&name)).unwrap_or_else(PoisonError::into_inner);
+        taken.insert(name.clone());
+        Turn { turns: self, name }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.turns.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        self.turns.released.notify_all();
+    }
+}

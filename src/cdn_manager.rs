@@ -1,0 +1,162 @@
+//! The CDN: an S3-compatible store that holds the big parts. The bucket is the folder, the object key
+//! `{filename}.big`, and behind it the generations that make an upload atomic (SPEC section 5).
+
+mod config;
+mod object;
+mod publish;
+mod s3;
+
+use std::sync::Arc;
+
+use self::object::Source;
+use self::publish::Destination;
+use self::s3::S3Account;
+use crate::uplink::Uplink;
+
+pub use self::config::{AccessKey, CdnConfig, CdnConfigError};
+pub use self::object::{BigObject, ContentRange, ObjectReader};
+pub use self::publish::BigPart;
+pub use self::s3::CdnError;
+
+/// Object metadata: SHA-256 of the big part itself.
+const META_SHA256: &str = "x-amz-meta-sha256";
+
+/// Object metadata: SHA-256 of the small part that the big part belongs to.
+const META_SMALL_SHA256: &str = "x-amz-meta-small-sha256";
+
+/// Up to which length one request stores or copies an object.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A longer big part is uploaded in parts of this length, so that a broken connection costs one part.
+    pub part: u64,
+    /// A longer object is copied in ranges of this length; S3 copies at most 5 GiB in one request.
+    pub copy: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { part: 64 << 20, copy: 5 << 30 }
+    }
+}
+
+/// The object key that seed-compatible readers ask for.
+#[must_use]
+pub fn plain_key(file_name: &str) -> String {
+    format!("{file_name}.big")
+}
+
+/// The object key of one generation: it names the small part it belongs to, so it never changes its content.
+#[must_use]
+pub fn generation_key(file_name: &str, small_sha256: &str) -> String {
+    format!("{file_name}.{}.big", &small_sha256[..small_sha256.len().min(16)])
+}
+
+/// Whether `key` is a generation of `file_name`.
+fn is_generation_of(key: &str, file_name: &str) -> bool {
+    key.strip_prefix(file_name)
+        .and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".big"))
+        .is_some_and(|middle| middle.len() == 16 && middle.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+/// The CDN with its two access keys.
+pub struct CdnManager {
+    downloads: Source,
+    uploader: S3Account,
+    limits: Limits,
+}
+
+impl CdnManager {
+    /// The CDN that `config` describes.
+    #[must_use]
+    pub fn new(uplink: Uplink, config: &CdnConfig) -> Self {
+        let account = Arc::new(S3Account::new(config, &config.downloader));
+        Self {
+            downloads: Source { uplink, account },
+            uploader: S3Account::new(config, &config.uploader),
+            limits: Limits::default(),
+        }
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Finds the big part that belongs to the small part with the hash `small_sha256`: its generation, else the plain key.
+    /// Whether the plain key's object belongs to this small part is for the caller to judge by its metadata.
+    ///
+    /// # Errors
+    /// See [`CdnError`].
+    pub fn find(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<BigObject, CdnError> {
+        match self.downloads.describe(bucket, &generation_key(file_name, small_sha256)) {
+            // A key that may not list a bucket is told 403 for what is not there.
+            Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => {
+                self.downloads.describe(bucket, &plain_key(file_name))
+            }
+            found => found,
+        }
+    }
+
+    /// The bytes of an object from `offset` on.
+    #[must_use]
+    pub fn read(&self, object: &BigObject, offset: u64) -> ObjectReader {
+        ObjectReader::new(self.downloads.clone(), object.clone(), offset)
+    }
+
+    /// Step 1 of an upload: stores the generation, which nobody asks for yet.
+    ///
+    /// # Errors
+    /// See [`CdnError`].
+    pub fn put_generation(&self, bucket: &str, file_name: &str, part: BigPart<'_>) -> Result<(), CdnError> {
+        self.destination(bucket).put(&generation_key(file_name, part.small_sha256), part)
+    }
+
+    /// Step 3 of an upload: sets the plain key to the generation.
+    ///
+    /// # Errors
+    /// See [`CdnError`].
+    pub fn set_plain(&self, bucket: &str, file_name: &str, part: BigPart<'_>) -> Result<(), CdnError> {
+        self.destination(bucket).copy(&generation_key(file_name, part.small_sha256), &plain_key(file_name), part)
+    }
+
+    /// Step 4 of an upload: deletes the generations older than the one before the current.
+    ///
+    /// # Errors
+    /// See [`CdnError`]. Nobody is hurt by a generation that remains.
+    pub fn prune(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
+        let destination = self.destination(bucket);
+        let current = generation_key(file_name, small_sha256);
+        let mut others: Vec<(String, String)> = destination.list(&format!("{file_name}."))?;
+        others.retain(|(key, _)| is_generation_of(key, file_name) && *key != current);
+        // The newest first: it is the previous one, which readers may still be at.
+        others.sort_by(|a, b| b.1.cmp(&a.1));
+        for (key, _) in others.iter().skip(1) {
+            // A model may be named like a generation of this one. Only a generation is marked as what its name says.
+            let marked = self.downloads.describe(bucket, key)?.small_sha256;
+            if marked.is_some_and(|hash| generation_key(file_name, &hash) == *key) {
+                destination.delete(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn destination<'a>(&'a self, bucket: &'a str) -> Destination<'a> {
+        Destination { uplink: &self.downloads.uplink, account: &self.uploader, bucket, limits: self.limits }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generations_are_told_from_other_models() {
+        let hash = "0123456789abcdef".repeat(4);
+        assert_eq!(generation_key("m.bin", &hash), "m.bin.0123456789abcdef.big");
+        assert!(is_generation_of("m.bin.0123456789abcdef.big", "m.bin"));
+        for other in ["m.bin.big", "m.bin.0123456789abcde.big", "m.bin.0123456789ABCDEF.big", "m.bin.v2.0123456789abcdef.big"] {
+            assert!(!is_generation_of(other, "m.bin"), "{other}");
+        }
+    }
+}

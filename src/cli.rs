@@ -1,0 +1,136 @@
+//! The command line: what a person types, and the exit status they get.
+
+mod healthcheck;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::api_client::hardware;
+use crate::configuration::Configuration;
+use crate::http::{Listener, Server};
+use crate::service::Service;
+use crate::{logging, shutdown};
+
+const HELP: &str = "\
+loader: downloads, decrypts, encrypts and uploads AI models, and unlocks the container images of an edge device
+
+Usage:
+  loader                 serve the HTTP API (configured by environment variables)
+  loader fingerprint     print the hardware string, to register this box
+  loader healthcheck     ask the running service at BIND_ADDR; exit status 0 if it is healthy, else 1
+  loader --help          print this text
+  loader --version       print the version
+
+Environment (name, default, meaning):
+  RESOURCE_API_URL       https://api.azaion.com        Resource API
+  IMAGES_PATH            /opt/azaion/images.enc        encrypted archive of container images
+  API_VERSION            latest                        image tag that the archive must hold
+  BIND_ADDR              127.0.0.1:8080                host:port, or unix:/path (mode 0660)
+  MODEL_CACHE_DIR        models                        model cache
+  LOG_DIR                logs                          daily log files, 7 kept; empty: no files
+  LOG_LEVEL              info                          off, error, warn, info, debug or trace
+  CDN_CONFIG_PATH        (from the Resource API)       local CDN configuration, YAML
+  CA_CERT_PATH           (none)                        PEM, trusted besides the web's authorities
+  HARDWARE_SALT          dev-hardware-salt             salts of your installation; set all three
+  API_KEY_SALT           dev-api-key-salt
+  RESOURCE_KEY_SALT      dev-resource-key-salt
+  HARDWARE_ID            (read from the hardware)      replaces the hardware string
+  HANDLER_THREADS        4                             requests that are worked on at once, 1 to 64
+  MAX_UPLOAD_BYTES       17179869184                   largest upload
+  CLIENT_TOKEN           (none)                        bearer token that clients must send
+  JWT_PUBLIC_KEY_PATH    (none)                        PEM; verifies the Resource API's tokens
+
+Exit status: 0 done or stopped by a signal, 1 failed, 2 wrong usage or configuration.
+";
+
+/// How long running transfers may go on after a signal.
+const FINISH_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why the program ends without success: the sentence for stderr, and the exit status.
+struct Failure {
+    message: String,
+    status: u8,
+}
+
+impl Failure {
+    /// The command line or the environment is at fault.
+    fn usage(message: impl ToString) -> Self {
+        Self { message: message.to_string(), status: 2 }
+    }
+
+    /// Something else is.
+    fn runtime(message: impl ToString) -> Self {
+        Self { message: message.to_string(), status: 1 }
+    }
+}
+
+/// Does what the arguments (without the program's name) say.
+#[must_use]
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<String> =
+        arguments.into_iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        [] => serve(),
+        ["--help" | "-h" | "help"] => print(HELP),
+        ["--version" | "-V"] => print(concat!("loader ", env!("CARGO_PKG_VERSION"), "\n")),
+        ["fingerprint"] => fingerprint(),
+        ["healthcheck"] => healthcheck(),
+        _ => Err(Failure::usage(format!("unknown arguments: {}; see loader --help", words.join(" ")))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("loader: {}", failure.message);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// A reader that goes away, such as `head`, is no failure.
+#[expect(clippy::unnecessary_wraps, reason = "one type for all commands")]
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
+fn configuration() -> Result<Configuration, Failure> {
+    Configuration::from_environment().map_err(Failure::usage)
+}
+
+fn fingerprint() -> Result<(), Failure> {
+    print(&format!("{}\n", hardware(&configuration()?)))
+}
+
+fn healthcheck() -> Result<(), Failure> {
+    let address = configuration()?.bind_address;
+    healthcheck::ask(&address)
+        .map_err(|reason| Failure::runtime(format!("the service at {address} is not healthy: {reason}")))
+}
+
+fn serve() -> Result<(), Failure> {
+    let configuration = configuration()?;
+    logging::start(configuration.log_level, configuration.log_dir.as_deref());
+    let stop = shutdown::on_signal()
+        .map_err(|error| Failure::runtime(format!("signals cannot be watched: {error}")))?;
+    let bind_address = configuration.bind_address.clone();
+    let default_salts = configuration.default_salts.join(", ");
+    let service = Arc::new(Service::new(configuration).map_err(Failure::usage)?);
+    let listener = Listener::bind(&bind_address)
+        .map_err(|error| Failure::usage(format!("BIND_ADDR {bind_address} cannot be listened on: {error}")))?;
+
+    log::info!("loader {} listens on {}", env!("CARGO_PKG_VERSION"), listener.address());
+    if !default_salts.is_empty() {
+        log::warn!("{default_salts} not set: the default is public and protects nothing");
+    }
+    let running = Server::new(Arc::clone(&service), listener, stop).serve();
+    if !running.finish_within(FINISH_LIMIT) {
+        log::warn!("transfers that did not finish within {} s are cut off", FINISH_LIMIT.as_secs());
+    }
+    service.stop();
+    log::info!("stopped");
+    Ok(())
+}

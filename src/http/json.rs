@@ -1,0 +1,56 @@
+//! JSON bodies: read whole up to a limit, and refused with a sentence that repeats nothing of them.
+
+use std::io::Read;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::exchange::Exchange;
+use super::reply::Reply;
+use crate::constants::MAX_JSON_BYTES;
+
+/// Reads a body whose `fields` are texts into a `T`.
+///
+/// # Errors
+/// The reply to give: 422, or 413 beyond 64 KiB.
+pub(super) fn read_json<T: DeserializeOwned>(exchange: &mut Exchange, fields: &[&str]) -> Result<T, Reply> {
+    let content_type = exchange.header("Content-Type").unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(Reply::error(422, "the body must be JSON with Content-Type: application/json"));
+    }
+    if exchange.body().declared_length().is_some_and(|length| length > MAX_JSON_BYTES) {
+        return Err(too_large());
+    }
+    // It may hold a password.
+    let mut json = Zeroizing::new(Vec::new());
+    exchange
+        .take(MAX_JSON_BYTES + 1)
+        .read_to_end(&mut json)
+        .map_err(|error| Reply::error(422, format!("the body could not be read: {error}")))?;
+    if json.len() as u64 > MAX_JSON_BYTES {
+        return Err(too_large());
+    }
+    serde_json::from_slice(&json).map_err(|error| Reply::error(422, why_not(&json, &error, fields)))
+}
+
+fn too_large() -> Reply {
+    Reply::error(413, format!("a JSON body may have {MAX_JSON_BYTES} bytes at most"))
+}
+
+/// serde's own sentences quote values, and a value may be a password of the wrong type.
+fn why_not(json: &[u8], error: &serde_json::Error, fields: &[&str]) -> String {
+    let Ok(value) = serde_json::from_slice::<Value>(json) else {
+        return format!("the body is not valid JSON (line {}, column {})", error.line(), error.column());
+    };
+    let Value::Object(object) = value else { return "the body must be a JSON object".into() };
+    for field in fields {
+        match object.get(*field) {
+            None => return format!("{field} is missing"),
+            Some(Value::String(_)) => {}
+            Some(_) => return format!("{field} must be a text"),
+        }
+    }
+    "a field appears twice".into()
+}

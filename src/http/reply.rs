@@ -1,0 +1,76 @@
+//! What a route answers.
+
+use std::io::BufRead;
+
+use serde::Serialize;
+
+use crate::api_client::Plaintext;
+
+/// A response: status, headers and body.
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// Headers besides those that every response has.
+    pub headers: Vec<(&'static str, String)>,
+    pub(super) body: ReplyBody,
+}
+
+pub(super) enum ReplyBody {
+    Whole { content_type: &'static str, bytes: Vec<u8> },
+    Stream { length: u64, reader: Box<dyn BufRead + Send> },
+}
+
+impl Reply {
+    /// A JSON document.
+    #[must_use]
+    pub fn json(status: u16, document: &impl Serialize) -> Self {
+        // The documents are this program's own types, which all have a JSON form.
+        let bytes = serde_json::to_vec(document).unwrap_or_default();
+        Self { status, headers: Vec::new(), body: ReplyBody::Whole { content_type: "application/json", bytes } }
+    }
+
+    /// `{"detail": …}`, the body of every error.
+    #[must_use]
+    pub fn error(status: u16, detail: impl ToString) -> Self {
+        Self::json(status, &serde_json::json!({ "detail": detail.to_string() }))
+    }
+
+    /// `{"status": "ok"}`.
+    #[must_use]
+    pub fn ok() -> Self {
+        Self::json(200, &serde_json::json!({ "status": "ok" }))
+    }
+
+    /// A model, streamed.
+    #[must_use]
+    pub fn model(plaintext: Plaintext) -> Self {
+        let body = ReplyBody::Stream { length: plaintext.length, reader: plaintext.reader };
+        Self { status: 200, headers: Vec::new(), body }
+    }
+
+    /// The same with one more header.
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub(super) fn content_type(&self) -> &'static str {
+        match &self.body {
+            ReplyBody::Whole { content_type, .. } => content_type,
+            ReplyBody::Stream { .. } => "application/octet-stream",
+        }
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        match &self.body {
+            ReplyBody::Whole { bytes, .. } => bytes.len() as u64,
+            ReplyBody::Stream { length, .. } => *length,
+        }
+    }
+}
+
+/// The words for a status code.
+pub(super) fn reason_phrase(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("")
+}

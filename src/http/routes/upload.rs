@@ -1,0 +1,98 @@
+//! `POST /upload/{filename}`: a form with the file and, before or after it, its folder.
+
+use std::io::{self, Read};
+
+use crate::api_client::{ReceivedUpload, UploadError};
+use crate::constants::DEFAULT_FOLDER;
+use crate::http::multipart::{Multipart, MultipartError, boundary};
+use crate::http::{Exchange, Reply};
+use crate::names::{FileName, Folder};
+use crate::service::Service;
+
+/// The most that a form may have besides its file, in bytes.
+const FORM_OVERHEAD: u64 = 64 * 1024;
+
+/// The longest folder field that is read; a longer one is no folder.
+const MAX_FOLDER: u64 = 256;
+
+pub(in crate::http) fn upload(service: &Service, exchange: &mut Exchange, path_name: String) -> Reply {
+    let (upload, folder, file_name) = match receive(service, exchange, path_name) {
+        Ok(received) => received,
+        Err(reply) => return reply,
+    };
+    match service.client.publish(upload, &folder, &file_name) {
+        Ok(()) => Reply::ok(),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &UploadError) -> Reply {
+    log::warn!("{error}");
+    Reply::error(500, error)
+}
+
+fn unreadable(error: &MultipartError) -> Reply {
+    Reply::error(422, error)
+}
+
+/// Reads the form. What can be refused is refused before anything is written.
+fn receive(
+    service: &Service,
+    exchange: &mut Exchange,
+    path_name: String,
+) -> Result<(ReceivedUpload, Folder, FileName), Reply> {
+    let file_name = FileName::new(path_name).map_err(|error| Reply::error(422, error))?;
+    let boundary = boundary(exchange.header("Content-Type").unwrap_or_default()).ok_or_else(|| {
+        Reply::error(422, "the body must be a form with Content-Type: multipart/form-data and its boundary")
+    })?;
+    let limit = service.configuration.max_upload_bytes;
+    let too_large = || Reply::error(413, format!("the file has more than MAX_UPLOAD_BYTES ({limit}) bytes"));
+    if exchange.body().declared_length().is_some_and(|length| length > limit.saturating_add(FORM_OVERHEAD)) {
+        return Err(too_large());
+    }
+
+    let mut form = Multipart::new(exchange, &boundary);
+    let (mut upload, mut folder) = (None, None);
+    while let Some(part) = form.next_part().map_err(|error| unreadable(&error))? {
+        match part.name.as_str() {
+            "data" if upload.is_none() => {
+                let mut sink = service.client.begin_upload().map_err(|error| failed(&error))?;
+                let mut content = (&mut form).take(limit.saturating_add(1));
+                if copy(&mut content, &mut sink)? > limit {
+                    return Err(too_large());
+                }
+                upload = Some(sink.finish().map_err(|error| failed(&error))?);
+            }
+            "folder" if folder.is_none() => {
+                let mut text = Vec::new();
+                let content = (&mut form).take(MAX_FOLDER).read_to_end(&mut text);
+                content.map_err(|error| unreadable(&error.into()))?;
+                let text = String::from_utf8(text).unwrap_or_default();
+                folder = Some(Folder::new(text).map_err(|error| Reply::error(422, error))?);
+            }
+            "data" | "folder" => return Err(Reply::error(422, format!("the form has two fields named {}", part.name))),
+            // Browsers and frameworks send fields of their own.
+            _ => {}
+        }
+    }
+    let upload = upload.ok_or_else(|| Reply::error(422, "the form has no file field named data"))?;
+    let folder = match folder {
+        Some(folder) => folder,
+        None => Folder::new(DEFAULT_FOLDER).map_err(|error| Reply::error(422, error))?,
+    };
+    Ok((upload, folder, file_name))
+}
+
+/// Copies, and tells a client that fails (422) from local storage that fails (500).
+fn copy(content: &mut impl Read, sink: &mut impl io::Write) -> Result<u64, Reply> {
+    let mut buffer = vec![0; crate::constants::CHUNK];
+    let mut copied = 0;
+    loop {
+        let count = content.read(&mut buffer).map_err(|error| unreadable(&error.into()))?;
+        if count == 0 {
+            return Ok(copied);
+        }
+        sink.write_all(&buffer[..count]).map_err(|error| failed(&UploadError::Spool(error)))?;
+        copied += count as u64;
+    }
+}

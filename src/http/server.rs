@@ -1,0 +1,251 @@
+//! Who answers a request: the accept loop itself what is in memory, a handler thread what may block.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::connection::{Listener, Peer};
+use super::exchange::Exchange;
+use super::reply::Reply;
+use super::router::{Route, RouteError, route};
+use super::routes;
+use crate::constants::STALL_LIMIT;
+use crate::service::Service;
+
+/// Requests that wait for a handler thread, for each such thread. More are answered 503.
+const QUEUED_PER_HANDLER: usize = 4;
+
+/// Requests that a client may send on one connection before it has read the answer to the first.
+const MAX_PIPELINED: usize = 16;
+
+/// When to come back after a 503.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// How often the accept loop looks after itself when no request comes.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The service on its listener.
+pub struct Server {
+    service: Arc<Service>,
+    listener: Listener,
+    stop: Arc<AtomicBool>,
+}
+
+/// What is left when the accept loop has ended: the handlers with their last transfers.
+pub struct Running {
+    handlers: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Waits for the handlers to finish, but no longer than `patience`. Answers whether all did.
+    #[must_use]
+    pub fn finish_within(self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if self.handlers.iter().all(JoinHandle::is_finished) {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.handlers.iter().all(JoinHandle::is_finished)
+    }
+}
+
+impl Server {
+    /// Gets ready to serve. Setting `stop` ends [`serve`](Self::serve) soon after.
+    #[must_use]
+    pub fn new(service: Arc<Service>, listener: Listener, stop: Arc<AtomicBool>) -> Self {
+        Self { service, listener, stop }
+    }
+
+    /// Serves until it is told to stop. Then no more connections are accepted.
+    ///
+    /// `tiny_http` ends its accepting thread on any error, for example when descriptors run out, without a word if that
+    /// was a panic. It is then started anew on the same socket; meanwhile clients wait in the socket's queue.
+    #[must_use]
+    pub fn serve(self) -> Running {
+        let threads = self.service.configuration.handler_threads;
+        let (sender, receiver) = sync_channel(threads * QUEUED_PER_HANDLER);
+        let dispatcher = Arc::new(Dispatcher { service: self.service, in_flight: Mutex::default() });
+        let receiver = Arc::new(Mutex::new(receiver));
+        let handlers = (0..threads)
+            .filter_map(|number| {
+                let (dispatcher, receiver) = (Arc::clone(&dispatcher), Arc::clone(&receiver));
+                let name = format!("handler-{number}");
+                thread::Builder::new().name(name).spawn(move || dispatcher.handle_queue(&receiver)).ok()
+            })
+            .collect();
+
+        while !self.stop.load(Ordering::Relaxed) {
+            let started = self.listener.for_tiny_http().and_then(|(listener, accepting)| {
+                let server = tiny_http::Server::from_listener(listener, None).map_err(std::io::Error::other)?;
+                Ok((server, accepting))
+            });
+            match started {
+                Err(error) => {
+                    log::error!("no connections can be accepted: {error}");
+                    dispatcher.shed(&self.listener);
+                    thread::sleep(WATCH_INTERVAL);
+                }
+                Ok((server, accepting)) => {
+                    let retired = Arc::new(AtomicBool::new(false));
+                    while !self.stop.load(Ordering::Relaxed) {
+                        match server.recv_timeout(WATCH_INTERVAL) {
+                            Ok(Some(request)) => {
+                                dispatcher.dispatch(Exchange::new(request, &self.listener, Arc::clone(&retired)), &sender);
+                            }
+                            Ok(None) if accepting.is_alive() => {}
+                            Ok(None) => {
+                                log::error!("the thread that accepts connections has died; it is started again");
+                                break;
+                            }
+                            Err(error) => {
+                                log::error!("accepting connections failed and is started again: {error}");
+                                break;
+                            }
+                        }
+                    }
+                    // Nobody will read this server's queue any more: what is in it is answered, its idle connections are
+                    // closed, and the busy ones close after their answers.
+                    retired.store(true, Ordering::Relaxed);
+                    dispatcher.shed(&self.listener);
+                    while let Ok(Some(request)) = server.try_recv() {
+                        dispatcher.dispatch(Exchange::new(request, &self.listener, Arc::clone(&retired)), &sender);
+                    }
+                }
+            }
+        }
+        Running { handlers }
+    }
+}
+
+/// Hands requests to those who answer them, and keeps the answers of one connection in order.
+struct Dispatcher {
+    service: Arc<Service>,
+    /// Connections with a request at a handler, and what they sent behind it. `tiny_http` makes the answer to a later
+    /// request of a connection wait for the earlier one's, and the accept loop must not wait with it.
+    in_flight: Mutex<HashMap<Peer, VecDeque<Exchange>>>,
+}
+
+impl Dispatcher {
+    fn dispatch(&self, exchange: Exchange, queue: &SyncSender<Exchange>) {
+        // The clients of a Unix socket cannot be told apart, so there this protection is not to be had.
+        let peer = exchange.peer().filter(|peer| matches!(peer, Peer::Tcp { .. })).cloned();
+        let mut in_flight = self.in_flight();
+        if let Some(waiting) = peer.as_ref().and_then(|peer| in_flight.get_mut(peer)) {
+            if waiting.len() < MAX_PIPELINED {
+                waiting.push_back(exchange);
+            } else {
+                exchange.abandon();
+            }
+            return;
+        }
+        let in_memory = match route(exchange.method(), exchange.url()) {
+            Ok(route) => route.answers_from_memory(),
+            Err(_) => true,
+        };
+        if in_memory && !exchange.may_block() {
+            drop(in_flight);
+            answer(&self.service, exchange);
+            return;
+        }
+        if let Some(peer) = &peer {
+            in_flight.insert(peer.clone(), VecDeque::new());
+        }
+        if let Err(TrySendError::Full(exchange) | TrySendError::Disconnected(exchange)) = queue.try_send(exchange) {
+            if let Some(peer) = &peer {
+                in_flight.remove(peer);
+            }
+            drop(in_flight);
+            let reply = Reply::error(503, "all handlers are busy; try again in a moment");
+            exchange.answer_at_once(reply.with_header("Retry-After", RETRY_AFTER_SECONDS));
+        }
+    }
+
+    /// The life of a handler thread.
+    fn handle_queue(&self, queue: &Mutex<Receiver<Exchange>>) {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(exchange) = next else { return };
+            let peer = exchange.peer().cloned();
+            let mut current = Some(exchange);
+            while let Some(exchange) = current {
+                if let Some(peer) = exchange.peer() {
+                    peer.set_timeouts(STALL_LIMIT);
+                }
+                answer(&self.service, exchange);
+                current = self.next_of(peer.as_ref());
+            }
+        }
+    }
+
+    /// What the connection sent meanwhile; if nothing, it is in flight no more.
+    fn next_of(&self, peer: Option<&Peer>) -> Option<Exchange> {
+        let mut in_flight = self.in_flight();
+        let next = in_flight.get_mut(peer?)?.pop_front();
+        if next.is_none() {
+            in_flight.remove(peer?);
+        }
+        next
+    }
+
+    /// Closes the connections that nobody is working for.
+    fn shed(&self, listener: &Listener) {
+        let in_flight = self.in_flight();
+        if let Some(port) = listener.port() {
+            Peer::shed(port, &|address| in_flight.contains_key(&Peer::Tcp { address: *address, port }));
+        }
+    }
+
+    fn in_flight(&self) -> MutexGuard<'_, HashMap<Peer, VecDeque<Exchange>>> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers one request. A panic on the way is an answer of 500, given by the exchange when it is dropped.
+fn answer(service: &Arc<Service>, mut exchange: Exchange) {
+    let result = catch_unwind(AssertUnwindSafe(move || {
+        let reply = reply_to(service, &mut exchange);
+        exchange.answer(reply);
+    }));
+    if result.is_err() {
+        log::error!("a handler panicked; its client was told that the request failed");
+    }
+}
+
+fn reply_to(service: &Arc<Service>, exchange: &mut Exchange) -> Reply {
+    if let Some(reason) = exchange.malformed() {
+        return Reply::error(400, reason);
+    }
+    let route = match route(exchange.method(), exchange.url()) {
+        Ok(route) => route,
+        Err(RouteError::NotFound) => return Reply::error(404, "Not Found"),
+        Err(RouteError::BadEncoding) => return Reply::error(422, "the path is not percent-encoded UTF-8"),
+        Err(RouteError::MethodNotAllowed { allow }) => {
+            return Reply::error(405, "Method Not Allowed").with_header("Allow", allow);
+        }
+    };
+    if !route.is_public() && !is_authorized(service, exchange) {
+        let detail = "this service needs Authorization: Bearer with its client token";
+        return Reply::error(401, detail).with_header("WWW-Authenticate", "Bearer");
+    }
+    match route {
+        Route::Health => routes::health(),
+        Route::Status => routes::status(service),
+        Route::Login => routes::login(service, exchange),
+        Route::Load(path_name) => routes::load(service, exchange, path_name),
+        Route::Upload(path_name) => routes::upload(service, exchange, path_name),
+        Route::Unlock => routes::unlock(service, exchange),
+        Route::UnlockStatus => routes::unlock_status(service),
+    }
+}
+
+fn is_authorized(service: &Service, exchange: &Exchange) -> bool {
+    let Some(token) = &service.configuration.client_token else { return true };
+    let (scheme, candidate) = exchange.header("Authorization").and_then(|value| value.split_once(' ')).unwrap_or_default();
+    scheme.eq_ignore_ascii_case("bearer") && token.matches(candidate.trim())
+}

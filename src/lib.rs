@@ -1,0 +1,23 @@
+//! The loader: one small program between local programs, the Resource API and the CDN of an edge installation.
+//!
+//! Data flows one way: request → handler ([`http`]) → [`api_client`] → [`cdn_manager`] and [`model_cache`] → the readers
+//! of [`security`] → response, each a `Read` around a `Read`. No module calls back up.
+
+pub mod api_client;
+pub mod cdn_manager;
+pub mod cli;
+pub mod configuration;
+pub mod constants;
+pub mod credentials;
+pub mod hardware_service;
+pub mod http;
+pub mod logging;
+pub mod model_cache;
+pub mod names;
+pub mod secret;
+pub mod security;
+pub mod service;
+pub mod shutdown;
+pub mod unlock_state;
+pub mod uplink;
+pub mod user;

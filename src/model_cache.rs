@@ -1,0 +1,226 @@
+//! The model cache: big parts on local storage, each proven by hash, replaced atomically, and downloaded once however many
+//! loads ask for it.
+//!
+//! Under the cache's root, for a model `name` in `folder`:
+//! - `folder/name.big`: the big part, as the CDN has it;
+//! - `folder/name.big.json`: its [`Record`](record::Record), which says to which small part it belongs. A big part without
+//!   a fitting record is not used;
+//! - `folder/name.big.part`, `folder/name.big.part.json`: a download that has not ended, kept to be resumed;
+//! - `.spool/`: uploads that are being received. No folder can have this name.
+
+mod cached;
+mod fill;
+mod record;
+mod spool;
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use self::fill::Fill;
+use self::record::Record;
+use crate::cdn_manager::BigObject;
+use crate::security::{Hasher, VerifyReader};
+
+pub use self::cached::{Cached, CachedReader};
+pub use self::spool::Spool;
+
+/// The name of the directory for uploads that are being received.
+const SPOOL_DIR: &str = ".spool";
+
+/// Opens the download of an object at an offset.
+pub type OpenAt = Arc<dyn Fn(u64) -> Box<dyn Read + Send> + Send + Sync>;
+
+/// The cache at one root directory.
+pub struct ModelCache {
+    root: PathBuf,
+    fills: Arc<Fills>,
+}
+
+/// The downloads that are running, by the file that they fill.
+#[derive(Default)]
+struct Fills {
+    running: Mutex<HashMap<PathBuf, Arc<Fill>>>,
+    ended: Condvar,
+}
+
+impl Fills {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Arc<Fill>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The files of one model.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    big: PathBuf,
+}
+
+impl Entry {
+    fn record(&self) -> PathBuf {
+        self.with_suffix(".json")
+    }
+
+    fn part(&self) -> PathBuf {
+        self.with_suffix(".part")
+    }
+
+    fn part_record(&self) -> PathBuf {
+        self.with_suffix(".part.json")
+    }
+
+    /// Not `with_extension`, which would cut the model's own.
+    fn with_suffix(&self, suffix: &str) -> PathBuf {
+        let mut path = self.big.clone().into_os_string();
+        path.push(suffix);
+        path.into()
+    }
+}
+
+impl ModelCache {
+    /// The cache under `root`. What an earlier process left unfinished is removed, but for downloads to resume.
+    ///
+    /// A cache that cannot be created is a warning, not an error: loads then stream without it.
+    #[must_use]
+    pub fn open(root: &Path) -> Self {
+        let cache = Self { root: root.to_owned(), fills: Arc::default() };
+        if let Err(error) = create_dir(root).and_then(|()| cache.remove_leftovers()) {
+            log::warn!("the model cache at {} cannot be used: {error}", root.display());
+        }
+        cache
+    }
+
+    /// The files of the model `file_name` in `folder`, which both must have passed
+    /// [`names`](crate::names): they become parts of a path.
+    #[must_use]
+    pub fn entry(&self, folder: &str, file_name: &str) -> Entry {
+        Entry { big: self.root.join(folder).join(format!("{file_name}.big")) }
+    }
+
+    /// The cached big part, if there is one that was proven to belong to the small part with this hash.
+    #[must_use]
+    pub fn lookup(&self, entry: &Entry, small_sha256: &str) -> Option<Cached> {
+        Cached::open(entry, small_sha256)
+    }
+
+    /// The bytes of `object`, which belongs to the small part with the hash `small_sha256`, while they fill the cache. A
+    /// download of the same object that is running already is shared; one that was broken off is resumed.
+    ///
+    /// The reader ends well only if the bytes have the hash that the CDN recorded for them.
+    #[must_use]
+    pub fn fetch(&self, entry: &Entry, object: &BigObject, small_sha256: &str, open: OpenAt) -> Box<dyn Read + Send> {
+        let mut running = self.fills.lock();
+        loop {
+            match running.get(&entry.big) {
+                None => break,
+                Some(fill) if fill.is_of(object) => match fill.join() {
+                    Some(reader) => return Box::new(reader),
+                    // It is ending without success; its files are free in a moment.
+                    None => running = self.fills.ended.wait(running).unwrap_or_else(PoisonError::into_inner),
+                },
+                // Another version is on its way into the same file.
+                Some(_) => return uncached(object, &open),
+            }
+        }
+        match Fill::start(entry, object, small_sha256, Arc::clone(&open), Arc::clone(&self.fills)) {
+            Ok((fill, reader)) => {
+                running.insert(entry.big.clone(), fill);
+                Box::new(reader)
+            }
+            Err(error) => {
+                log::warn!("{} is loaded without the cache: {error}", entry.big.display());
+                uncached(object, &open)
+            }
+        }
+    }
+
+    /// A place to receive an upload.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn spool(&self) -> io::Result<Spool> {
+        Spool::create(&self.root.join(SPOOL_DIR))
+    }
+
+    /// Makes an upload that has been committed the cached big part.
+    ///
+    /// # Errors
+    /// Those of the file system; the cache then has the old file or none.
+    pub fn adopt(&self, entry: &Entry, spool: Spool, sha256: &str, small_sha256: &str) -> io::Result<()> {
+        create_parent(&entry.big)?;
+        let file = spool.move_to(&entry.big)?;
+        Record::new(&file, sha256, small_sha256)?.write(&entry.record())
+    }
+
+    /// Removes uploads that were not received to their end.
+    pub fn remove_spooled(&self) {
+        let spool = self.root.join(SPOOL_DIR);
+        if let Err(error) = fs::remove_dir_all(&spool)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::warn!("{} cannot be removed: {error}", spool.display());
+        }
+    }
+
+    fn remove_leftovers(&self) -> io::Result<()> {
+        self.remove_spooled();
+        for folder in fs::read_dir(&self.root)? {
+            let folder = folder?.path();
+            if !folder.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(&folder)? {
+                let file = file?.path();
+                let name = file.to_string_lossy();
+                let orphan = name.ends_with(".big.json.tmp")
+                    || name.ends_with(".big.part.json.tmp")
+                    || name.strip_suffix(".json").is_some_and(|data| name.ends_with(".big.part.json") && !Path::new(data).exists())
+                    || (name.ends_with(".big.part") && !Path::new(&format!("{name}.json")).exists());
+                if orphan {
+                    fs::remove_file(&file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of an object straight from the CDN, with the same guarantee at their end.
+fn uncached(object: &BigObject, open: &OpenAt) -> Box<dyn Read + Send> {
+    verified(open(0), Hasher::default(), object.sha256.as_deref())
+}
+
+/// Old uploads have no recorded hash; their length is checked all the same.
+fn verified(source: Box<dyn Read + Send>, seen: Hasher, sha256: Option<&str>) -> Box<dyn Read + Send> {
+    match sha256 {
+        Some(sha256) => Box::new(VerifyReader::new(source, seen, sha256)),
+        None => source,
+    }
+}
+
+/// Creates a directory that only this service's user may enter.
+fn create_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn create_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), create_dir)
+}
+
+/// Opens a file for reading and writing that only this service's user may read, creating it if need be.
+fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(truncate).mode(0o600).open(path)
+}
+
+/// Renames durably: the bytes of `file`, which is at `from`, and then its new name survive a power cut.
+fn rename_durably(file: &File, from: &Path, to: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    fs::rename(from, to)?;
+    match to.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}

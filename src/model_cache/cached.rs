@@ -1,0 +1,83 @@
+//! A cached big part that a record vouches for, and the reader that checks it once more on its way out.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use super::Entry;
+use super::record::{FileIdentity, Record};
+use crate::security::{HashMismatch, Hasher, VerifyReader};
+
+/// A big part in the cache that belongs to a given small part.
+pub struct Cached {
+    entry: Entry,
+    file: File,
+    record: Record,
+}
+
+impl Cached {
+    pub(super) fn open(entry: &Entry, small_sha256: &str) -> Option<Self> {
+        let record = Record::read(&entry.record()).filter(|record| record.small_sha256 == small_sha256)?;
+        let file = File::open(&entry.big).ok()?;
+        let unchanged = FileIdentity::of(&file).is_ok_and(|identity| identity == record.file);
+        unchanged.then(|| Self { entry: entry.clone(), file, record })
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.record.file.length
+    }
+
+    /// The last `count` bytes, or all where there are fewer.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn tail(&self, count: usize) -> io::Result<Vec<u8>> {
+        let start = self.length().saturating_sub(count as u64);
+        let mut tail = vec![0; (self.length() - start) as usize];
+        self.file.read_exact_at(&mut tail, start)?;
+        Ok(tail)
+    }
+
+    /// Its bytes. Storage decays: the reader fails at the end if they do not have the recorded hash, and the next load
+    /// downloads them again.
+    #[must_use]
+    pub fn into_reader(self) -> CachedReader {
+        let sha256 = self.record.sha256.clone();
+        CachedReader { source: VerifyReader::new(self.file, Hasher::default(), sha256), entry: self.entry }
+    }
+
+    /// Takes it out of the cache.
+    pub fn evict(&self) {
+        evict(&self.entry);
+    }
+}
+
+/// See [`Cached::into_reader`].
+pub struct CachedReader {
+    source: VerifyReader<File>,
+    entry: Entry,
+}
+
+impl Read for CachedReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.source.read(out).inspect_err(|error| {
+            if error.get_ref().is_some_and(|inner| inner.is::<HashMismatch>()) {
+                log::warn!("{} is damaged and will be downloaded again", self.entry.big.display());
+                evict(&self.entry);
+            }
+        })
+    }
+}
+
+/// The record goes first: a big part without one is not used, whatever happens next.
+fn evict(entry: &Entry) {
+    for path in [entry.record(), entry.big.clone()] {
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::warn!("{} cannot be removed: {error}", path.display());
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! One download into the cache, and the readers that follow it.
+//!
+//! A thread brings the bytes into the `.part` file and hashes them; every load reads them from there as they arrive. So the
+//! download is as fast as the uplink however slow a client is, hashing and decrypting use two cores, and loads that come
+//! later share it.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use super::record::{PartRecord, Record};
+use super::{Entry, Fills, OpenAt, create_parent, open_private, rename_durably, verified};
+use crate::cdn_manager::BigObject;
+use crate::constants::CHUNK;
+use crate::security::{HashMismatch, Hasher};
+
+/// The part record is brought up to date whenever so many bytes more are on the disk.
+const DURABLE_EVERY: u64 = 64 << 20;
+
+/// A download that is running, or has just ended.
+pub(super) struct Fill {
+    entry: Entry,
+    object: BigObject,
+    small_sha256: String,
+    file: File,
+    open: OpenAt,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// Bytes in the file.
+    available: u64,
+    /// Loads that follow.
+    readers: usize,
+    outcome: Outcome,
+}
+
+#[derive(Clone)]
+enum Outcome {
+    Running,
+    /// All bytes are there and have the right hash.
+    Verified,
+    /// The file could not be written on. Readers go on alone from the end of the file, with the hash so far.
+    Uncached(Hasher),
+    /// No reader is left.
+    Stopped,
+    Failed(String),
+}
+
+impl Fill {
+    /// Opens the files and starts the thread. The caller enters the fill into `fills`, whose lock it holds; the thread
+    /// takes it out.
+    pub(super) fn start(
+        entry: &Entry,
+        object: &BigObject,
+        small_sha256: &str,
+        open: OpenAt,
+        fills: Arc<Fills>,
+    ) -> io::Result<(Arc<Self>, FillReader)> {
+        create_parent(&entry.big)?;
+        let resumed = PartRecord::read(&entry.part_record(), object).map_or(0, |record| record.durable);
+        let file = open_private(&entry.part(), resumed == 0)?;
+        // A part that is shorter than its record says is none.
+        let resumed = if file.metadata()?.len() >= resumed { resumed } else { 0 };
+        file.set_len(resumed)?;
+        PartRecord::new(object, resumed).write(&entry.part_record())?;
+        if resumed > 0 {
+            log::info!("{}: the download continues at byte {resumed} of {}", entry.big.display(), object.length);
+        }
+
+        let fill = Arc::new(Self {
+            entry: entry.clone(),
+            object: object.clone(),
+            small_sha256: small_sha256.to_owned(),
+            file,
+            open,
+            state: Mutex::new(State { available: resumed, readers: 1, outcome: Outcome::Running }),
+            changed: Condvar::new(),
+        });
+        let reader = FillReader { fill: Arc::clone(&fill), position: 0, alone: None };
+        let worker = Arc::clone(&fill);
+        thread::Builder::new().name("download".into()).spawn(move || {
+            let ended = Ended { fill: &worker, fills: &fills };
+            worker.run(resumed);
+            drop(ended);
+        })?;
+        Ok((fill, reader))
+    }
+
+    /// Whether this downloads `object`.
+    pub(super) fn is_of(&self, object: &BigObject) -> bool {
+        self.object == *object
+    }
+
+    /// One more reader; none if the download has ended without success.
+    pub(super) fn join(self: &Arc<Self>) -> Option<FillReader> {
+        let mut state = self.state();
+        if !matches!(state.outcome, Outcome::Running | Outcome::Verified) {
+            return None;
+        }
+        state.readers += 1;
+        Some(FillReader { fill: Arc::clone(self), position: 0, alone: None })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, outcome: Outcome) {
+        self.state().outcome = outcome;
+        self.changed.notify_all();
+    }
+
+    fn run(&self, resumed: u64) {
+        match self.download(resumed) {
+            Ok(Some(sha256)) => {
+                // Readers may end now; that the file survives a power cut need not keep them waiting.
+                self.end(Outcome::Verified);
+                if let Err(error) = self.keep(&sha256) {
+                    log::warn!("{} is not kept in the cache: {error}", self.entry.big.display());
+                    self.discard();
+                }
+            }
+            Ok(None) => self.keep_part(),
+            Err(error) if error.get_ref().is_some_and(|inner| inner.is::<HashMismatch>()) => {
+                self.discard();
+                self.end(Outcome::Failed(error.to_string()));
+            }
+            Err(error) => {
+                self.keep_part();
+                self.end(Outcome::Failed(error.to_string()));
+            }
+        }
+    }
+
+    /// Brings the bytes in. Answers the hash of the whole, or nothing if it stopped before the end without an error.
+    fn download(&self, resumed: u64) -> io::Result<Option<String>> {
+        let mut hasher = self.hash_of_resumed(resumed)?;
+        let mut source = (self.open)(resumed);
+        let mut buffer = vec![0; CHUNK];
+        let mut available = resumed;
+        let mut durable = resumed;
+        loop {
+            let count = match source.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if let Err(error) = self.file.write_all_at(&buffer[..count], available) {
+                log::warn!("{} is loaded without the cache: {error}", self.entry.big.display());
+                self.discard();
+                self.end(Outcome::Uncached(hasher));
+                return Ok(None);
+            }
+            available += count as u64;
+            {
+                let mut state = self.state();
+                state.available = available;
+                if state.readers == 0 {
+                    state.outcome = Outcome::Stopped;
+                    log::info!("{}: the download stops at byte {available}, no client is left", self.entry.big.display());
+                    return Ok(None);
+                }
+            }
+            self.changed.notify_all();
+            hasher.update(&buffer[..count]);
+            if available - durable >= DURABLE_EVERY {
+                self.file.sync_data()?;
+                durable = available;
+                PartRecord::new(&self.object, durable).write(&self.entry.part_record())?;
+            }
+        }
+        if available != self.object.length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let sha256 = hasher.finish();
+        match &self.object.sha256 {
+            Some(expected) if *expected != sha256 => Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch)),
+            _ => Ok(Some(sha256)),
+        }
+    }
+
+    /// The state of the hash cannot be stored, so what is resumed is read once more.
+    fn hash_of_resumed(&self, resumed: u64) -> io::Result<Hasher> {
+        let mut hasher = Hasher::default();
+        let mut buffer = vec![0; CHUNK];
+        let mut position = 0;
+        while position < resumed {
+            let limit = buffer.len().min((resumed - position) as usize);
+            self.file.read_exact_at(&mut buffer[..limit], position)?;
+            hasher.update(&buffer[..limit]);
+            position += limit as u64;
+        }
+        Ok(hasher)
+    }
+
+    /// Gives the finished file its name and its record. The data goes first: a record that does not fit its file is void.
+    fn keep(&self, sha256: &str) -> io::Result<()> {
+        rename_durably(&self.file, &self.entry.part(), &self.entry.big)?;
+        Record::new(&self.file, sha256, &self.small_sha256)?.write(&self.entry.record())?;
+        fs::remove_file(self.entry.part_record())
+    }
+
+    /// Leaves the unfinished file to be resumed.
+    fn keep_part(&self) {
+        if matches!(self.state().outcome, Outcome::Uncached(_)) {
+            return;
+        }
+        let available = self.state().available;
+        let kept = self
+            .file
+            .sync_data()
+            .and_then(|()| PartRecord::new(&self.object, available).write(&self.entry.part_record()));
+        if let Err(error) = kept {
+            log::warn!("{} cannot be resumed later: {error}", self.entry.big.display());
+        }
+    }
+
+    fn discard(&self) {
+        for path in [self.entry.part(), self.entry.part_record()] {
+            let _ = fs::remove_file::<PathBuf>(path);
+        }
+    }
+}
+
+/// Takes the fill out of the list when its thread ends, however it ends: readers and newcomers must not wait for ever.
+struct Ended<'a> {
+    fill: &'a Fill,
+    fills: &'a Fills,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        {
+            let mut state = self.fill.state();
+            if matches!(state.outcome, Outcome::Running) {
+                state.outcome = Outcome::Failed("the download ended unexpectedly".into());
+            }
+        }
+        self.fill.changed.notify_all();
+        self.fills.lock().remove(&self.fill.entry.big);
+        self.fills.ended.notify_all();
+    }
+}
+
+/// Reads a big part from the file that a [`Fill`] fills, waiting for bytes that are still on their way. Its end comes only
+/// when all bytes have been verified.
+pub(super) struct FillReader {
+    fill: Arc<Fill>,
+    position: u64,
+    /// The way on when the file could not be written further.
+    alone: Option<Box<dyn Read + Send>>,
+}
+
+impl Read for FillReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if let Some(alone) = &mut self.alone {
+            return alone.read(out);
+        }
+        let (available, outcome) = {
+            let waiting = self.fill.state();
+            let ready = |state: &mut State| matches!(state.outcome, Outcome::Running) && state.available <= self.position;
+            let state = self.fill.changed.wait_while(waiting, ready).unwrap_or_else(PoisonError::into_inner);
+            (state.available, state.outcome.clone())
+        };
+        match outcome {
+            Outcome::Failed(reason) => return Err(io::Error::other(reason)),
+            Outcome::Stopped => return Err(io::Error::other("the download was stopped")),
+            Outcome::Verified if self.position == available => return Ok(0),
+            Outcome::Uncached(hasher) if self.position == available => {
+                let source = (self.fill.open)(self.position);
+                let mut alone = verified(source, hasher, self.fill.object.sha256.as_deref());
+                let result = alone.read(out);
+                self.alone = Some(alone);
+                return result;
+            }
+            _ => {}
+        }
+        let limit = out.len().min(usize::try_from(available - self.position).unwrap_or(usize::MAX));
+        let count = self.fill.file.read_at(&mut out[..limit], self.position)?;
+        if count == 0 && limit > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Drop for FillReader {
+    fn drop(&mut self) {
+        self.fill.state().readers -= 1;
+    }
+}

@@ -1,0 +1,58 @@
+//! A file that receives an upload, removed again unless the upload succeeds.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::{create_dir, open_private, rename_durably};
+use crate::security::hex;
+
+/// A new file in the spool directory. Dropping it removes the file.
+#[derive(Debug)]
+pub struct Spool {
+    file: File,
+    path: PathBuf,
+    moved: bool,
+}
+
+impl Spool {
+    pub(super) fn create(directory: &Path) -> io::Result<Self> {
+        create_dir(directory)?;
+        let mut name = [0; 16];
+        getrandom::fill(&mut name).map_err(io::Error::from)?;
+        let path = directory.join(hex(&name));
+        Ok(Self { file: open_private(&path, true)?, path, moved: false })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn move_to(mut self, target: &Path) -> io::Result<File> {
+        rename_durably(&self.file, &self.path, target)?;
+        self.moved = true;
+        self.file.try_clone()
+    }
+}
+
+impl Write for Spool {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if !self.moved
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::warn!("{} cannot be removed: {error}", self.path.display());
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Keys and ciphers: how every key is derived (SPEC section 6), and the streaming AES-256-CBC built on them.
+//!
+//! The ciphers are [`DecryptReader`] and [`EncryptWriter`]: callers see `Read` and `Write`, never blocks.
+
+mod decrypt;
+mod encrypt;
+mod parts;
+mod verify;
+
+use jwt_simple::reexports::ct_codecs::{Base64, Encoder};
+use sha2::{Digest, Sha256, Sha384};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::credentials::Credentials;
+use crate::secret::Secret;
+
+pub use decrypt::{DecryptError, DecryptReader, HELD_BACK, decrypt_whole, plain_length};
+pub use encrypt::EncryptWriter;
+pub use parts::{Parts, PartsWriter, split_point};
+pub use verify::{HashMismatch, HashWriter, Hasher, VerifyReader, hex, is_sha256_hex, sha256_hex};
+
+/// Length of an initialization vector and of a cipher block, in bytes.
+pub const BLOCK: usize = 16;
+
+/// The installation's salts (`HARDWARE_SALT`, `API_KEY_SALT`, `RESOURCE_KEY_SALT`).
+#[derive(Clone, Debug)]
+pub struct Salts {
+    /// Goes into the hardware hash.
+    pub hardware: Secret,
+    /// Goes into the API key.
+    pub api_key: Secret,
+    /// Is all that the resource key is made of.
+    pub resource_key: Secret,
+}
+
+/// An AES-256 key, wiped from memory when dropped.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct AesKey([u8; 32]);
+
+impl AesKey {
+    /// The AES key of a secret: SHA-256 of its bytes. For text these are its UTF-8 bytes, for a key fragment the raw ones.
+    #[must_use]
+    pub fn from_secret(secret: &[u8]) -> Self {
+        Self(Sha256::digest(secret).into())
+    }
+
+    /// The key with which every model is encrypted.
+    #[must_use]
+    pub fn of_resources(salts: &Salts) -> Self {
+        Self::from_secret(resource_key(salts).as_bytes())
+    }
+
+    /// The key with which the Resource API encrypts a file for this user on this hardware.
+    #[must_use]
+    pub fn of_api(credentials: &Credentials, hardware: &str, salts: &Salts) -> Self {
+        Self::from_secret(api_key(credentials, hardware, salts).as_bytes())
+    }
+
+    fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for AesKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AesKey(***)")
+    }
+}
+
+/// `base64(SHA-384(text))`, standard alphabet, padded: the scheme's way of making a secret of a text.
+#[must_use]
+pub fn secret_hash(text: &str) -> Zeroizing<String> {
+    // 48 bytes always encode to 64 characters, so there is nothing that can fail.
+    Zeroizing::new(Base64::encode_to_string(Sha384::digest(text.as_bytes())).unwrap_or_default())
+}
+
+/// The hash that stands for this hardware in the API key.
+#[must_use]
+pub fn hardware_hash(hardware: &str, salts: &Salts) -> Zeroizing<String> {
+    secret_hash(&Zeroizing::new(format!("Azaion_{hardware}_{}", salts.hardware.expose())))
+}
+
+/// The secret shared with the Resource API, bound to user, password and hardware.
+#[must_use]
+pub fn api_key(credentials: &Credentials, hardware: &str, salts: &Salts) -> Zeroizing<String> {
+    secret_hash(&Zeroizing::new(format!(
+        "{}-{}-{}-{}",
+        credentials.email,
+        credentials.password.expose(),
+        *hardware_hash(hardware, salts),
+        salts.api_key.expose()
+    )))
+}
+
+/// The secret with which models are encrypted, the same on every box of an installation.
+#[must_use]
+pub fn resource_key(salts: &Salts) -> Zeroizing<String> {
+    secret_hash(salts.resource_key.expose())
+}

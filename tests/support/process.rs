@@ -1,0 +1,83 @@
+//! Starting the loader's process in an environment that holds nothing but what a test gives it.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use super::tcp::lock;
+
+/// Every name of section 8, so that nothing of the developer's environment reaches a test.
+const VARIABLES: [&str; 17] = [
+    "RESOURCE_API_URL",
+    "IMAGES_PATH",
+    "API_VERSION",
+    "BIND_ADDR",
+    "MODEL_CACHE_DIR",
+    "LOG_DIR",
+    "LOG_LEVEL",
+    "CDN_CONFIG_PATH",
+    "CA_CERT_PATH",
+    "HARDWARE_SALT",
+    "API_KEY_SALT",
+    "RESOURCE_KEY_SALT",
+    "HARDWARE_ID",
+    "HANDLER_THREADS",
+    "MAX_UPLOAD_BYTES",
+    "CLIENT_TOKEN",
+    "JWT_PUBLIC_KEY_PATH",
+];
+/// A proxy would stand between the loader and the servers of a test.
+const CLEARED: [&str; 6] = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+
+/// What a process has written, as far as it has come.
+pub type Captured = Arc<Mutex<Vec<u8>>>;
+
+/// The program with its directories under `dir`; the variables given win.
+pub fn command(binary: &Path, dir: &Path, env: &[(OsString, OsString)], bind: &str) -> Command {
+    let mut command = Command::new(binary);
+    for name in VARIABLES.iter().chain(&CLEARED) {
+        command.env_remove(name);
+    }
+    command
+        .current_dir(dir)
+        .env("BIND_ADDR", bind)
+        .env("MODEL_CACHE_DIR", dir.join("models"))
+        .env("LOG_DIR", dir.join("logs"))
+        .env("IMAGES_PATH", dir.join("images.enc"))
+        // Refuses at once: a test without an API must not reach the real one.
+        .env("RESOURCE_API_URL", "http://127.0.0.1:9")
+        .envs(env.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// Starts the program; what it writes is added to `output`.
+pub fn spawn(binary: &Path, dir: &Path, env: &[(OsString, OsString)], bind: &str, output: &Captured) -> Child {
+    let mut command = command(binary, dir, env, bind);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
+    capture(child.stdout.take().expect("piped"), output);
+    capture(child.stderr.take().expect("piped"), output);
+    child
+}
+
+/// Collects a pipe from a thread: a full pipe would stop the loader.
+fn capture(mut pipe: impl Read + Send + 'static, output: &Captured) {
+    let output = output.clone();
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            lock(&output).extend_from_slice(&buffer[..count]);
+        }
+    });
+}
+
+/// Sends a signal to a child that has not been waited for.
+#[allow(unsafe_code)]
+pub fn signal(pid: u32, signal: libc::c_int) {
+    let pid = libc::pid_t::try_from(pid).expect("a process id is positive");
+    // SAFETY: `kill` takes no pointers; the process is a child that has not been waited for, so the id is still its own.
+    unsafe { libc::kill(pid, signal) };
+}

@@ -1,0 +1,179 @@
+//! A reference Resource API (section 4 of the specification) in one process, with faults on demand.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jwt_simple::prelude::{ES256KeyPair, HS256Key};
+use serde_json::Value;
+
+use super::resource_server::{Armed, Signer, State, User};
+use super::tcp::{TcpServer, lock};
+
+/// A user that is always there.
+pub const EMAIL: &str = "operator@example.com";
+/// Password of [`EMAIL`].
+pub const PASSWORD: &str = "correct-horse";
+
+/// What a matching request meets instead of its answer.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// The request is read and never answered.
+    Hang,
+    /// This status and body.
+    Status(u16, String),
+    /// This status, with `Retry-After` in seconds.
+    StatusWithRetryAfter(u16, u64),
+    /// The connection is reset without an answer.
+    Reset,
+    /// The real answer with its full `Content-Length`, closed after half of the body.
+    Truncate,
+    /// Bytes that are no HTTP.
+    Garbage,
+    /// The real answer, its body at so many bytes each 100 ms.
+    Trickle(usize),
+    /// The real answer, so much later.
+    Delay(Duration),
+    /// 302 to this place.
+    Redirect(String),
+}
+
+/// One request as it arrived.
+#[derive(Clone, Debug)]
+pub struct RecordedRequest {
+    /// Method.
+    pub method: String,
+    /// Target as sent, percent-encoding and query included.
+    pub path: String,
+    /// Bytes of the body, without chunking.
+    pub body_len: usize,
+    /// Headers as sent.
+    pub headers: Vec<(String, String)>,
+    /// When the request was complete.
+    pub at: Instant,
+}
+
+/// The running API; it stops when dropped.
+pub struct ResourceApi {
+    server: TcpServer,
+    state: Arc<State>,
+}
+
+impl ResourceApi {
+    /// On any free port, tokens signed with a shared secret.
+    pub fn start() -> Self {
+        Self::start_on(0)
+    }
+
+    /// As [`start`](Self::start), on this port.
+    pub fn start_on(port: u16) -> Self {
+        Self::launch(port, Signer::Shared(HS256Key::generate()))
+    }
+
+    /// On any free port, tokens signed ES256; the PEM is what `JWT_PUBLIC_KEY_PATH` should hold.
+    pub fn start_signed() -> (Self, String) {
+        let pair = ES256KeyPair::generate();
+        let pem = pair.public_key().to_pem().expect("a public key has a PEM form");
+        (Self::launch(0, Signer::Pair(Box::new(pair))), pem)
+    }
+
+    fn launch(port: u16, signer: Signer) -> Self {
+        let state = Arc::new(State::new(signer));
+        let served = state.clone();
+        let server = TcpServer::start(port, move |stream| {
+            // A client that goes away or sends nonsense ends its own connection only.
+            let _ = served.serve(&stream);
+        });
+        let api = Self { server, state };
+        api.add_user(EMAIL, PASSWORD, "Operator");
+        api
+    }
+
+    /// What `RESOURCE_API_URL` should hold.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.server.host_port())
+    }
+
+    /// The port, for [`start_on`](Self::start_on).
+    pub fn port(&self) -> u16 {
+        self.server.port()
+    }
+
+    /// Adds or replaces a user; the role is a name (`"Admin"`) or a number (`40`).
+    pub fn add_user(&self, email: &str, password: &str, role: impl Into<Value>) {
+        let user = User::new(password, role.into());
+        lock(&self.state.inner).users.insert(email.to_owned(), user);
+    }
+
+    /// Stores a file in plain; each `get` encrypts it for the user and box that ask. `cdn.yaml` lies in folder `""`.
+    pub fn put_file(&self, folder: &str, name: &str, bytes: impl Into<Vec<u8>>) {
+        lock(&self.state.inner).files.insert((folder.to_owned(), name.to_owned()), bytes.into());
+    }
+
+    /// A stored file, in plain.
+    pub fn file(&self, folder: &str, name: &str) -> Option<Vec<u8>> {
+        lock(&self.state.inner).files.get(&(folder.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// Forgets a file.
+    pub fn remove_file(&self, folder: &str, name: &str) {
+        lock(&self.state.inner).files.remove(&(folder.to_owned(), name.to_owned()));
+    }
+
+    /// Folders and names of all files, sorted.
+    pub fn files(&self) -> Vec<(String, String)> {
+        let mut names: Vec<_> = lock(&self.state.inner).files.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Sets what `/binary-split/key-fragment` answers.
+    pub fn set_key_fragment(&self, bytes: &[u8]) {
+        lock(&self.state.inner).key_fragment = bytes.to_vec();
+    }
+
+    /// Sets how long tokens are good for that are issued from now on.
+    pub fn set_token_lifetime(&self, lifetime: Duration) {
+        lock(&self.state.inner).token_lifetime = lifetime;
+    }
+
+    /// Makes every token issued so far worth a 401.
+    pub fn revoke_tokens(&self) {
+        lock(&self.state.inner).tokens.clear();
+    }
+
+    /// All requests so far, faulted ones included.
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        lock(&self.state.inner).requests.clone()
+    }
+
+    /// How many requests so far had a path that starts like this.
+    pub fn count(&self, path_prefix: &str) -> usize {
+        lock(&self.state.inner).requests.iter().filter(|request| request.path.starts_with(path_prefix)).count()
+    }
+
+    /// Forgets the recorded requests.
+    pub fn clear_requests(&self) {
+        lock(&self.state.inner).requests.clear();
+    }
+
+    /// Arms a fault for paths with this prefix, `times` times or until cleared. Of several that match, the oldest acts.
+    pub fn fault(&self, path_prefix: &str, fault: Fault, times: Option<usize>) {
+        let armed = Armed { prefix: path_prefix.to_owned(), fault, left: times };
+        lock(&self.state.inner).faults.push(armed);
+    }
+
+    /// Disarms all faults; a connection that hangs goes on hanging.
+    pub fn clear_faults(&self) {
+        lock(&self.state.inner).faults.clear();
+    }
+
+    /// Refuses connections and cuts the open ones, hanging ones too.
+    pub fn down(&self) {
+        self.server.down();
+    }
+
+    /// Listens again after [`down`](Self::down), with all files and users.
+    pub fn up(&self) {
+        self.server.up();
+    }
+}

@@ -1,0 +1,381 @@
+//! A bad network on demand: a reverse proxy in front of an S3 server that breaks chosen requests in chosen ways.
+//!
+//! It forwards `Host` as it came. Both servers check a signature against the `Host` they receive, so a loader whose CDN
+//! configuration names the proxy is accepted by the server behind it.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use url::Url;
+
+use super::raw::{self, Framing, Head};
+use super::s3::{Keys, S3, signed};
+pub use super::s3_fault::Fault;
+use super::s3_fault::{change_head, instead};
+use super::tcp::{TcpServer, lock, reset_on_close};
+
+/// A request as it passed.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    /// Method.
+    pub method: String,
+    /// Target as sent: path and query.
+    pub path: String,
+    /// `Range`, where there was one.
+    pub range: Option<String>,
+    /// Headers as sent.
+    pub headers: Vec<(String, String)>,
+    /// Status that the client was given, if it was given one.
+    pub status: Option<u16>,
+    /// Bytes of the answer's body that the client was given.
+    pub sent: u64,
+    id: u64,
+}
+
+/// The running proxy; it stops when dropped.
+pub struct S3Proxy {
+    server: TcpServer,
+    state: Arc<State>,
+}
+
+struct State {
+    upstream: String,
+    /// For requests that must be changed under their signature.
+    keys: Option<Keys>,
+    faults: Mutex<Vec<Armed>>,
+    passed: Mutex<Vec<Passed>>,
+    next: AtomicU64,
+}
+
+struct Armed {
+    method: String,
+    path: String,
+    fault: Fault,
+    left: Option<usize>,
+}
+
+impl S3Proxy {
+    /// In front of `host:port`. [`Fault::IgnoreRange`] then needs requests whose `Range` is not signed.
+    pub fn start(upstream: &str) -> Self {
+        Self::launch(upstream, None)
+    }
+
+    /// In front of a server whose keys are known, so that every fault works on every request.
+    pub fn before(s3: &S3) -> Self {
+        Self::launch(s3.host_port(), Some(s3.uploader().clone()))
+    }
+
+    fn launch(upstream: &str, keys: Option<Keys>) -> Self {
+        let state = Arc::new(State {
+            upstream: upstream.to_owned(),
+            keys,
+            faults: Mutex::default(),
+            passed: Mutex::default(),
+            next: AtomicU64::new(0),
+        });
+        let served = state.clone();
+        let server = TcpServer::start(0, move |stream| {
+            // Broken connections are what it is for.
+            let _ = served.serve(&stream);
+        });
+        Self { server, state }
+    }
+
+    /// What `host` of the CDN configuration should hold.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.server.host_port())
+    }
+
+    /// Arms a fault for requests of this method (`""`: any) whose path or query contains this text, `times` times or until
+    /// cleared. Of several that match, the oldest acts.
+    pub fn fault(&self, method: &str, path: &str, fault: Fault, times: Option<usize>) {
+        let armed = Armed { method: method.to_owned(), path: path.to_owned(), fault, left: times };
+        lock(&self.state.faults).push(armed);
+    }
+
+    /// Disarms all faults; a connection that hangs goes on hanging.
+    pub fn clear_faults(&self) {
+        lock(&self.state.faults).clear();
+    }
+
+    /// All requests so far, in the order in which they came.
+    pub fn requests(&self) -> Vec<Passed> {
+        lock(&self.state.passed).clone()
+    }
+
+    /// How many requests so far had this method (`""`: any) and this text in their path or query.
+    pub fn count(&self, method: &str, path: &str) -> usize {
+        let passed = lock(&self.state.passed);
+        passed.iter().filter(|request| matches(method, path, &request.method, &request.path)).count()
+    }
+
+    /// Bytes of bodies that clients were given so far for such requests.
+    pub fn bytes_sent(&self, method: &str, path: &str) -> u64 {
+        let passed = lock(&self.state.passed);
+        passed
+            .iter()
+            .filter(|request| matches(method, path, &request.method, &request.path))
+            .map(|request| request.sent)
+            .sum()
+    }
+
+    /// Forgets the recorded requests.
+    pub fn clear_requests(&self) {
+        lock(&self.state.passed).clear();
+    }
+
+    /// Refuses connections and cuts the open ones.
+    pub fn down(&self) {
+        self.server.down();
+    }
+
+    /// Listens again after [`down`](Self::down), on the same port.
+    pub fn up(&self) {
+        self.server.up();
+    }
+
+    /// Cuts the open connections, and goes on listening.
+    pub fn cut(&self) {
+        self.server.cut();
+    }
+}
+
+impl State {
+    fn serve(&self, client: &TcpStream) -> io::Result<()> {
+        let mut reader = BufReader::new(client);
+        while let Some(head) = Head::read(&mut reader)? {
+            let (method, target) = head.request_line()?;
+            let id = self.record(&head, method, target);
+            let fault = self.take_fault(method, target);
+            if !self.pass(client, &mut reader, head.clone(), fault, id)? || head.closes() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// One request and its answer; `false` ends the connection.
+    fn pass(
+        &self,
+        mut client: &TcpStream,
+        reader: &mut BufReader<&TcpStream>,
+        mut head: Head,
+        fault: Option<Fault>,
+        id: u64,
+    ) -> io::Result<bool> {
+        if head.get("Expect").is_some() {
+            client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+            head.remove("Expect");
+        }
+        let framing = head.framing()?;
+        match &fault {
+            Some(Fault::Reset) => return Ok(reset(client)),
+            Some(Fault::Delay(time)) => thread::sleep(*time),
+            Some(Fault::IgnoreRange) => self.without_range(&mut head)?,
+            _ => {}
+        }
+        if let Some(answer) = fault.as_ref().and_then(instead) {
+            raw::read_body(reader, framing)?;
+            let Some(answer) = answer else {
+                // Ends when the client gives up or the proxy goes down.
+                io::copy(reader, &mut io::sink())?;
+                return Ok(false);
+            };
+            if let Ok(status) = answer.status() {
+                self.note(id, status, 0);
+            }
+            client.write_all(&answer.to_bytes())?;
+            return answer.status().map(|_| true);
+        }
+
+        let server = TcpStream::connect(&self.upstream)?;
+        // One connection a request: where an answer ends is then never in doubt.
+        head.set("Connection", "close");
+        let allowed = if let Some(Fault::CutRequestAt(bytes)) = fault { Some(bytes) } else { None };
+        if !send_request(&server, &mut head, reader, framing, allowed)? {
+            return Ok(reset(client));
+        }
+        let mut answers = BufReader::new(&server);
+        let (method, _) = head.request_line()?;
+        let (mut answer, body) = read_answer(&mut answers, method)?;
+        if let Some(Fault::ResetAfterServed) = fault {
+            io::copy(&mut { body.reader }, &mut io::sink())?;
+            return Ok(reset(client));
+        }
+        change_head(&mut answer, fault.as_ref());
+        let status = answer.status()?;
+        self.note(id, status, 0);
+        client.write_all(&answer.to_bytes())?;
+        self.relay(client, body, fault.as_ref(), id, status)
+    }
+
+    fn relay(
+        &self,
+        mut client: &TcpStream,
+        body: Body<'_>,
+        fault: Option<&Fault>,
+        id: u64,
+        status: u16,
+    ) -> io::Result<bool> {
+        let Body { mut reader, length } = body;
+        let end = match fault {
+            Some(Fault::CutResponseAt(bytes) | Fault::HangAt(bytes)) => length.min(*bytes),
+            Some(Fault::CutAtHalf) => length / 2,
+            _ => length,
+        };
+        let step = if let Some(Fault::Trickle(bytes)) = fault { (*bytes).max(1) } else { 64 * 1024 };
+        let mut buffer = vec![0; step];
+        let mut sent = 0;
+        while sent < end {
+            let want = step.min(usize::try_from(end - sent).unwrap_or(step));
+            let count = reader.read(&mut buffer[..want])?;
+            if count == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(Fault::CorruptByteAt(offset)) = fault
+                && let Some(at) = offset.checked_sub(sent).filter(|at| *at < count as u64)
+            {
+                buffer[usize::try_from(at).unwrap_or_default()] ^= 0xff;
+            }
+            client.write_all(&buffer[..count])?;
+            sent += count as u64;
+            self.note(id, status, sent);
+            if let Some(Fault::Trickle(_)) = fault {
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+        if let Some(Fault::HangAt(_)) = fault {
+            io::copy(&mut client, &mut io::sink())?;
+        }
+        // A body that fits the cut has been sent whole: still the connection ends, as the fault says.
+        Ok(!matches!(fault, Some(Fault::CutResponseAt(_) | Fault::CutAtHalf | Fault::HangAt(_))))
+    }
+
+    /// Removes `Range`, and signs again where the signature covers it.
+    fn without_range(&self, head: &mut Head) -> io::Result<()> {
+        head.remove("Range");
+        let Some(authorization) = head.get("Authorization") else { return Ok(()) };
+        let names =
+            authorization.split("SignedHeaders=").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
+        if !names.split(';').any(|name| name == "range") {
+            return Ok(());
+        }
+        let keys = self.keys.as_ref().expect("`IgnoreRange` on a signed Range: start the proxy with `S3Proxy::before`");
+        let (method, target) = head.request_line()?;
+        let (method, target) = (method.to_owned(), target.to_owned());
+        let host = head.get("Host").unwrap_or_default();
+        let url = Url::parse(&format!("http://{host}{target}")).map_err(io::Error::other)?;
+        for (name, value) in &signed(keys, &method, &url, &[], b"") {
+            head.set(name.as_str(), value.to_str().unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    fn record(&self, head: &Head, method: &str, target: &str) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.passed).push(Passed {
+            method: method.to_owned(),
+            path: target.to_owned(),
+            range: head.get("Range").map(str::to_owned),
+            headers: head.headers.clone(),
+            status: None,
+            sent: 0,
+            id,
+        });
+        id
+    }
+
+    fn note(&self, id: u64, status: u16, sent: u64) {
+        // The record may have been cleared meanwhile.
+        if let Some(request) = lock(&self.passed).iter_mut().rev().find(|request| request.id == id) {
+            request.status = Some(status);
+            request.sent = sent;
+        }
+    }
+
+    fn take_fault(&self, method: &str, target: &str) -> Option<Fault> {
+        let mut faults = lock(&self.faults);
+        let mut armed = faults.iter_mut().filter(|armed| armed.left != Some(0));
+        let armed = armed.find(|armed| matches(&armed.method, &armed.path, method, target))?;
+        armed.left = armed.left.map(|left| left - 1);
+        Some(armed.fault.clone())
+    }
+}
+
+/// The body of an answer, its length known.
+struct Body<'a> {
+    reader: Box<dyn Read + 'a>,
+    length: u64,
+}
+
+/// Forwards a request; `false` where the fault ended it on the way.
+fn send_request(
+    mut server: &TcpStream,
+    head: &mut Head,
+    reader: &mut impl BufRead,
+    framing: Framing,
+    allowed: Option<u64>,
+) -> io::Result<bool> {
+    let (mut body, length): (Box<dyn Read>, u64) = match framing {
+        Framing::Length(length) => (Box::new(reader), length),
+        framing => {
+            // Rare, and the servers want a length: so it is gathered.
+            let body = raw::read_body(reader, framing)?;
+            let length = body.len() as u64;
+            if framing == Framing::Chunked {
+                head.remove("Transfer-Encoding");
+                head.set("Content-Length", length);
+            }
+            (Box::new(io::Cursor::new(body)), length)
+        }
+    };
+    let part = allowed.map_or(length, |allowed| allowed.min(length));
+    // A server that answers early and closes makes these fail: its answer is still there to be read.
+    let sent = server.write_all(&head.to_bytes()).and_then(|()| io::copy(&mut body.by_ref().take(part), &mut server));
+    match sent {
+        Ok(count) if count < part => Err(ErrorKind::UnexpectedEof.into()),
+        _ => Ok(allowed.is_none()),
+    }
+}
+
+/// An answer's head, framed by length, and its body.
+fn read_answer<'a>(reader: &'a mut impl BufRead, method: &str) -> io::Result<(Head, Body<'a>)> {
+    let mut head = loop {
+        let head = Head::read(reader)?.ok_or(ErrorKind::UnexpectedEof)?;
+        if head.status()? / 100 != 1 {
+            break head;
+        }
+    };
+    let bodiless = method == "HEAD" || matches!(head.status()?, 204 | 304);
+    head.remove("Connection");
+    let body: Body<'a> = match head.framing()? {
+        _ if bodiless => Body { reader: Box::new(io::empty()), length: 0 },
+        Framing::Length(length) => Body { reader: Box::new(reader.take(length)), length },
+        framing => {
+            let mut bytes = Vec::new();
+            if framing == Framing::Chunked {
+                bytes = raw::read_body(reader, framing)?;
+            } else {
+                reader.read_to_end(&mut bytes)?;
+            }
+            head.remove("Transfer-Encoding");
+            head.set("Content-Length", bytes.len());
+            let length = bytes.len() as u64;
+            Body { reader: Box::new(io::Cursor::new(bytes)), length }
+        }
+    };
+    Ok((head, body))
+}
+
+fn reset(client: &TcpStream) -> bool {
+    reset_on_close(client);
+    false
+}
+
+fn matches(method: &str, path: &str, by_method: &str, by_target: &str) -> bool {
+    (method.is_empty() || method == by_method) && by_target.contains(path)
+}

@@ -1,0 +1,391 @@
+//! The real `loader` program as a process of its own, in directories of its own.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Output, Stdio};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::client::{self, Download};
+use super::multipart::Form;
+use super::process::{Captured, command, signal, spawn};
+use super::raw::{Reply, Stream, request_from};
+use super::resource_api::{EMAIL, PASSWORD, ResourceApi};
+use super::tcp::{free_port, lock};
+
+/// How long a start may take.
+const START: Duration = Duration::from_secs(10);
+/// How long an orderly end may take: the 10 s that running transfers get, and some.
+const END: Duration = Duration::from_secs(20);
+
+/// How to start a [`Service`].
+pub struct ServiceBuilder {
+    binary: PathBuf,
+    env: Vec<(OsString, OsString)>,
+    unix: bool,
+    timeout: Duration,
+}
+
+/// A running loader; it is killed when dropped.
+pub struct Service {
+    dir: TempDir,
+    binary: PathBuf,
+    env: Mutex<Vec<(OsString, OsString)>>,
+    bind: String,
+    timeout: Duration,
+    child: Mutex<Child>,
+    output: Captured,
+}
+
+impl ServiceBuilder {
+    /// Another program than the one Cargo built.
+    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binary = path.into();
+        self
+    }
+
+    /// Sets a variable of the process; it wins over the builder's own.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The Resource API to use.
+    pub fn api(self, api: &ResourceApi) -> Self {
+        self.env("RESOURCE_API_URL", api.url())
+    }
+
+    /// Listens on a Unix socket in the service's directory.
+    pub fn unix(mut self) -> Self {
+        self.unix = true;
+        self
+    }
+
+    /// How long one HTTP call of the test may take as a whole (60 s).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Starts it and waits until `/health` answers; panics with what it wrote otherwise.
+    pub fn start(self) -> Service {
+        self.try_start().unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// As [`start`](Self::start); the error is what went wrong and all that the process wrote.
+    pub fn try_start(self) -> Result<Service, String> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for tries in 0.. {
+            let bind = self.bind(dir.path());
+            let output = Captured::default();
+            let child = Mutex::new(spawn(&self.binary, dir.path(), &self.env, &bind, &output));
+            match wait_until_healthy(&child, &bind, &output) {
+                Ok(()) => {
+                    let Self { binary, env, timeout, .. } = self;
+                    let env = Mutex::new(env);
+                    return Ok(Service { dir, binary, env, bind, timeout, child, output });
+                }
+                // Another process took the port between the look and the bind.
+                Err(why) if why.contains("in use") && tries < 3 => {}
+                Err(why) => return Err(why),
+            }
+        }
+        unreachable!("the loop returns")
+    }
+
+    /// Runs the program to its end with these arguments and this standard input: for subcommands and failing starts.
+    pub fn run(self, args: &[&str], stdin: &[u8]) -> Output {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut command = command(&self.binary, dir.path(), &self.env, &self.bind(dir.path()));
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
+        let mut input = child.stdin.take().expect("piped");
+        let pid = child.id();
+        thread::scope(|scope| {
+            // A program that does not read its input closes it: no reason to fail here.
+            scope.spawn(move || drop(input.write_all(stdin)));
+            let (done, ended) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || {
+                // The sender is dropped with the scope's main line; a timeout means the program hangs.
+                if ended.recv_timeout(START + END) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    signal(pid, libc::SIGKILL);
+                }
+            });
+            let output = child.wait_with_output().expect("the program was started");
+            drop(done);
+            output
+        })
+    }
+
+    fn bind(&self, dir: &Path) -> String {
+        if self.unix {
+            format!("unix:{}", dir.join("loader.sock").display())
+        } else {
+            format!("127.0.0.1:{}", free_port())
+        }
+    }
+}
+
+impl Service {
+    /// A builder with the default program.
+    pub fn builder() -> ServiceBuilder {
+        ServiceBuilder {
+            binary: super::loader_binary(),
+            env: Vec::new(),
+            unix: false,
+            timeout: Duration::from_secs(60),
+        }
+    }
+
+    /// `BIND_ADDR` of the process, as [`Stream::connect`] takes it.
+    pub fn address(&self) -> &str {
+        &self.bind
+    }
+
+    /// URL of a path (TCP only).
+    pub fn url(&self, path: &str) -> String {
+        assert!(!self.bind.starts_with("unix:"), "a Unix socket has no URL");
+        format!("http://{}{path}", self.bind)
+    }
+
+    /// A raw connection.
+    pub fn connect(&self) -> Stream {
+        let address = self.bind.clone();
+        let stream =
+            Stream::connect(&address).unwrap_or_else(|error| panic!("{address}: {error}\n{}", self.log_text()));
+        stream.set_timeout(self.timeout).expect("a timeout");
+        stream
+    }
+
+    /// Any request; the error is a failure below HTTP, a body that ends early included.
+    pub fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, String> {
+        client::call(&self.bind, self.timeout, method, path, headers, body)
+    }
+
+    /// `GET`.
+    pub fn get(&self, path: &str) -> Reply {
+        self.expect(self.call("GET", path, &[], b""))
+    }
+
+    /// `POST` with a JSON body.
+    pub fn post_json(&self, path: &str, body: Value) -> Reply {
+        let json = [("Content-Type", "application/json")];
+        self.expect(self.call("POST", path, &json, body.to_string().as_bytes()))
+    }
+
+    /// `/login` as the Resource API's default user.
+    pub fn login(&self) -> Reply {
+        self.login_as(EMAIL, PASSWORD)
+    }
+
+    /// `/login` as someone.
+    pub fn login_as(&self, email: &str, password: &str) -> Reply {
+        self.post_json("/login", json!({ "email": email, "password": password }))
+    }
+
+    /// `/load` of a file into memory; panics where the answer does not arrive whole.
+    pub fn load(&self, folder: &str, name: &str) -> Reply {
+        self.expect(self.try_load(folder, name))
+    }
+
+    /// As [`load`](Self::load); the error is a failure below HTTP, a body that ends early included.
+    pub fn try_load(&self, folder: &str, name: &str) -> Result<Reply, String> {
+        let (path, body) = load_request(folder, name);
+        self.call("POST", &path, &[("Content-Type", "application/json")], &body)
+    }
+
+    /// `/load` of a file into a writer, for files that should not be held in memory. A body that ends early is not a panic
+    /// but [`Download::error`].
+    pub fn load_to(&self, folder: &str, name: &str, to: &mut dyn Write) -> Download {
+        let (path, body) = load_request(folder, name);
+        self.expect(client::download(&self.bind, self.timeout, &path, &body, to))
+    }
+
+    /// `/upload` of a file in memory.
+    pub fn upload(&self, folder: &str, name: &str, bytes: &[u8]) -> Reply {
+        self.upload_reader(folder, name, bytes.len() as u64, bytes)
+    }
+
+    /// `/upload` of `len` bytes from a reader.
+    pub fn upload_reader(&self, folder: &str, name: &str, len: u64, from: impl Read + Send) -> Reply {
+        self.expect(self.try_upload_reader(folder, name, len, from))
+    }
+
+    /// As [`upload_reader`](Self::upload_reader); the error is a failure below HTTP.
+    pub fn try_upload_reader(
+        &self,
+        folder: &str,
+        name: &str,
+        len: u64,
+        from: impl Read + Send,
+    ) -> Result<Reply, String> {
+        let form = Form::new(name, &[("folder", folder)], &[]);
+        let headers = [("Content-Type", form.content_type.as_str())];
+        let path = format!("/upload/{}", client::segment(name));
+        // Not through ureq: an early refusal must be seen although the body was not taken.
+        request_from(self.connect(), "POST", &path, &headers, form.length(len), form.around(from))
+            .map_err(|error| format!("{path}: {error}"))
+    }
+
+    /// The directory of everything.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// `MODEL_CACHE_DIR`.
+    pub fn cache_dir(&self) -> PathBuf {
+        self.dir.path().join("models")
+    }
+
+    /// Where the big part of a file is cached.
+    pub fn cache_file(&self, folder: &str, name: &str) -> PathBuf {
+        self.cache_dir().join(folder).join(format!("{name}.big"))
+    }
+
+    /// `IMAGES_PATH`; there is no file at first.
+    pub fn images_path(&self) -> PathBuf {
+        self.dir.path().join("images.enc")
+    }
+
+    /// `LOG_DIR`.
+    pub fn log_dir(&self) -> PathBuf {
+        self.dir.path().join("logs")
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        lock(&self.child).id()
+    }
+
+    /// Whether the process is still there.
+    pub fn is_running(&self) -> bool {
+        lock(&self.child).try_wait().is_ok_and(|status| status.is_none())
+    }
+
+    /// Resident memory now.
+    pub fn vm_rss_kib(&self) -> u64 {
+        self.status_kib("VmRSS")
+    }
+
+    /// Peak of resident memory since the start or the last [`reset_hwm`](Self::reset_hwm).
+    pub fn vm_hwm_kib(&self) -> u64 {
+        self.status_kib("VmHWM")
+    }
+
+    /// Starts a new peak.
+    pub fn reset_hwm(&self) {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("/proc is writable for one's own children");
+    }
+
+    /// Threads of the process.
+    pub fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.pid())).map_or(0, Iterator::count)
+    }
+
+    /// Open descriptors of the process.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
+    }
+
+    /// Everything it has said: stdout and stderr of all starts, and the log files.
+    pub fn log_text(&self) -> String {
+        let mut text = String::from_utf8_lossy(&lock(&self.output)).into_owned();
+        let files = fs::read_dir(self.log_dir()).into_iter().flatten().flatten();
+        for file in files {
+            text.push_str(&String::from_utf8_lossy(&fs::read(file.path()).unwrap_or_default()));
+        }
+        text
+    }
+
+    /// SIGTERM, and how it ended; panics where it does not end.
+    pub fn terminate(&self) -> ExitStatus {
+        signal(self.pid(), libc::SIGTERM);
+        self.wait(END)
+    }
+
+    /// SIGKILL: what a power cut does to it.
+    pub fn kill(&self) {
+        let mut child = lock(&self.child);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    /// Waits for the end; panics with what it said where it does not come.
+    pub fn wait(&self, at_most: Duration) -> ExitStatus {
+        let deadline = Instant::now() + at_most;
+        loop {
+            if let Some(status) = lock(&self.child).try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the loader did not end:\n{}", self.log_text());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sets a variable for the next [`restart`](Self::restart).
+    pub fn set_env(&self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) {
+        lock(&self.env).push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+    }
+
+    /// Kills it where it runs, and starts it again in the same directories on the same address.
+    pub fn restart(&self) {
+        self.kill();
+        let child = spawn(&self.binary, self.dir.path(), &lock(&self.env), &self.bind, &self.output);
+        *lock(&self.child) = child;
+        wait_until_healthy(&self.child, &self.bind, &self.output).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    fn expect<T>(&self, result: Result<T, String>) -> T {
+        result.unwrap_or_else(|why| panic!("{why}\nthe loader said:\n{}", self.log_text()))
+    }
+
+    fn status_kib(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the loader runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let value = line.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
+        value.unwrap_or_else(|| panic!("no {field} in {status}"))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            eprintln!("the loader said:\n{}", self.log_text());
+        }
+    }
+}
+
+fn load_request(folder: &str, name: &str) -> (String, Vec<u8>) {
+    let body = json!({ "filename": name, "folder": folder });
+    (format!("/load/{}", client::segment(name)), body.to_string().into_bytes())
+}
+
+fn wait_until_healthy(child: &Mutex<Child>, bind: &str, output: &Captured) -> Result<(), String> {
+    let deadline = Instant::now() + START;
+    let said = || {
+        // The pipes' readers may be a moment behind the process.
+        thread::sleep(Duration::from_millis(100));
+        String::from_utf8_lossy(&lock(output)).into_owned()
+    };
+    loop {
+        if let Some(status) = lock(child).try_wait().map_err(|error| error.to_string())? {
+            return Err(format!("the loader ended at its start ({status}) and said:\n{}", said()));
+        }
+        let health = client::call(bind, Duration::from_secs(2), "GET", "/health", &[], b"");
+        if health.as_ref().is_ok_and(|reply| reply.status == 200) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let _ = lock(child).kill();
+            return Err(format!("/health did not answer in time ({health:?}); the loader said:\n{}", said()));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
