@@ -157,12 +157,14 @@ impl ApiClient {
     /// A file from the Resource API, decrypted with the API key.
     fn resource(&self, login: &Login, folder: &str, file_name: &str) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let credentials = login.session.credentials();
-        let encrypted = login.session.call(&self.api, |token| {
-            self.api.resource(token, credentials, &self.hardware, folder, file_name)
-        })?;
+        let encrypted = login
+            .session
+            .call(&self.api, |token| self.api.resource(token, credentials, &self.hardware, folder, file_name))?;
         decrypt_whole(&encrypted, &AesKey::of_api(credentials, &self.hardware, &self.salts))
             .map(Zeroizing::new)
-            .map_err(|error| ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)")))
+            .map_err(|error| {
+                ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)"))
+            })
     }
 
     /// The CDN of this login, whose configuration is fetched once.

@@ -155,7 +155,9 @@ mod tests {
         let hash = "0123456789abcdef".repeat(4);
         assert_eq!(generation_key("m.bin", &hash), "m.bin.0123456789abcdef.big");
         assert!(is_generation_of("m.bin.0123456789abcdef.big", "m.bin"));
-        for other in ["m.bin.big", "m.bin.0123456789abcde.big", "m.bin.0123456789ABCDEF.big", "m.bin.v2.0123456789abcdef.big"] {
+        for other in
+            ["m.bin.big", "m.bin.0123456789abcde.big", "m.bin.0123456789ABCDEF.big", "m.bin.v2.0123456789abcdef.big"]
+        {
             assert!(!is_generation_of(other, "m.bin"), "{other}");
         }
     }

@@ -114,8 +114,8 @@ fn healthcheck() -> Result<(), Failure> {
 fn serve() -> Result<(), Failure> {
     let configuration = configuration()?;
     logging::start(configuration.log_level, configuration.log_dir.as_deref());
-    let stop = shutdown::on_signal()
-        .map_err(|error| Failure::runtime(format!("signals cannot be watched: {error}")))?;
+    let stop =
+        shutdown::on_signal().map_err(|error| Failure::runtime(format!("signals cannot be watched: {error}")))?;
     let bind_address = configuration.bind_address.clone();
     let default_salts = configuration.default_salts.join(", ");
     let service = Arc::new(Service::new(configuration).map_err(Failure::usage)?);

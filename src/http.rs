@@ -12,8 +12,9 @@ mod reply;
 mod router;
 mod routes;
 mod server;
+mod watch;
 
-pub use connection::{Listener, Peer};
+pub use connection::{Listener, Peer, reachable};
 pub use exchange::{Body, Exchange};
 pub use multipart::{Multipart, MultipartError, PartHead, boundary};
 pub use reply::Reply;

@@ -18,6 +18,7 @@ pub mod secret;
 pub mod security;
 pub mod service;
 pub mod shutdown;
+pub mod threads;
 pub mod unlock_state;
 pub mod uplink;
 pub mod user;

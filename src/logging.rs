@@ -124,7 +124,8 @@ fn open_day(directory: &Path, day: Date) -> io::Result<File> {
 /// The names sort by date.
 fn remove_old(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else { return };
-    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_log(path)).collect();
+    let mut files: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_log(path)).collect();
     files.sort();
     for old in files.iter().rev().skip(KEPT_FILES) {
         let _ = fs::remove_file(old);
@@ -134,7 +135,8 @@ fn remove_old(directory: &Path) {
 fn is_log(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.strip_prefix("loader-").and_then(|rest| rest.strip_suffix(".log")).is_some_and(|day| {
-        day.len() == 10 && day.bytes().enumerate().all(|(i, b)| if matches!(i, 4 | 7) { b == b'-' } else { b.is_ascii_digit() })
+        day.len() == 10
+            && day.bytes().enumerate().all(|(i, b)| if matches!(i, 4 | 7) { b == b'-' } else { b.is_ascii_digit() })
     })
 }
 

@@ -103,6 +103,12 @@ impl ModelCache {
     /// The cached big part, if there is one that was proven to belong to the small part with this hash.
     #[must_use]
     pub fn lookup(&self, entry: &Entry, small_sha256: &str) -> Option<Cached> {
+        // A download that is whole has its name and record in a moment.
+        let running = self.fills.lock();
+        let is_ending = |running: &mut HashMap<PathBuf, Arc<Fill>>| {
+            running.get(&entry.big).is_some_and(|fill| fill.is_whole_for(small_sha256))
+        };
+        drop(self.fills.ended.wait_while(running, is_ending));
         Cached::open(entry, small_sha256)
     }
 
@@ -177,7 +183,9 @@ impl ModelCache {
                 let name = file.to_string_lossy();
                 let orphan = name.ends_with(".big.json.tmp")
                     || name.ends_with(".big.part.json.tmp")
-                    || name.strip_suffix(".json").is_some_and(|data| name.ends_with(".big.part.json") && !Path::new(data).exists())
+                    || name
+                        .strip_suffix(".json")
+                        .is_some_and(|data| name.ends_with(".big.part.json") && !Path::new(data).exists())
                     || (name.ends_with(".big.part") && !Path::new(&format!("{name}.json")).exists());
                 if orphan {
                     fs::remove_file(&file)?;

@@ -108,7 +108,21 @@ mod tests {
         for good in ["models", "abc", "a-b.c", "123", &"f".repeat(63)] {
             assert!(Folder::new(good).is_ok(), "{good:?}");
         }
-        for bad in ["", "ab", "Models", "a_b", ".abc", "abc.", "-abc", "a..b", "a/b", "..", "10.0.0.1", "a b c", &"f".repeat(64)] {
+        for bad in [
+            "",
+            "ab",
+            "Models",
+            "a_b",
+            ".abc",
+            "abc.",
+            "-abc",
+            "a..b",
+            "a/b",
+            "..",
+            "10.0.0.1",
+            "a b c",
+            &"f".repeat(64),
+        ] {
             assert_eq!(Folder::new(bad), Err(NameError::Folder), "{bad:?}");
         }
     }

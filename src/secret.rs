@@ -27,10 +27,7 @@ impl Secret {
     #[must_use]
     pub fn matches(&self, candidate: &str) -> bool {
         let (ours, theirs) = (self.0.as_bytes(), candidate.as_bytes());
-        let differing = ours
-            .iter()
-            .zip(theirs)
-            .fold(0, |differing, (a, b)| std::hint::black_box(differing | (a ^ b)));
+        let differing = ours.iter().zip(theirs).fold(0, |differing, (a, b)| std::hint::black_box(differing | (a ^ b)));
         ours.len() == theirs.len() && differing == 0
     }
 }

@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+use crate::threads;
 
 /// A flag that the first of the two signals sets. The second ends the process at once.
 ///
@@ -16,7 +17,7 @@ pub fn on_signal() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let flag = Arc::clone(&stop);
-    thread::Builder::new().name("signals".into()).spawn(move || {
+    threads::spawn("signals", move || {
         for signal in &mut signals {
             if flag.swap(true, Ordering::Relaxed) {
                 std::process::exit(128 + signal);

@@ -232,7 +232,10 @@ impl Uplink {
         let mut pauses = Pauses::default();
         loop {
             let request = build()?;
-            match self.call(&request, payload).and_then(|response| Answer::read(server_of(request.uri()), response, limit)) {
+            match self
+                .call(&request, payload)
+                .and_then(|response| Answer::read(server_of(request.uri()), response, limit))
+            {
                 Err(error) if error.may_pass() && pauses.taken() + 1 < TRIES => {
                     log::info!("trying again: {error}");
                     pauses.pause(error.retry_after());
@@ -260,9 +263,9 @@ impl Answer {
         // One more byte than allowed tells "too large" from "just as large as allowed".
         match body.into_reader().take(limit + 1).read_to_end(&mut bytes) {
             Err(error) => Err(UplinkError::new(server, error.into())),
-            Ok(_) if bytes.len() as u64 > limit => {
-                Err(UplinkError::Unusable { reason: format!("{server} sent more than {limit} bytes where little was asked") })
-            }
+            Ok(_) if bytes.len() as u64 > limit => Err(UplinkError::Unusable {
+                reason: format!("{server} sent more than {limit} bytes where little was asked"),
+            }),
             Ok(_) => Ok(Self { status: head.status, headers: head.headers, body: bytes }),
         }
     }

@@ -1,1 +1,15 @@
+//! The integration tests: one program, a module for each part of the behaviour.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod support;
+mod world;
+
+mod command_line;
+mod hardware;
+mod http_api;
+mod pairs;
+mod peer;
+mod resource_api;
+mod server;
+mod transfers;
+mod vectors;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::token::{Token, TokenReader};
-use crate::constants::{MAX_RESOURCE_BYTES};
+use crate::constants::MAX_RESOURCE_BYTES;
 use crate::credentials::Credentials;
 use crate::secret::Secret;
 use crate::uplink::{Answer, Payload, Uplink, UplinkError};
@@ -115,8 +115,8 @@ impl ResourceApi {
         let mut boundary = [0; 16];
         getrandom::fill(&mut boundary).map_err(|error| ApiError::BadAnswer(format!("no random bytes: {error}")))?;
         let boundary = crate::security::hex(&boundary);
-        // As browsers do: a quote would end the parameter.
-        let quoted_name = file_name.replace('"', "%22");
+        // A quote would end the parameter. A name has no backslash, so only quotes need one.
+        let quoted_name = file_name.replace('"', "\\\"");
         let mut body = format!(
             "--{boundary}\r\nContent-Disposition: form-data; name=\"data\"; filename=\"{quoted_name}\"\r\n\
              Content-Type: application/octet-stream\r\n\r\n"
@@ -157,7 +157,9 @@ impl ResourceApi {
             if !content_type.is_empty() {
                 request = request.header(header::CONTENT_TYPE, content_type);
             }
-            request.body(()).map_err(|_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() })
+            request
+                .body(())
+                .map_err(|_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() })
         })
     }
 }

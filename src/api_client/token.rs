@@ -87,7 +87,8 @@ impl TokenReader {
             Self::Rs256(key) => key.verify_token(bearer.expose(), None).map_err(unverified)?,
             Self::Es256(key) => key.verify_token(bearer.expose(), None).map_err(unverified)?,
         };
-        let expires_at = claims.expires_at.and_then(|expiry| UNIX_EPOCH.checked_add(Duration::from_secs(expiry.as_secs())));
+        let expires_at =
+            claims.expires_at.and_then(|expiry| UNIX_EPOCH.checked_add(Duration::from_secs(expiry.as_secs())));
         let Claims { nameid, unique_name, role } = claims.custom;
         Ok(Token { bearer, user: User { id: nameid, email: unique_name, role }, expires_at })
     }
@@ -137,7 +138,9 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_token_without_repeating_it() {
-        for bad in ["", "abc", "a.b", "a.!!.c", "a.b.c.d", "e30.bm90IGpzb24.c2ln", "a\r\nX: y.e30.c", &"a".repeat(20_000)] {
+        for bad in
+            ["", "abc", "a.b", "a.!!.c", "a.b.c.d", "e30.bm90IGpzb24.c2ln", "a\r\nX: y.e30.c", &"a".repeat(20_000)]
+        {
             let error = TokenReader::Trusting.read(Secret::new(bad)).unwrap_err();
             assert_eq!(error, "the token is not a JWT", "{bad:?}");
         }

@@ -57,7 +57,8 @@ impl CdnConfig {
     /// # Errors
     /// A sentence that names the key that is missing or unusable.
     pub fn from_yaml(yaml: &[u8]) -> Result<Self, CdnConfigError> {
-        let document: Document = serde_yaml::from_slice(yaml).map_err(|error| CdnConfigError(without_values(&error)))?;
+        let document: Document =
+            serde_yaml::from_slice(yaml).map_err(|error| CdnConfigError(without_values(&error)))?;
         let endpoint = Url::parse(&document.host)
             .ok()
             .filter(|url| {
@@ -71,7 +72,8 @@ impl CdnConfig {
             .ok_or_else(|| CdnConfigError("host is not an endpoint URL such as https://cdn.example.com".into()))?;
         let key = |name: &str, id: &Secret, secret: &Secret| {
             // They travel in header lines.
-            let usable = |text: &Secret| !text.expose().is_empty() && text.expose().bytes().all(|b| b.is_ascii_graphic());
+            let usable =
+                |text: &Secret| !text.expose().is_empty() && text.expose().bytes().all(|b| b.is_ascii_graphic());
             if usable(id) && usable(secret) {
                 Ok(AccessKey { id: id.expose().to_owned(), secret: secret.clone() })
             } else {
@@ -99,7 +101,9 @@ fn without_values(error: &serde_yaml::Error) -> String {
         return text;
     }
     match error.location() {
-        Some(place) => format!("it is no YAML mapping of text values (line {}, column {})", place.line(), place.column()),
+        Some(place) => {
+            format!("it is no YAML mapping of text values (line {}, column {})", place.line(), place.column())
+        }
         None => "it is no YAML mapping of text values".into(),
     }
 }

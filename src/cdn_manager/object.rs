@@ -9,11 +9,14 @@ use ureq::BodyReader;
 use super::s3::{CdnError, S3Account, S3Request, empty_sha256, object_name, refusal};
 use super::{META_SHA256, META_SMALL_SHA256};
 use crate::security::{HELD_BACK, is_sha256_hex};
-use crate::uplink::{Payload, Pauses, Uplink, UplinkError};
+use crate::uplink::{Pauses, Payload, Uplink, UplinkError};
 
 /// How often in a row a download is taken up again without a byte of progress. With the pauses between them these tries
 /// span about half a minute, the time an uplink needs to come back.
 const TRIES_WITHOUT_PROGRESS: u32 = 7;
+
+/// How often an object is asked for its description in all.
+const TRIES_TO_DESCRIBE: u32 = 3;
 
 /// What the CDN says of an object before it is downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,22 +47,27 @@ pub(super) struct Source {
 impl Source {
     /// Asks for the last two cipher blocks of an object; the answer's headers tell the rest.
     pub(super) fn describe(&self, bucket: &str, key: &str) -> Result<BigObject, CdnError> {
-        let object = object_name(bucket, key);
-        let bad = |reason: &str| CdnError::BadAnswer { object: object.clone(), reason: reason.into() };
         let headers = [(header::RANGE, format!("bytes=-{HELD_BACK}"))];
         let sha256 = empty_sha256();
         let request =
             S3Request { method: Method::GET, bucket, key, query: &[], headers: &headers, payload_sha256: &sha256 };
 
         let mut pauses = Pauses::default();
-        let (head, mut body) = loop {
-            // Not `ask`: a CDN that ignores ranges answers with the whole object, which must not be read here.
-            match self.uplink.call(&self.account.sign(&request)?, Payload::None) {
-                Ok(response) => break response.into_parts(),
-                Err(error) if error.may_pass() && pauses.taken() < 2 => pauses.pause(None),
-                Err(error) => return Err(error.into()),
+        loop {
+            match self.describe_once(&request) {
+                Err(error) if error.may_pass() && pauses.taken() + 1 < TRIES_TO_DESCRIBE => {
+                    log::info!("trying again: {error}");
+                    pauses.pause(error.retry_after());
+                }
+                result => return result,
             }
-        };
+        }
+    }
+
+    fn describe_once(&self, request: &S3Request<'_>) -> Result<BigObject, CdnError> {
+        let bad = |reason: &str| CdnError::BadAnswer { object: request.object(), reason: reason.into() };
+        // Not `ask`: a CDN that ignores ranges answers with the whole object, which must not be read here.
+        let (head, mut body) = self.uplink.call(&self.account.sign(request)?, Payload::None)?.into_parts();
         let (length, tail) = match head.status {
             StatusCode::PARTIAL_CONTENT => {
                 let range = ContentRange::of(&head.headers).ok_or_else(|| bad("it has no valid Content-Range"))?;
@@ -68,7 +76,7 @@ impl Source {
                     return Err(bad("it is not the range that was asked for"));
                 }
                 let mut tail = vec![0; (range.end - range.start) as usize];
-                body.as_reader().read_exact(&mut tail).map_err(|_| bad("it broke off"))?;
+                body.as_reader().read_exact(&mut tail).map_err(|error| broken(&request.object(), &error))?;
                 (length, Some(tail))
             }
             StatusCode::OK => {
@@ -78,7 +86,7 @@ impl Source {
             status => {
                 let mut text = Vec::new();
                 let _ = body.as_reader().take(8192).read_to_end(&mut text);
-                return Err(refusal(&object, status, &text));
+                return Err(refusal(&request.object(), status, &text));
             }
         };
         let metadata = |name: &str| {
@@ -86,8 +94,8 @@ impl Source {
             is_sha256_hex(&value).then_some(value)
         };
         Ok(BigObject {
-            bucket: bucket.to_owned(),
-            key: key.to_owned(),
+            bucket: request.bucket.to_owned(),
+            key: request.key.to_owned(),
             length,
             etag: etag(&head.headers),
             sha256: metadata(META_SHA256),
@@ -172,10 +180,7 @@ impl ObjectReader {
     }
 
     fn broken(&self, error: &io::Error) -> CdnError {
-        CdnError::Uplink(UplinkError::Interrupted {
-            server: "the CDN".into(),
-            reason: format!("{} at byte {} of {}: {error}", self.name(), self.offset, self.object.length),
-        })
+        broken(&format!("{} at byte {} of {}", self.name(), self.offset, self.object.length), error)
     }
 
     fn read_once(&mut self, out: &mut [u8]) -> Result<usize, CdnError> {
@@ -218,6 +223,10 @@ impl Read for ObjectReader {
             }
         }
     }
+}
+
+fn broken(what: &str, error: &io::Error) -> CdnError {
+    CdnError::Uplink(UplinkError::Interrupted { server: "the CDN".into(), reason: format!("{what}: {error}") })
 }
 
 fn skip(reader: &mut impl Read, count: u64) -> io::Result<()> {

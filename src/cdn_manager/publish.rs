@@ -15,6 +15,9 @@ use crate::constants::CHUNK;
 use crate::security::{Hasher, sha256_hex};
 use crate::uplink::{Answer, Payload, Uplink};
 
+/// The payload of a PUT or POST that has none: S3 wants to be told its length.
+const NO_CONTENT: Payload<'static> = Payload::Bytes(&[]);
+
 /// A big part in a local file, and what its metadata will say.
 #[derive(Clone, Copy)]
 pub struct BigPart<'a> {
@@ -63,12 +66,12 @@ impl Destination<'_> {
         let source = format!("/{}/{}", self.bucket, uri_encode(from, true));
         if part.length <= self.limits.copy {
             let headers = [(SOURCE, source)];
-            let answer = self.ask(Method::PUT, to, &[], &headers, Payload::None, &empty_sha256())?;
+            let answer = self.ask(Method::PUT, to, &[], &headers, NO_CONTENT, &empty_sha256())?;
             return self.without_error(to, &answer);
         }
         self.in_parts(to, &metadata(part), part.length, self.limits.copy, |query, offset, length| {
             let headers = [(SOURCE, source.clone()), (RANGE, format!("bytes={offset}-{}", offset + length - 1))];
-            let answer = self.ask(Method::PUT, to, query, &headers, Payload::None, &empty_sha256())?;
+            let answer = self.ask(Method::PUT, to, query, &headers, NO_CONTENT, &empty_sha256())?;
             #[derive(Deserialize)]
             struct CopyPartResult {
                 #[serde(rename = "ETag")]
@@ -114,7 +117,7 @@ impl Destination<'_> {
         part_length: u64,
         send: impl Fn(&[(&str, &str)], u64, u64) -> Result<String, CdnError>,
     ) -> Result<(), CdnError> {
-        let answer = self.ask(Method::POST, key, &[("uploads", "")], metadata, Payload::Bytes(&[]), &empty_sha256())?;
+        let answer = self.ask(Method::POST, key, &[("uploads", "")], metadata, NO_CONTENT, &empty_sha256())?;
         let upload: InitiateMultipartUploadResponse =
             xml(&answer.body).ok_or_else(|| self.bad(key, "it does not tell the upload's id"))?;
         let id = [("uploadId", upload.upload_id.as_str())];

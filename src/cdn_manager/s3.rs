@@ -148,9 +148,7 @@ impl S3Account {
             url.set_query(query.as_deref());
         }
 
-        let date = now
-            .format(time::macros::format_description!("[year][month][day]T[hour][minute][second]Z"))
-            .ok()?;
+        let date = now.format(time::macros::format_description!("[year][month][day]T[hour][minute][second]Z")).ok()?;
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, HeaderValue::from_str(&self.host).ok()?);
         headers.insert("x-amz-date", HeaderValue::from_str(&date).ok()?);
@@ -159,11 +157,12 @@ impl S3Account {
             headers.insert(name, HeaderValue::from_str(value).ok()?);
         }
 
-        let canonical =
-            signing::canonical_request(request.method.as_str(), &url, &headers, request.payload_sha256).ok()?;
+        let canonical = canonical_request(request, &url, &headers)?;
         let to_sign = signing::string_to_sign(&now, &self.region, &canonical).ok()?;
         let key = signing::signing_key(&now, self.key.secret.expose(), &self.region, "s3").ok()?;
-        let signature = crate::security::hex(&Hmac::<Sha256>::new_from_slice(&key).ok()?.chain_update(&to_sign).finalize().into_bytes());
+        let signature = crate::security::hex(
+            &Hmac::<Sha256>::new_from_slice(&key).ok()?.chain_update(&to_sign).finalize().into_bytes(),
+        );
         let signed = signing::signed_header_string(&headers);
         let authorization =
             signing::authorization_header(&self.key.id, &now, &self.region, &signed, &signature).ok()?;
@@ -191,6 +190,25 @@ impl S3Account {
         }
         Err(refusal(&request.object(), answer.status, &answer.body))
     }
+}
+
+/// The text that is signed. `signing::canonical_request` sorts whole header lines, so that `a-b: x` comes before `a: x` and
+/// the signature is wrong; names alone must be compared.
+fn canonical_request(request: &S3Request<'_>, url: &Url, headers: &HeaderMap) -> Option<String> {
+    let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    let mut lines = String::new();
+    for name in names {
+        lines.push_str(&format!("{name}:{}\n", headers.get(name)?.to_str().ok()?.trim()));
+    }
+    Some(format!(
+        "{}\n{}\n{}\n{lines}\n{}\n{}",
+        request.method,
+        signing::canonical_uri_string(url),
+        signing::canonical_query_string(url),
+        signing::signed_header_string(headers),
+        request.payload_sha256
+    ))
 }
 
 /// What a status that is no success means.

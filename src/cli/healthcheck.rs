@@ -1,11 +1,12 @@
 //! `loader healthcheck`: asks the running service, for images that have no curl.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::configuration::BindAddress;
+use crate::http::reachable;
 
 /// The service answers from memory, so a slower answer is none.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -15,12 +16,10 @@ const REQUEST: &[u8] = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: 
 /// Asks `/health` at the address that the service listens on.
 pub(super) fn ask(address: &BindAddress) -> Result<(), String> {
     let answer = match address {
-        BindAddress::Tcp(address) => {
-            TcpStream::connect_timeout(&reachable(*address), PATIENCE).and_then(|stream| {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                exchange(stream)
-            })
-        }
+        BindAddress::Tcp(address) => TcpStream::connect_timeout(&reachable(*address), PATIENCE).and_then(|stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            exchange(stream)
+        }),
         BindAddress::Unix(path) => UnixStream::connect(path).and_then(|stream| {
             stream.set_read_timeout(Some(PATIENCE))?;
             exchange(stream)
@@ -39,14 +38,4 @@ fn exchange(mut stream: impl Read + Write) -> io::Result<String> {
     let mut answer = Vec::new();
     stream.take(4096).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
-/// A service that listens on all addresses is reached on the loopback one.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }

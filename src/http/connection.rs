@@ -9,10 +9,11 @@
 //! - **The listener.** Accepted sockets inherit its options, so [`Listener`] sets them there.
 #![allow(unsafe_code)]
 
+use std::collections::HashSet;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::mem::{MaybeUninit, size_of, size_of_val};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -187,9 +188,7 @@ impl Peer {
 
     /// Tells the client that the response is complete, while its own bytes can still be read.
     pub fn stop_writing(&self) {
-        if let Self::Tcp { .. } = self {
-            self.shutdown(libc::SHUT_WR);
-        }
+        self.shutdown(libc::SHUT_WR);
     }
 
     fn shutdown(&self, how: libc::c_int) {
@@ -221,7 +220,8 @@ impl Peer {
     fn is_end_of(&self, descriptor: RawFd) -> Option<bool> {
         Some(match self {
             Self::Tcp { address, port } => {
-                name_of(descriptor, libc::getpeername)? == *address && name_of(descriptor, libc::getsockname)?.port() == *port
+                name_of(descriptor, libc::getpeername)? == *address
+                    && name_of(descriptor, libc::getsockname)?.port() == *port
             }
             Self::Unix(path) => is_connection_of(descriptor, path)?,
         })
@@ -322,7 +322,8 @@ impl Listener {
                 if UnixStream::connect(path).is_ok() {
                     return Err(io::ErrorKind::AddrInUse.into());
                 }
-                if fs::symlink_metadata(path).is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()))
+                if fs::symlink_metadata(path)
+                    .is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()))
                 {
                     fs::remove_file(path)?;
                 }
@@ -377,12 +378,39 @@ impl Listener {
         }
     }
 
+    /// How many connections are open.
+    pub(super) fn connections(&self) -> usize {
+        match self {
+            Self::Tcp(_) => {
+                let Some(port) = self.port() else { return 0 };
+                let of_port = |descriptor: &RawFd| {
+                    let local = name_of(*descriptor, libc::getsockname).filter(|local| local.port() == port)?;
+                    Some((local, name_of(*descriptor, libc::getpeername)?))
+                };
+                descriptors().iter().filter_map(of_port).collect::<HashSet<_>>().len()
+            }
+            // `tiny_http` has two descriptors for each connection.
+            Self::Unix(_, path) => Peer::Unix(path.clone()).sockets().len() / 2,
+        }
+    }
+
+    /// Makes a connection that ends at once.
+    pub(super) fn knock(&self) {
+        // No request line is empty, so this one is refused without a request. The bytes are needed: a connection that
+        // sends nothing is not accepted for a while.
+        let knock = b"\r\n\r\n";
+        let _ = match self {
+            Self::Tcp(listener) => listener.local_addr().and_then(|address| {
+                TcpStream::connect_timeout(&reachable(address), ACCEPT_LOOP_PATIENCE)?.write_all(knock)
+            }),
+            Self::Unix(_, path) => UnixStream::connect(path).and_then(|mut stream| stream.write_all(knock)),
+        };
+    }
+
     /// The other end of a request's connection.
     pub(super) fn peer_of(&self, request: &Request) -> Option<Peer> {
         match self {
-            Self::Tcp(_) => {
-                Some(Peer::Tcp { address: *request.remote_addr()?, port: self.port()? })
-            }
+            Self::Tcp(_) => Some(Peer::Tcp { address: *request.remote_addr()?, port: self.port()? }),
             Self::Unix(_, path) => Some(Peer::Unix(path.clone())),
         }
     }
@@ -397,6 +425,17 @@ impl Accepting {
         // The number may have been given to another descriptor since, but not to one that listens: there is one listener.
         option(self.0, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Some(1)
     }
+}
+
+/// An address to connect to for one to listen on: a service on all addresses is reached on the loopback one.
+#[must_use]
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 impl Drop for Listener {

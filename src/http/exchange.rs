@@ -38,7 +38,9 @@ impl Framing {
             (Some(encoding), None) if encodings.next().is_none() && encoding.trim().eq_ignore_ascii_case("chunked") => {
                 Self::Chunked
             }
-            (Some(_), None) => Self::Malformed("the Transfer-Encoding is not supported; send a Content-Length or chunked"),
+            (Some(_), None) => {
+                Self::Malformed("the Transfer-Encoding is not supported; send a Content-Length or chunked")
+            }
             (Some(_), Some(_)) => Self::Malformed("the request has both a Content-Length and a Transfer-Encoding"),
             (None, Some(length)) => {
                 let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
@@ -209,8 +211,9 @@ impl Exchange {
 
     /// Answers.
     ///
-    /// A response that breaks off on its way ends the connection, so that the client cannot take it for complete.
-    pub fn answer(mut self, reply: Reply) {
+    /// A response that breaks off on its way ends the connection, so that the client cannot take it for complete. The answer
+    /// is whether the connection goes on.
+    pub fn answer(mut self, reply: Reply) -> bool {
         let status = reply.status;
         let result = self.write(reply);
         let milliseconds = self.started.elapsed().as_millis();
@@ -223,7 +226,7 @@ impl Exchange {
             Ok(bytes) => log::info!("{method} {path:?}: {status}, {bytes} bytes, {milliseconds} ms"),
             Err(error) => log::warn!("{method} {path:?}: {status}, broken off after {milliseconds} ms: {error}"),
         }
-        self.end(result.is_ok());
+        self.end(result.is_ok())
     }
 
     /// Answers without waiting for anything, not even for a client that goes on sending what nobody will read.
@@ -257,26 +260,23 @@ impl Exchange {
         finds_next && !self.retired.load(Ordering::Relaxed)
     }
 
-    /// Leaves the connection to the next request, or ends it.
-    fn end(&mut self, answered: bool) {
-        if let Some(peer) = self.peer.clone() {
-            match (answered, &peer) {
-                (true, Peer::Tcp { .. }) if !self.can_go_on() => {
-                    self.linger(&peer);
-                    peer.stop_reading();
-                }
-                // The answer said that the connection closes; ending it here would end the connections of others.
-                (true, _) => {}
-                (false, Peer::Tcp { .. }) => peer.disconnect(),
-                (false, Peer::Unix(_)) => {
-                    // Once reader and writer are gone, the end of the reading side ends the connection.
-                    self.writer = None;
-                    self.body.reader = None;
-                    peer.disconnect();
-                }
+    /// Leaves the connection to the next request, or ends it. Answers whether it goes on.
+    fn end(&mut self, answered: bool) -> bool {
+        let goes_on = answered && self.can_go_on();
+        if let (false, Some(peer)) = (goes_on, self.peer.clone()) {
+            if answered {
+                self.linger(&peer);
+            }
+            // Once reader and writer are gone, the end of the reading side ends a Unix connection, too.
+            self.writer = None;
+            self.body.reader = None;
+            // To a Unix client the answer said that the connection closes; more would end the connections of others.
+            if !answered || matches!(peer, Peer::Tcp { .. }) {
+                peer.disconnect();
             }
         }
         self.writer = None;
+        goes_on
     }
 
     /// Closing a socket with unread bytes resets the connection, and a reset overtakes the answer. So the client is told
@@ -285,6 +285,7 @@ impl Exchange {
         if !self.lingers || self.body.awaits_continue || matches!(self.body.framing, Framing::Malformed(_)) {
             return;
         }
+        let Peer::Tcp { .. } = peer else { return };
         peer.set_timeouts(LINGER / 4);
         peer.stop_writing();
         let (started, mut read, mut waste) = (Instant::now(), 0, vec![0; 16 * 1024]);
@@ -311,7 +312,12 @@ fn write_reply(writer: &mut impl Write, reply: Reply, head_only: bool, closes: b
     };
     // As long as no byte has been sent, a failure still is an answer.
     if let Err(error) = reader.fill_buf() {
-        return write_reply(writer, Reply::error(500, format!("the model cannot be loaded: {error}")), head_only, closes);
+        return write_reply(
+            writer,
+            Reply::error(500, format!("the model cannot be loaded: {error}")),
+            head_only,
+            closes,
+        );
     }
     writer.write_all(&head)?;
     let mut sent = 0;

@@ -45,12 +45,12 @@ fn why_not(json: &[u8], error: &serde_json::Error, fields: &[&str]) -> String {
         return format!("the body is not valid JSON (line {}, column {})", error.line(), error.column());
     };
     let Value::Object(object) = value else { return "the body must be a JSON object".into() };
-    for field in fields {
-        match object.get(*field) {
-            None => return format!("{field} is missing"),
-            Some(Value::String(_)) => {}
-            Some(_) => return format!("{field} must be a text"),
-        }
+    let of_wrong_type = |field: &&&str| object.get(**field).is_some_and(|value| !value.is_string() && !value.is_null());
+    if let Some(field) = fields.iter().find(of_wrong_type) {
+        return format!("{field} must be a text");
+    }
+    if let Some(field) = fields.iter().find(|field| object.get(**field).is_none_or(Value::is_null)) {
+        return format!("{field} is missing");
     }
     "a field appears twice".into()
 }

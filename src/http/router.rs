@@ -134,7 +134,9 @@ mod tests {
 
     #[test]
     fn unknown_paths_are_not_found() {
-        for url in ["/", "", "*", "/health/", "//health", "/load", "/load/a/b", "/Health", "/unlock/status/x", "http://h"] {
+        for url in
+            ["/", "", "*", "/health/", "//health", "/load", "/load/a/b", "/Health", "/unlock/status/x", "http://h"]
+        {
             assert_eq!(route(&Method::Get, url), Err(RouteError::NotFound), "{url}");
         }
         // An encoded slash makes no segment, and an empty name is for the route to refuse.

@@ -13,8 +13,10 @@ use super::exchange::Exchange;
 use super::reply::Reply;
 use super::router::{Route, RouteError, route};
 use super::routes;
+use super::watch::Watch;
 use crate::constants::STALL_LIMIT;
 use crate::service::Service;
+use crate::threads;
 
 /// Requests that wait for a handler thread, for each such thread. More are answered 503.
 const QUEUED_PER_HANDLER: usize = 4;
@@ -25,8 +27,8 @@ const MAX_PIPELINED: usize = 16;
 /// When to come back after a 503.
 const RETRY_AFTER_SECONDS: &str = "2";
 
-/// How often the accept loop looks after itself when no request comes.
-const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// How long to wait before connections are accepted again, when that failed.
+const RESTART_PAUSE: Duration = Duration::from_millis(250);
 
 /// The service on its listener.
 pub struct Server {
@@ -75,8 +77,7 @@ impl Server {
         let handlers = (0..threads)
             .filter_map(|number| {
                 let (dispatcher, receiver) = (Arc::clone(&dispatcher), Arc::clone(&receiver));
-                let name = format!("handler-{number}");
-                thread::Builder::new().name(name).spawn(move || dispatcher.handle_queue(&receiver)).ok()
+                threads::spawn(&format!("handler-{number}"), move || dispatcher.handle_queue(&receiver)).ok()
             })
             .collect();
 
@@ -89,20 +90,23 @@ impl Server {
                 Err(error) => {
                     log::error!("no connections can be accepted: {error}");
                     dispatcher.shed(&self.listener);
-                    thread::sleep(WATCH_INTERVAL);
+                    thread::sleep(RESTART_PAUSE);
                 }
                 Ok((server, accepting)) => {
                     let retired = Arc::new(AtomicBool::new(false));
+                    let mut watch = Watch::new(accepting);
                     while !self.stop.load(Ordering::Relaxed) {
-                        match server.recv_timeout(WATCH_INTERVAL) {
+                        if !watch.look(&self.listener) {
+                            log::error!("the thread that accepts connections has died; it is started again");
+                            break;
+                        }
+                        match server.recv_timeout(watch.interval()) {
                             Ok(Some(request)) => {
-                                dispatcher.dispatch(Exchange::new(request, &self.listener, Arc::clone(&retired)), &sender);
+                                watch.request();
+                                dispatcher
+                                    .dispatch(Exchange::new(request, &self.listener, Arc::clone(&retired)), &sender);
                             }
-                            Ok(None) if accepting.is_alive() => {}
-                            Ok(None) => {
-                                log::error!("the thread that accepts connections has died; it is started again");
-                                break;
-                            }
+                            Ok(None) => {}
                             Err(error) => {
                                 log::error!("accepting connections failed and is started again: {error}");
                                 break;
@@ -126,23 +130,31 @@ impl Server {
 /// Hands requests to those who answer them, and keeps the answers of one connection in order.
 struct Dispatcher {
     service: Arc<Service>,
-    /// Connections with a request at a handler, and what they sent behind it. `tiny_http` makes the answer to a later
-    /// request of a connection wait for the earlier one's, and the accept loop must not wait with it.
-    in_flight: Mutex<HashMap<Peer, VecDeque<Exchange>>>,
+    in_flight: Mutex<HashMap<Peer, Connection>>,
 }
+
+/// A connection that the accept loop must leave alone.
+enum Connection {
+    /// A handler is at a request of it, and these came behind it. `tiny_http` makes the answer to a later request of a
+    /// connection wait for the earlier one's, and the accept loop must not wait with it.
+    Busy(VecDeque<Exchange>),
+    /// It was ended at this time. What `tiny_http` still finds in its buffers is the rest of a body, not a request.
+    Ended(Instant),
+}
+
+/// How long `tiny_http` may take to see that a connection has ended.
+const ENDING: Duration = Duration::from_secs(5);
 
 impl Dispatcher {
     fn dispatch(&self, exchange: Exchange, queue: &SyncSender<Exchange>) {
         // The clients of a Unix socket cannot be told apart, so there this protection is not to be had.
         let peer = exchange.peer().filter(|peer| matches!(peer, Peer::Tcp { .. })).cloned();
         let mut in_flight = self.in_flight();
-        if let Some(waiting) = peer.as_ref().and_then(|peer| in_flight.get_mut(peer)) {
-            if waiting.len() < MAX_PIPELINED {
-                waiting.push_back(exchange);
-            } else {
-                exchange.abandon();
-            }
-            return;
+        match peer.as_ref().and_then(|peer| in_flight.get_mut(peer)) {
+            Some(Connection::Busy(waiting)) if waiting.len() < MAX_PIPELINED => return waiting.push_back(exchange),
+            Some(Connection::Busy(_)) => return exchange.abandon(),
+            Some(Connection::Ended(at)) if at.elapsed() < ENDING => return exchange.abandon(),
+            _ => {}
         }
         let in_memory = match route(exchange.method(), exchange.url()) {
             Ok(route) => route.answers_from_memory(),
@@ -154,7 +166,7 @@ impl Dispatcher {
             return;
         }
         if let Some(peer) = &peer {
-            in_flight.insert(peer.clone(), VecDeque::new());
+            in_flight.insert(peer.clone(), Connection::Busy(VecDeque::new()));
         }
         if let Err(TrySendError::Full(exchange) | TrySendError::Disconnected(exchange)) = queue.try_send(exchange) {
             if let Some(peer) = &peer {
@@ -177,18 +189,26 @@ impl Dispatcher {
                 if let Some(peer) = exchange.peer() {
                     peer.set_timeouts(STALL_LIMIT);
                 }
-                answer(&self.service, exchange);
-                current = self.next_of(peer.as_ref());
+                let goes_on = answer(&self.service, exchange);
+                current = self.next_of(peer.as_ref(), goes_on);
             }
         }
     }
 
     /// What the connection sent meanwhile; if nothing, it is in flight no more.
-    fn next_of(&self, peer: Option<&Peer>) -> Option<Exchange> {
+    fn next_of(&self, peer: Option<&Peer>, goes_on: bool) -> Option<Exchange> {
+        let peer = peer?;
         let mut in_flight = self.in_flight();
-        let next = in_flight.get_mut(peer?)?.pop_front();
+        let Some(Connection::Busy(waiting)) = in_flight.get_mut(peer) else { return None };
+        if !goes_on {
+            waiting.drain(..).for_each(Exchange::abandon);
+            in_flight.retain(|_, connection| !matches!(connection, Connection::Ended(at) if at.elapsed() >= ENDING));
+            in_flight.insert(peer.clone(), Connection::Ended(Instant::now()));
+            return None;
+        }
+        let next = waiting.pop_front();
         if next.is_none() {
-            in_flight.remove(peer?);
+            in_flight.remove(peer);
         }
         next
     }
@@ -197,24 +217,28 @@ impl Dispatcher {
     fn shed(&self, listener: &Listener) {
         let in_flight = self.in_flight();
         if let Some(port) = listener.port() {
-            Peer::shed(port, &|address| in_flight.contains_key(&Peer::Tcp { address: *address, port }));
+            Peer::shed(port, &|address| {
+                matches!(in_flight.get(&Peer::Tcp { address: *address, port }), Some(Connection::Busy(_)))
+            });
         }
     }
 
-    fn in_flight(&self) -> MutexGuard<'_, HashMap<Peer, VecDeque<Exchange>>> {
+    fn in_flight(&self) -> MutexGuard<'_, HashMap<Peer, Connection>> {
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Answers one request. A panic on the way is an answer of 500, given by the exchange when it is dropped.
-fn answer(service: &Arc<Service>, mut exchange: Exchange) {
-    let result = catch_unwind(AssertUnwindSafe(move || {
+/// Answers one request, and whether its connection goes on. A panic on the way is an answer of 500, given by the exchange
+/// when it is dropped.
+fn answer(service: &Arc<Service>, mut exchange: Exchange) -> bool {
+    catch_unwind(AssertUnwindSafe(move || {
         let reply = reply_to(service, &mut exchange);
-        exchange.answer(reply);
-    }));
-    if result.is_err() {
+        exchange.answer(reply)
+    }))
+    .unwrap_or_else(|_| {
         log::error!("a handler panicked; its client was told that the request failed");
-    }
+        false
+    })
 }
 
 fn reply_to(service: &Arc<Service>, exchange: &mut Exchange) -> Reply {
@@ -246,6 +270,7 @@ fn reply_to(service: &Arc<Service>, exchange: &mut Exchange) -> Reply {
 
 fn is_authorized(service: &Service, exchange: &Exchange) -> bool {
     let Some(token) = &service.configuration.client_token else { return true };
-    let (scheme, candidate) = exchange.header("Authorization").and_then(|value| value.split_once(' ')).unwrap_or_default();
+    let (scheme, candidate) =
+        exchange.header("Authorization").and_then(|value| value.split_once(' ')).unwrap_or_default();
     scheme.eq_ignore_ascii_case("bearer") && token.matches(candidate.trim())
 }

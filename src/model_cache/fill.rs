@@ -9,13 +9,13 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use super::record::{PartRecord, Record};
 use super::{Entry, Fills, OpenAt, create_parent, open_private, rename_durably, verified};
 use crate::cdn_manager::BigObject;
 use crate::constants::CHUNK;
 use crate::security::{HashMismatch, Hasher};
+use crate::threads;
 
 /// The part record is brought up to date whenever so many bytes more are on the disk.
 const DURABLE_EVERY: u64 = 64 << 20;
@@ -83,7 +83,7 @@ impl Fill {
         });
         let reader = FillReader { fill: Arc::clone(&fill), position: 0, alone: None };
         let worker = Arc::clone(&fill);
-        thread::Builder::new().name("download".into()).spawn(move || {
+        threads::spawn("download", move || {
             let ended = Ended { fill: &worker, fills: &fills };
             worker.run(resumed);
             drop(ended);
@@ -94,6 +94,11 @@ impl Fill {
     /// Whether this downloads `object`.
     pub(super) fn is_of(&self, object: &BigObject) -> bool {
         self.object == *object
+    }
+
+    /// Whether all bytes for the small part with this hash are here and only the file has to be put in its place.
+    pub(super) fn is_whole_for(&self, small_sha256: &str) -> bool {
+        self.small_sha256 == small_sha256 && matches!(self.state().outcome, Outcome::Verified)
     }
 
     /// One more reader; none if the download has ended without success.
@@ -163,7 +168,10 @@ impl Fill {
                 state.available = available;
                 if state.readers == 0 {
                     state.outcome = Outcome::Stopped;
-                    log::info!("{}: the download stops at byte {available}, no client is left", self.entry.big.display());
+                    log::info!(
+                        "{}: the download stops at byte {available}, no client is left",
+                        self.entry.big.display()
+                    );
                     return Ok(None);
                 }
             }
@@ -264,7 +272,8 @@ impl Read for FillReader {
         }
         let (available, outcome) = {
             let waiting = self.fill.state();
-            let ready = |state: &mut State| matches!(state.outcome, Outcome::Running) && state.available <= self.position;
+            let ready =
+                |state: &mut State| matches!(state.outcome, Outcome::Running) && state.available <= self.position;
             let state = self.fill.changed.wait_while(waiting, ready).unwrap_or_else(PoisonError::into_inner);
             (state.available, state.outcome.clone())
         };

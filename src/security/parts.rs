@@ -84,7 +84,9 @@ mod tests {
 
     #[test]
     fn split_point_is_three_tenths_up_to_its_limit() {
-        for (length, point) in [(0, 0), (32, 9), (48, 14), (10_224, 3067), (10_239, 3071), (10_240, 3072), (10_256, 3072)] {
+        for (length, point) in
+            [(0, 0), (32, 9), (48, 14), (10_224, 3067), (10_239, 3071), (10_240, 3072), (10_256, 3072)]
+        {
             assert_eq!(split_point(length), point, "{length}");
             assert_eq!(point, (length * 3 / 10).min(3072), "{length}");
         }

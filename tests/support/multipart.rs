@@ -79,10 +79,22 @@ fn rest_of(mut reader: impl BufRead) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The value of a parameter; in a quoted string a backslash escapes the next character, and a semicolon ends nothing.
 fn parameter(disposition: &str, name: &str) -> Option<String> {
-    disposition.split(';').find_map(|item| {
-        let (key, value) = item.trim().split_once('=')?;
-        (key == name).then(|| value.trim_matches('"').to_owned())
+    let (mut items, mut item, mut quoted) = (Vec::new(), String::new(), false);
+    let mut characters = disposition.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' => quoted = !quoted,
+            '\\' if quoted => item.extend(characters.next()),
+            ';' if !quoted => items.push(std::mem::take(&mut item)),
+            other => item.push(other),
+        }
+    }
+    items.push(item);
+    items.iter().find_map(|item| {
+        let (key, value) = item.trim_start().split_once('=')?;
+        (key == name).then(|| value.to_owned())
     })
 }
 

@@ -1,11 +1,12 @@
 //! Starting the loader's process in an environment that holds nothing but what a test gives it.
 
 use std::ffi::OsString;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use super::tcp::lock;
 
@@ -61,6 +62,28 @@ pub fn spawn(binary: &Path, dir: &Path, env: &[(OsString, OsString)], bind: &str
     capture(child.stdout.take().expect("piped"), output);
     capture(child.stderr.take().expect("piped"), output);
     child
+}
+
+/// Runs a program to its end; one that hangs is killed after `at_most`.
+pub fn run_to_end(mut command: Command, args: &[&str], stdin: &[u8], at_most: Duration) -> Output {
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", command.get_program()));
+    let mut input = child.stdin.take().expect("piped");
+    let pid = child.id();
+    thread::scope(|scope| {
+        // A program that does not read its input closes it: no reason to fail here.
+        scope.spawn(move || drop(input.write_all(stdin)));
+        let (running, ended) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            // The other end is dropped when the program has ended.
+            if ended.recv_timeout(at_most) == Err(mpsc::RecvTimeoutError::Timeout) {
+                signal(pid, libc::SIGKILL);
+            }
+        });
+        let output = child.wait_with_output().expect("the program was started");
+        drop(running);
+        output
+    })
 }
 
 /// Collects a pipe from a thread: a full pipe would stop the loader.

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Output, Stdio};
+use std::process::{Child, ExitStatus, Output};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::client::{self, Download};
 use super::multipart::Form;
-use super::process::{Captured, command, signal, spawn};
+use super::process::{Captured, command, run_to_end, signal, spawn};
 use super::raw::{Reply, Stream, request_from};
 use super::resource_api::{EMAIL, PASSWORD, ResourceApi};
 use super::tcp::{free_port, lock};
@@ -102,25 +102,8 @@ impl ServiceBuilder {
     /// Runs the program to its end with these arguments and this standard input: for subcommands and failing starts.
     pub fn run(self, args: &[&str], stdin: &[u8]) -> Output {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut command = command(&self.binary, dir.path(), &self.env, &self.bind(dir.path()));
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
-        let mut input = child.stdin.take().expect("piped");
-        let pid = child.id();
-        thread::scope(|scope| {
-            // A program that does not read its input closes it: no reason to fail here.
-            scope.spawn(move || drop(input.write_all(stdin)));
-            let (done, ended) = std::sync::mpsc::channel::<()>();
-            scope.spawn(move || {
-                // The sender is dropped with the scope's main line; a timeout means the program hangs.
-                if ended.recv_timeout(START + END) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                    signal(pid, libc::SIGKILL);
-                }
-            });
-            let output = child.wait_with_output().expect("the program was started");
-            drop(done);
-            output
-        })
+        let command = command(&self.binary, dir.path(), &self.env, &self.bind(dir.path()));
+        run_to_end(command, args, stdin, START + END)
     }
 
     fn bind(&self, dir: &Path) -> String {
@@ -303,9 +286,17 @@ impl Service {
         text
     }
 
+    /// Runs a second process of the program to its end, with the environment of this one: for `loader healthcheck`.
+    pub fn run(&self, args: &[&str]) -> Output {
+        run_to_end(command(&self.binary, self.dir.path(), &lock(&self.env), &self.bind), args, b"", START + END)
+    }
+
     /// SIGTERM, and how it ended; panics where it does not end.
     pub fn terminate(&self) -> ExitStatus {
-        signal(self.pid(), libc::SIGTERM);
+        // An id that has been waited for may belong to another process by now.
+        if self.is_running() {
+            signal(self.pid(), libc::SIGTERM);
+        }
         self.wait(END)
     }
 
