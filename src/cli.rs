@@ -1,6 +1,7 @@
 //! The command line: what a person types, and the exit status they get.
 
 mod healthcheck;
+mod pack;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -20,6 +21,9 @@ Usage:
   loader                 serve the HTTP API (configured by environment variables)
   loader fingerprint     print the hardware string, to register this box
   loader healthcheck     ask the running service at BIND_ADDR; exit status 0 if it is healthy, else 1
+  loader pack --key-file FILE [IN] [OUT]
+                         encrypt a docker save tar into an archive for IMAGES_PATH
+                         (default: standard input and output; FILE holds the key fragment)
   loader --help          print this text
   loader --version       print the version
 
@@ -78,6 +82,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         ["--version" | "-V"] => print(concat!("loader ", env!("CARGO_PKG_VERSION"), "\n")),
         ["fingerprint"] => fingerprint(),
         ["healthcheck"] => healthcheck(),
+        ["pack", ref rest @ ..] => pack(rest),
         _ => Err(Failure::usage(format!("unknown arguments: {}; see loader --help", words.join(" ")))),
     };
     match result {
@@ -109,6 +114,12 @@ fn healthcheck() -> Result<(), Failure> {
     let address = configuration()?.bind_address;
     healthcheck::ask(&address)
         .map_err(|reason| Failure::runtime(format!("the service at {address} is not healthy: {reason}")))
+}
+
+fn pack(words: &[&str]) -> Result<(), Failure> {
+    let arguments = pack::Arguments::parse(words)
+        .map_err(|reason| Failure::usage(format!("{reason}; loader pack --key-file FILE [IN] [OUT]")))?;
+    pack::pack(&arguments).map_err(Failure::runtime)
 }
 
 fn serve() -> Result<(), Failure> {

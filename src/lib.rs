@@ -4,11 +4,13 @@
 //! of [`security`] → response, each a `Read` around a `Read`. No module calls back up.
 
 pub mod api_client;
+pub mod binary_split;
 pub mod cdn_manager;
 pub mod cli;
 pub mod configuration;
 pub mod constants;
 pub mod credentials;
+pub mod docker;
 pub mod hardware_service;
 pub mod http;
 pub mod logging;
@@ -18,7 +20,9 @@ pub mod secret;
 pub mod security;
 pub mod service;
 pub mod shutdown;
+pub mod storage;
 pub mod threads;
+pub mod unlock;
 pub mod unlock_state;
 pub mod uplink;
 pub mod user;

@@ -25,7 +25,7 @@ pub fn start(level: LevelFilter, directory: Option<&Path>) {
     let mut unusable = None;
     if let Some(directory) = directory {
         match DailyFile::open(directory) {
-            Ok(file) => loggers.push(WriteLogger::new(level, config(), file)),
+            Ok(file) => loggers.push(WriteLogger::new(level, config(), io::LineWriter::new(file))),
             Err(error) => unusable = Some(error),
         }
     }

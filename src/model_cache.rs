@@ -14,9 +14,8 @@ mod record;
 mod spool;
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -24,6 +23,7 @@ use self::fill::Fill;
 use self::record::Record;
 use crate::cdn_manager::BigObject;
 use crate::security::{Hasher, VerifyReader};
+use crate::storage::{create_dir, create_parent};
 
 pub use self::cached::{Cached, CachedReader};
 pub use self::spool::Spool;
@@ -206,29 +206,5 @@ fn verified(source: Box<dyn Read + Send>, seen: Hasher, sha256: Option<&str>) ->
     match sha256 {
         Some(sha256) => Box::new(VerifyReader::new(source, seen, sha256)),
         None => source,
-    }
-}
-
-/// Creates a directory that only this service's user may enter.
-fn create_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-fn create_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), create_dir)
-}
-
-/// Opens a file for reading and writing that only this service's user may read, creating it if need be.
-fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(truncate).mode(0o600).open(path)
-}
-
-/// Renames durably: the bytes of `file`, which is at `from`, and then its new name survive a power cut.
-fn rename_durably(file: &File, from: &Path, to: &Path) -> io::Result<()> {
-    file.sync_all()?;
-    fs::rename(from, to)?;
-    match to.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
     }
 }

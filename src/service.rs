@@ -1,11 +1,18 @@
 //! What the handlers share: the API client, the unlock, and the configuration.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::api_client::ApiClient;
 use crate::configuration::Configuration;
 use crate::credentials::Credentials;
+use crate::docker::Docker;
+use crate::threads;
+use crate::unlock::Unlock;
 use crate::unlock_state::{Claim, UnlockMonitor, UnlockState, UnlockStatus};
+
+/// The record of the last unlock, in the cache's root. No folder can have this name.
+const UNLOCK_RECORD: &str = ".unlock.json";
 
 /// The one instance in a process.
 pub struct Service {
@@ -13,7 +20,8 @@ pub struct Service {
     pub client: ApiClient,
     /// What the environment decides.
     pub configuration: Configuration,
-    unlock: UnlockMonitor,
+    docker: Docker,
+    monitor: UnlockMonitor,
 }
 
 impl Service {
@@ -23,36 +31,58 @@ impl Service {
     /// One line that names the environment variable whose file cannot be used.
     pub fn new(configuration: Configuration) -> Result<Self, String> {
         let client = ApiClient::new(&configuration)?;
-        Ok(Self { client, configuration, unlock: UnlockMonitor::default() })
+        Ok(Self { client, configuration, docker: Docker::default(), monitor: UnlockMonitor::default() })
     }
 
-    /// Starts the unlock, unless one runs. Answers the state; none if there is no archive.
-    pub fn unlock(self: &Arc<Self>, credentials: Credentials) -> Option<UnlockState> {
-        let status = self.unlock.status();
+    /// Starts the unlock, unless one runs or its images are there already. Answers the state; none if there is no archive.
+    pub fn start_unlock(self: &Arc<Self>, credentials: Credentials) -> Option<UnlockState> {
+        let status = self.monitor.status();
         if status.state.is_running() {
             return Some(status.state);
         }
         if !self.configuration.images_path.is_file() {
             return None;
         }
-        match self.unlock.claim() {
-            Claim::Running(state) => Some(state),
-            Claim::Started => {
-                let _ = credentials;
-                self.unlock.fail("unlocking is not part of this version".into());
-                Some(UnlockState::Error)
-            }
+        match self.monitor.claim() {
+            Claim::Running(state) => return Some(state),
+            Claim::Started => {}
         }
-    }
-
-    /// Puts everything away before the process ends.
-    pub fn stop(&self) {
-        self.client.stop();
+        // From here on it is this caller's. Looking before the claim would let a second caller, who looked before the first
+        // one's unlock ended, start another.
+        // A panic here must not leave the claim behind.
+        let done = catch_unwind(AssertUnwindSafe(|| self.unlock().is_done())).unwrap_or(false);
+        if done {
+            log::info!("the archive's images are loaded already");
+            self.monitor.advance(UnlockState::Ready);
+            return Some(UnlockState::Ready);
+        }
+        let service = Arc::clone(self);
+        if let Err(error) = threads::spawn("unlock", move || service.unlock().run(credentials)) {
+            self.monitor.fail(format!("the unlock cannot be started: {error}"));
+        }
+        Some(self.monitor.status().state)
     }
 
     /// Where the unlock is.
     #[must_use]
     pub fn unlock_status(&self) -> UnlockStatus {
-        self.unlock.status()
+        self.monitor.status()
+    }
+
+    /// Puts everything away before the process ends.
+    pub fn stop(&self) {
+        self.docker.kill();
+        self.client.stop();
+    }
+
+    fn unlock(&self) -> Unlock<'_> {
+        Unlock {
+            client: &self.client,
+            docker: &self.docker,
+            monitor: &self.monitor,
+            images_path: &self.configuration.images_path,
+            api_version: &self.configuration.api_version,
+            record_path: self.configuration.model_cache_dir.join(UNLOCK_RECORD),
+        }
     }
 }

@@ -12,4 +12,5 @@ mod peer;
 mod resource_api;
 mod server;
 mod transfers;
+mod unlock;
 mod vectors;

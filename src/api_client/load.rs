@@ -86,7 +86,7 @@ impl ApiClient {
         let small = self.resource(login, folder, &format!("{}.small", &**file_name)).map_err(LoadError::Small)?;
         let small_sha256 = sha256_hex(&small);
         let entry = self.cache.entry(folder, file_name);
-        if let Some(attempt) = self.from_cache(&entry, &small, &small_sha256)? {
+        if let Some(attempt) = self.cached_plaintext(&entry, &small, &small_sha256)? {
             return Ok(attempt);
         }
 
@@ -112,14 +112,14 @@ impl ApiClient {
             log::info!("the CDN serves no ranges: the model is downloaded before it is given out");
             io::copy(&mut big, &mut io::sink()).map_err(LoadError::Io)?;
             drop(big);
-            let attempt = self.from_cache(&entry, &small, &small_sha256)?;
+            let attempt = self.cached_plaintext(&entry, &small, &small_sha256)?;
             let uncached = || io::Error::other("the CDN serves no ranges, and the cache could not take the download");
             return attempt.ok_or_else(|| LoadError::Io(uncached()));
         };
         Ok(Attempt::Loaded(self.plaintext(length, small, big)))
     }
 
-    fn from_cache(
+    fn cached_plaintext(
         &self,
         entry: &Entry,
         small: &Zeroizing<Vec<u8>>,

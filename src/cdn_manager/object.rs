@@ -76,7 +76,10 @@ impl Source {
                     return Err(bad("it is not the range that was asked for"));
                 }
                 let mut tail = vec![0; (range.end - range.start) as usize];
-                body.as_reader().read_exact(&mut tail).map_err(|error| broken(&request.object(), &error))?;
+                let mut reader = body.as_reader();
+                reader.read_exact(&mut tail).map_err(|error| broken(&request.object(), &error))?;
+                // A body that was read to its end leaves its connection to the next request.
+                let _ = reader.read(&mut [0]);
                 (length, Some(tail))
             }
             StatusCode::OK => {
@@ -205,7 +208,10 @@ impl Read for ObjectReader {
         let remaining = self.object.length - self.offset;
         let limit = out.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
         if limit == 0 {
-            self.body = None;
+            if let (0, Some(mut body)) = (remaining, self.body.take()) {
+                // As above: the connection can be used again.
+                let _ = body.read(&mut [0]);
+            }
             return Ok(0);
         }
         loop {

@@ -321,15 +321,17 @@ fn write_reply(writer: &mut impl Write, reply: Reply, head_only: bool, closes: b
     }
     writer.write_all(&head)?;
     let mut sent = 0;
-    while !head_only {
-        let available = reader.fill_buf()?;
-        if available.is_empty() {
-            break;
+    if !head_only {
+        loop {
+            let available = reader.fill_buf()?;
+            if available.is_empty() {
+                break;
+            }
+            writer.write_all(available)?;
+            let count = available.len();
+            sent += count as u64;
+            reader.consume(count);
         }
-        writer.write_all(available)?;
-        let count = available.len();
-        sent += count as u64;
-        reader.consume(count);
     }
     writer.flush()?;
     if head_only || sent == length { Ok(sent) } else { Err(io::Error::other("the length was not the announced one")) }

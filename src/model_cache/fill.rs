@@ -11,10 +11,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::record::{PartRecord, Record};
-use super::{Entry, Fills, OpenAt, create_parent, open_private, rename_durably, verified};
+use super::{Entry, Fills, OpenAt, verified};
 use crate::cdn_manager::BigObject;
 use crate::constants::CHUNK;
 use crate::security::{HashMismatch, Hasher};
+use crate::storage::{create_parent, open_private, rename_durably};
 use crate::threads;
 
 /// The part record is brought up to date whenever so many bytes more are on the disk.

@@ -1,16 +1,14 @@
 //! The small JSON documents beside cached files.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io;
+use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{create_parent, open_private, rename_durably};
 use crate::cdn_manager::BigObject;
-use crate::constants::MAX_JSON_BYTES;
+use crate::storage::{read_document, write_document};
 
 /// What is known of a cached big part.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,11 +44,11 @@ impl Record {
     }
 
     pub(super) fn read(path: &Path) -> Option<Self> {
-        read(path)
+        read_document(path)
     }
 
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        write(self, path)
+        write_document(self, path)
     }
 }
 
@@ -73,32 +71,12 @@ impl PartRecord {
 
     /// The record of a download of this very object; an object that nothing tells from another cannot be resumed.
     pub(super) fn read(path: &Path, object: &BigObject) -> Option<Self> {
-        let record: Self = read(path)?;
+        let record: Self = read_document(path)?;
         let identified = record.etag.is_some() || record.sha256.is_some();
         (identified && record == Self::new(object, record.durable) && record.durable <= record.length).then_some(record)
     }
 
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        write(self, path)
+        write_document(self, path)
     }
-}
-
-/// A document that cannot be read is one that is not there: what it describes is fetched again.
-fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let mut json = Vec::new();
-    File::open(path).ok()?.take(MAX_JSON_BYTES).read_to_end(&mut json).ok()?;
-    serde_json::from_slice(&json).ok()
-}
-
-/// Writes a document so that there is the old one or the new one at any moment.
-fn write<T: Serialize>(document: &T, path: &Path) -> io::Result<()> {
-    create_parent(path)?;
-    let mut temporary = PathBuf::from(path).into_os_string();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
-    let result = open_private(&temporary, true).and_then(|mut file| {
-        file.write_all(&serde_json::to_vec(document)?)?;
-        rename_durably(&file, &temporary, path)
-    });
-    result.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::{create_dir, open_private, rename_durably};
 use crate::security::hex;
+use crate::storage::{create_dir, open_private, rename_durably};
 
 /// A new file in the spool directory. Dropping it removes the file.
 #[derive(Debug)]

@@ -64,6 +64,7 @@ pub struct DecryptReader<R> {
 }
 
 /// Where a [`DecryptReader`] is.
+#[expect(clippy::large_enum_variant, reason = "there is one a transfer, and it is moved for every buffer of blocks")]
 enum State {
     /// The initialization vector has not been read.
     Start,

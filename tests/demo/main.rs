@@ -111,12 +111,14 @@ fn run(serve: bool, file: Option<PathBuf>, interrupt: &Interrupt) -> Result<(), 
             Ok(done) => table.finish_row(&done)?,
             Err(why) => {
                 table.abandon_row()?;
+                // A process that dies closes its connections a moment before it counts as ended.
+                thread::sleep(Duration::from_millis(100));
                 let ended = if session.service().is_running() { "" } else { ", since the loader ended" };
                 return Err(format!("{} failed{ended}: {why}", step.title).into());
             }
         }
     }
-    writeln!(out, "\n{}", session.conclusion())?;
+    writeln!(out, "\n{}", caught(|| Ok(session.conclusion()))?)?;
 
     if serve {
         write!(out, "\n{}", curl::commands(&session))?;

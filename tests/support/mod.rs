@@ -12,6 +12,7 @@
 )]
 
 pub mod client;
+pub mod docker;
 pub mod multipart;
 pub mod process;
 pub mod protocol;

@@ -42,6 +42,8 @@ impl S3Server {
         let address = listener.local_addr().expect("a listener has an address");
         runtime.spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
+                // Head and body go out in two writes; the second must not wait for the acknowledgement of the first.
+                let _ = socket.set_nodelay(true);
                 let service = service.clone();
                 tokio::spawn(async move {
                     let builder = Builder::new(TokioExecutor::new());

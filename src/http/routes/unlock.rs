@@ -12,7 +12,7 @@ pub(in crate::http) fn unlock(service: &Arc<Service>, exchange: &mut Exchange) -
         Ok(credentials) => credentials,
         Err(reply) => return reply,
     };
-    match service.unlock(credentials) {
+    match service.start_unlock(credentials) {
         Some(state) => Reply::json(200, &serde_json::json!({ "state": state })),
         None => Reply::error(404, "Encrypted archive not found"),
     }

@@ -1,0 +1,72 @@
+//! Files that only this service's user may read, and that a power cut leaves whole.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::constants::MAX_JSON_BYTES;
+
+/// Creates a directory, and those above it, that only this service's user may enter.
+///
+/// # Errors
+/// Those of the file system.
+pub fn create_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Creates the directory that `path` is to be in.
+///
+/// # Errors
+/// Those of the file system.
+pub fn create_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), create_dir)
+}
+
+/// Opens a file for reading and writing that only this service's user may read, creating it if need be.
+///
+/// # Errors
+/// Those of the file system.
+pub fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(truncate).mode(0o600).open(path)
+}
+
+/// Renames durably: the bytes of `file`, which is at `from`, and then its new name survive a power cut.
+///
+/// # Errors
+/// Those of the file system.
+pub fn rename_durably(file: &File, from: &Path, to: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    fs::rename(from, to)?;
+    match to.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => File::open(directory)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+/// Reads a JSON document. One that cannot be read is one that is not there: what it describes is found out again.
+#[must_use]
+pub fn read_document<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let mut json = Vec::new();
+    File::open(path).ok()?.take(MAX_JSON_BYTES).read_to_end(&mut json).ok()?;
+    serde_json::from_slice(&json).ok()
+}
+
+/// Writes a JSON document so that there is the old one or the new one at any moment.
+///
+/// # Errors
+/// Those of the file system.
+pub fn write_document<T: Serialize>(document: &T, path: &Path) -> io::Result<()> {
+    create_parent(path)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let result = open_private(&temporary, true).and_then(|mut file| {
+        file.write_all(&serde_json::to_vec(document)?)?;
+        rename_durably(&file, &temporary, path)
+    });
+    result.inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
