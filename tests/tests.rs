@@ -11,6 +11,7 @@ mod pairs;
 mod peer;
 mod resource_api;
 mod server;
+mod tls;
 mod transfers;
 mod unlock;
 mod vectors;

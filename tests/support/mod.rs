@@ -26,6 +26,7 @@ pub mod s3_server;
 pub mod s3_store;
 pub mod service;
 pub mod tcp;
+pub mod tls;
 
 use std::io::{self, Read};
 use std::path::PathBuf;
