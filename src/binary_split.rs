@@ -6,11 +6,13 @@ mod record;
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::security::{AesKey, BLOCK, DecryptError, DecryptReader, HELD_BACK, decrypt_whole, plain_length};
+use crate::security::{
+    AesKey, BLOCK, DecryptError, DecryptReader, HELD_BACK, decrypt_beginning, decrypt_whole, plain_length,
+};
 
 pub use self::manifest::{ManifestReader, loaded_tags, tag_of};
 pub use self::record::{ArchiveIdentity, UnlockRecord};
@@ -104,9 +106,9 @@ impl Archive {
         let key = AesKey::from_secret(key_fragment);
 
         // The beginning comes first: it tells a wrong key, with which the end means nothing.
-        let mut head = [0; TAR_BLOCK];
-        let beginning = FileFrom { file: &file, position: 0 };
-        DecryptReader::new(beginning, key.clone()).read_exact(&mut head)?;
+        let mut head = [0; BLOCK + TAR_BLOCK];
+        file.read_exact_at(&mut head, 0)?;
+        let head = decrypt_beginning(&head, &key).unwrap_or_default();
         let format = Format::of(&head).ok_or(ArchiveError::WrongKey)?;
 
         if !length.is_multiple_of(BLOCK as u64) {
@@ -155,23 +157,9 @@ fn ends_in_zeros(file: &File, length: u64, key: &AesKey) -> io::Result<bool> {
     Ok(plain.iter().all(|byte| *byte == 0))
 }
 
-/// Reads a file from a position of its own, so that the file's own stays at the beginning.
-struct FileFrom<'a> {
-    file: &'a File,
-    position: u64,
-}
-
-impl Read for FileFrom<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read_at(out, self.position)?;
-        self.position += count as u64;
-        Ok(count)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     use super::*;
     use crate::security::EncryptWriter;

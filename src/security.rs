@@ -14,7 +14,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::credentials::Credentials;
 use crate::secret::Secret;
 
-pub use decrypt::{DecryptError, DecryptReader, HELD_BACK, decrypt_whole, plain_length};
+pub use decrypt::{DecryptError, DecryptReader, HELD_BACK, decrypt_beginning, decrypt_whole, plain_length};
 pub use encrypt::EncryptWriter;
 pub use parts::{Parts, PartsWriter, split_point};
 pub use verify::{HashMismatch, HashWriter, Hasher, VerifyReader, hex, is_sha256_hex, sha256_hex};

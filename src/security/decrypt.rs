@@ -185,6 +185,17 @@ impl<R: Read> Read for DecryptReader<R> {
 /// # Errors
 /// See [`DecryptError`].
 pub fn decrypt_whole(encrypted: &[u8], key: &AesKey) -> Result<Vec<u8>, DecryptError> {
+    let mut plain = decrypt_beginning(encrypted, key)?;
+    let length = unpadded_length(&plain)?;
+    plain.truncate(length);
+    Ok(plain)
+}
+
+/// The plaintext of the first blocks of a ciphertext, which go on elsewhere.
+///
+/// # Errors
+/// [`DecryptError::TooShort`] and [`DecryptError::NotWholeBlocks`].
+pub fn decrypt_beginning(encrypted: &[u8], key: &AesKey) -> Result<Vec<u8>, DecryptError> {
     let (iv, blocks) = encrypted.split_at_checked(BLOCK).ok_or(DecryptError::TooShort)?;
     if blocks.is_empty() {
         return Err(DecryptError::TooShort);
@@ -196,9 +207,7 @@ pub fn decrypt_whole(encrypted: &[u8], key: &AesKey) -> Result<Vec<u8>, DecryptE
     iv_block.copy_from_slice(iv);
     let mut plain = blocks.to_vec();
     decrypt_blocks(&mut Decryptor::new(key.bytes().into(), &iv_block.into()), &mut plain);
-    let length = unpadded_length(&plain);
-    plain.truncate(length.unwrap_or(0));
-    length.map(|_| plain)
+    Ok(plain)
 }
 
 /// The length of the plaintext of `encrypted_length` bytes that end in `tail`, the last two cipher blocks (the first of
