@@ -4,9 +4,10 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::constants::MAX_JSON_BYTES;
 
@@ -44,6 +45,27 @@ pub fn rename_durably(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     match to.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => File::open(directory)?.sync_all(),
         _ => File::open(".")?.sync_all(),
+    }
+}
+
+/// Length and time of change: what tells a file from one that was put in its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Length in bytes.
+    pub length: u64,
+    /// Nanoseconds since 1970 as text: they do not fit a JSON number.
+    modified: String,
+}
+
+impl FileIdentity {
+    /// That of an open file.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().to_string();
+        Ok(Self { length: metadata.len(), modified })
     }
 }
 

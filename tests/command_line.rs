@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::pattern;
+use crate::support::process::VARIABLES;
 use crate::support::s3_fault::Fault;
 use crate::support::service::Service;
 use crate::world::World;
@@ -24,28 +25,7 @@ fn run_with(arguments: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
 fn help_names_every_command_and_variable() {
     let (status, out, _) = run(&["--help"]);
     assert_eq!(status, 0);
-    for word in [
-        "fingerprint",
-        "healthcheck",
-        "--version",
-        "RESOURCE_API_URL",
-        "IMAGES_PATH",
-        "API_VERSION",
-        "BIND_ADDR",
-        "MODEL_CACHE_DIR",
-        "LOG_DIR",
-        "LOG_LEVEL",
-        "CDN_CONFIG_PATH",
-        "CA_CERT_PATH",
-        "HARDWARE_SALT",
-        "API_KEY_SALT",
-        "RESOURCE_KEY_SALT",
-        "HARDWARE_ID",
-        "HANDLER_THREADS",
-        "MAX_UPLOAD_BYTES",
-        "CLIENT_TOKEN",
-        "JWT_PUBLIC_KEY_PATH",
-    ] {
+    for word in ["fingerprint", "healthcheck", "pack", "--version"].iter().chain(&VARIABLES) {
         assert!(out.contains(word), "{word}");
     }
     assert!(out.lines().all(|line| line.len() <= 120));

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -110,21 +111,29 @@ fn version_two_of_the_loader_replaces_version_one_of_the_peer() {
     is_pattern(&Peer::start(&world).load(&world.folder, "m.bin"), 200_000, 2, "a peer without a copy");
 }
 
-/// Whether this machine cannot run the peer; says so, and fails where that must not be.
+/// Whether this machine cannot run the peer; says so once, and fails where that must not be.
 fn is_missing() -> bool {
-    let mut python = Command::new("python3");
-    let why = match python.args(["-c", IMPORTS]).stdin(Stdio::null()).output() {
-        Ok(output) if output.status.success() => return false,
+    static WHY: OnceLock<Option<String>> = OnceLock::new();
+    let Some(why) = WHY.get_or_init(|| {
+        let why = why_missing()?;
+        say(&format!("SKIPPED: interoperation with the Python service: {why}"));
+        Some(why)
+    }) else {
+        return false;
+    };
+    assert!(std::env::var_os("CI").is_none(), "the peer is missing: {why}");
+    true
+}
+
+fn why_missing() -> Option<String> {
+    match Command::new("python3").args(["-c", IMPORTS]).stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => None,
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            said.lines().last().unwrap_or("python3 fails without a word").to_owned()
+            Some(said.lines().last().unwrap_or("python3 fails without a word").to_owned())
         }
-        Err(error) => format!("python3: {error}"),
-    };
-    let line = format!("SKIPPED: interoperation with the Python service: {why}");
-    assert!(std::env::var_os("CI").is_none(), "{line}");
-    say(&line);
-    true
+        Err(error) => Some(format!("python3: {error}")),
+    }
 }
 
 /// Size of the largest file.
@@ -137,6 +146,7 @@ fn largest() -> u64 {
 }
 
 /// A line that is seen even though the test passes: libtest captures what the macros print, and not this.
+#[allow(clippy::explicit_write)]
 fn say(line: &str) {
     writeln!(io::stderr(), "{line}").unwrap();
 }

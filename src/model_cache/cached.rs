@@ -5,8 +5,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
 use super::Entry;
-use super::record::{FileIdentity, Record};
+use super::record::Record;
 use crate::security::{HashMismatch, Hasher, VerifyReader};
+use crate::storage::FileIdentity;
 
 /// A big part in the cache that belongs to a given small part.
 pub struct Cached {

@@ -3,12 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cdn_manager::BigObject;
-use crate::storage::{read_document, write_document};
+use crate::storage::{FileIdentity, read_document, write_document};
 
 /// What is known of a cached big part.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,22 +18,6 @@ pub(super) struct Record {
     pub(super) sha256: String,
     /// The file that this record was written for: a file that was put in its place is another.
     pub(super) file: FileIdentity,
-}
-
-/// Length and time of change of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileIdentity {
-    pub(super) length: u64,
-    /// Nanoseconds since 1970 as text: they do not fit a JSON number.
-    modified: String,
-}
-
-impl FileIdentity {
-    pub(super) fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().to_string();
-        Ok(Self { length: metadata.len(), modified })
-    }
 }
 
 impl Record {

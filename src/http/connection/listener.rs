@@ -1,0 +1,171 @@
+//! The socket that accepts connections, whose options the accepted ones inherit.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tiny_http::Request;
+
+use super::peer::{Peer, descriptors, name_of, option, set_option, set_timeout};
+use crate::configuration::BindAddress;
+
+/// A write that the accept loop makes itself blocks at most so long. Handlers give their clients more, see
+/// [`Peer::set_timeouts`].
+const ACCEPT_LOOP_PATIENCE: Duration = Duration::from_millis(100);
+
+/// A TCP peer that answers no probe is dead after about so long.
+const KEEPALIVE_SECONDS: libc::c_int = 60;
+
+/// A connection that has sent no byte after this time is not worth a thread.
+const FIRST_BYTE_SECONDS: libc::c_int = 10;
+
+/// The socket that accepts connections. It is kept for the life of the process, so that clients queue rather than fail
+/// while `tiny_http` is started anew behind it.
+#[derive(Debug)]
+pub enum Listener {
+    /// On a TCP port.
+    Tcp(TcpListener),
+    /// On a Unix socket, removed when dropped.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Listener {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// The operating system's, such as an address that is in use.
+    pub fn bind(address: &BindAddress) -> io::Result<Self> {
+        let listener = match address {
+            BindAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
+            BindAddress::Unix(path) => {
+                // A socket that a killed process left behind refuses connections; one that answers is in use.
+                if UnixStream::connect(path).is_ok() {
+                    return Err(io::ErrorKind::AddrInUse.into());
+                }
+                if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+                    fs::remove_file(path)?;
+                }
+                let listener = UnixListener::bind(path)?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+                Self::Unix(listener, path.clone())
+            }
+        };
+        if let Self::Tcp(listener) = &listener {
+            let descriptor = listener.as_raw_fd();
+            // `SO_RCVTIMEO` must not be among them: it would end `accept` when no client comes.
+            set_timeout(descriptor, libc::SO_SNDTIMEO, ACCEPT_LOOP_PATIENCE);
+            set_option(descriptor, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1 as libc::c_int);
+            set_option(descriptor, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, KEEPALIVE_SECONDS);
+            set_option(descriptor, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, KEEPALIVE_SECONDS * 1000);
+            set_option(descriptor, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, FIRST_BYTE_SECONDS);
+            set_option(descriptor, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1 as libc::c_int);
+        }
+        Ok(listener)
+    }
+
+    /// Where it listens, as clients name it: the port is the real one if the configuration left it to the system.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
+            Self::Unix(_, path) => format!("unix:{}", path.display()),
+        }
+    }
+
+    /// A second descriptor of the same socket for `tiny_http`, which closes it when its accepting thread ends.
+    pub(in crate::http) fn for_tiny_http(&self) -> io::Result<(tiny_http::Listener, Accepting)> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let second = listener.try_clone()?;
+                let accepting = Accepting(second.as_raw_fd());
+                (second.into(), accepting)
+            }
+            Self::Unix(listener, _) => {
+                let second = listener.try_clone()?;
+                let accepting = Accepting(second.as_raw_fd());
+                (second.into(), accepting)
+            }
+        })
+    }
+
+    /// The TCP port.
+    pub(in crate::http) fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp(listener) => Some(listener.local_addr().ok()?.port()),
+            Self::Unix(..) => None,
+        }
+    }
+
+    /// How many connections are open.
+    pub(in crate::http) fn connections(&self) -> usize {
+        match self {
+            Self::Tcp(_) => {
+                let Some(port) = self.port() else { return 0 };
+                let of_port = |descriptor: &RawFd| {
+                    let local = name_of(*descriptor, libc::getsockname).filter(|local| local.port() == port)?;
+                    Some((local, name_of(*descriptor, libc::getpeername)?))
+                };
+                descriptors().iter().filter_map(of_port).collect::<HashSet<_>>().len()
+            }
+            // `tiny_http` has two descriptors for each connection.
+            Self::Unix(_, path) => Peer::Unix(path.clone()).sockets().len() / 2,
+        }
+    }
+
+    /// Makes a connection that ends at once.
+    pub(in crate::http) fn knock(&self) {
+        // No request line is empty, so this one is refused without a request. The bytes are needed: a connection that
+        // sends nothing is not accepted for a while.
+        let knock = b"\r\n\r\n";
+        let _ = match self {
+            Self::Tcp(listener) => listener.local_addr().and_then(|address| {
+                TcpStream::connect_timeout(&reachable(address), ACCEPT_LOOP_PATIENCE)?.write_all(knock)
+            }),
+            Self::Unix(_, path) => UnixStream::connect(path).and_then(|mut stream| stream.write_all(knock)),
+        };
+    }
+
+    /// The other end of a request's connection.
+    pub(in crate::http) fn peer_of(&self, request: &Request) -> Option<Peer> {
+        match self {
+            Self::Tcp(_) => Some(Peer::Tcp { address: *request.remote_addr()?, port: self.port()? }),
+            Self::Unix(_, path) => Some(Peer::Unix(path.clone())),
+        }
+    }
+}
+
+/// Tells whether `tiny_http`'s accepting thread lives: it may end by a panic, of which nobody is told.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::http) struct Accepting(RawFd);
+
+impl Accepting {
+    pub(in crate::http) fn is_alive(self) -> bool {
+        // The number may have been given to another descriptor since, but not to one that listens: there is one listener.
+        option(self.0, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Some(1)
+    }
+}
+
+/// An address to connect to for one to listen on: a service on all addresses is reached on the loopback one.
+#[must_use]
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            let _ = fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The client's end of a connection, and its socket among the process's descriptors.
+
+use std::fs;
+use std::mem::{MaybeUninit, size_of};
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The other end of a connection, as far as `tiny_http` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// A TCP peer; the port on this side tells its connection from others with the same peer.
+    Tcp {
+        /// The client's address.
+        address: SocketAddr,
+        /// The port that this program listens on.
+        port: u16,
+    },
+    /// A client of the Unix socket at this path. Such clients have no address: one cannot be told from another.
+    Unix(PathBuf),
+}
+
+impl Peer {
+    /// Limits every single read and write on the connection.
+    pub fn set_timeouts(&self, limit: Duration) {
+        for socket in self.sockets() {
+            set_timeout(socket, libc::SO_RCVTIMEO, limit);
+            set_timeout(socket, libc::SO_SNDTIMEO, limit);
+        }
+    }
+
+    /// Ends the connection so that the client notices at once.
+    ///
+    /// On a Unix socket this ends the reading side of all connections: idle ones close, responses that are on their way
+    /// arrive, and an upload that is being received fails.
+    pub fn disconnect(&self) {
+        self.shutdown(match self {
+            Self::Tcp { .. } => libc::SHUT_RDWR,
+            Self::Unix(_) => libc::SHUT_RD,
+        });
+    }
+
+    /// Lets the connection end after the current response: nothing more is read from it.
+    pub fn stop_reading(&self) {
+        self.shutdown(libc::SHUT_RD);
+    }
+
+    /// Tells the client that the response is complete, while its own bytes can still be read.
+    pub fn stop_writing(&self) {
+        self.shutdown(libc::SHUT_WR);
+    }
+
+    fn shutdown(&self, how: libc::c_int) {
+        for socket in self.sockets() {
+            // SAFETY: no memory is involved. The descriptor is open: this connection's exchange, which calls this, keeps it.
+            unsafe { libc::shutdown(socket, how) };
+        }
+    }
+
+    /// Ends the reading side of every connection to `port` but those with `busy` peers: idle ones close.
+    pub(in crate::http) fn shed(port: u16, busy: &dyn Fn(&SocketAddr) -> bool) {
+        for descriptor in descriptors() {
+            let Some(local) = name_of(descriptor, libc::getsockname) else { continue };
+            // A listening socket has no peer.
+            let Some(peer) = name_of(descriptor, libc::getpeername) else { continue };
+            if local.port() == port && !busy(&peer) {
+                // SAFETY: no memory is involved, and a descriptor that was closed meanwhile is an error. Should another
+                // connection have got its number meanwhile, that one is closed early, as it may be at any time.
+                unsafe { libc::shutdown(descriptor, libc::SHUT_RD) };
+            }
+        }
+    }
+
+    /// The descriptors of the connection's socket; those of all connections for a Unix socket.
+    pub(super) fn sockets(&self) -> Vec<RawFd> {
+        descriptors().into_iter().filter(|descriptor| self.is_end_of(*descriptor).unwrap_or(false)).collect()
+    }
+
+    fn is_end_of(&self, descriptor: RawFd) -> Option<bool> {
+        Some(match self {
+            Self::Tcp { address, port } => {
+                name_of(descriptor, libc::getpeername)? == *address
+                    && name_of(descriptor, libc::getsockname)?.port() == *port
+            }
+            Self::Unix(path) => is_connection_of(descriptor, path)?,
+        })
+    }
+}
+
+/// All descriptors of this process.
+pub(super) fn descriptors() -> Vec<RawFd> {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn is_connection_of(descriptor: RawFd, path: &Path) -> Option<bool> {
+    if option(descriptor, libc::SOL_SOCKET, libc::SO_DOMAIN)? != libc::AF_UNIX
+        || option(descriptor, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0
+    {
+        return None;
+    }
+    // SAFETY: the descriptor was open a moment ago and is a Unix socket. Should it have been closed since, the duplication
+    // or the look at its name fails; no other use is made of it.
+    let socket: UnixStream = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned().ok()?.into();
+    Some(socket.local_addr().ok()?.as_pathname() == Some(path))
+}
+
+pub(super) type NameCall = unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+/// The address of one end of a TCP socket; none for anything else.
+pub(super) fn name_of(descriptor: RawFd, call: NameCall) -> Option<SocketAddr> {
+    let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
+    let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: the buffer is as long as `length` says and outlives the call; a descriptor that is no socket is an error.
+    if unsafe { call(descriptor, storage.as_mut_ptr().cast(), &raw mut length) } != 0 {
+        return None;
+    }
+    // SAFETY: all bytes were zeroed, and zero is a valid value of every field.
+    let storage = unsafe { storage.assume_init() };
+    match libc::c_int::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that the kernel wrote this type; the storage is large and aligned enough for it.
+            let v4 = unsafe { (&raw const storage).cast::<libc::sockaddr_in>().read() };
+            Some(SocketAddr::from((u32::from_be(v4.sin_addr.s_addr).to_be_bytes(), u16::from_be(v4.sin_port))))
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above.
+            let v6 = unsafe { (&raw const storage).cast::<libc::sockaddr_in6>().read() };
+            let (address, port) = (v6.sin6_addr.s6_addr.into(), u16::from_be(v6.sin6_port));
+            Some(std::net::SocketAddrV6::new(address, port, v6.sin6_flowinfo, v6.sin6_scope_id).into())
+        }
+        _ => None,
+    }
+}
+
+pub(super) fn option(descriptor: RawFd, level: libc::c_int, name: libc::c_int) -> Option<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the buffer is as long as `length` says and outlives the call.
+    let result = unsafe { libc::getsockopt(descriptor, level, name, (&raw mut value).cast(), &raw mut length) };
+    (result == 0).then_some(value)
+}
+
+pub(super) fn set_option<T>(descriptor: RawFd, level: libc::c_int, name: libc::c_int, value: T) {
+    // SAFETY: the value is of the given size and outlives the call. An option that the kernel lacks is an error that
+    // changes nothing: the service works without it, with less protection.
+    unsafe {
+        libc::setsockopt(descriptor, level, name, (&raw const value).cast(), size_of::<T>() as libc::socklen_t);
+    }
+}
+
+pub(super) fn set_timeout(descriptor: RawFd, name: libc::c_int, limit: Duration) {
+    // Built from zero: the structure has padding on some targets.
+    // SAFETY: zero is a valid value of both fields.
+    let mut time: libc::timeval = unsafe { MaybeUninit::zeroed().assume_init() };
+    time.tv_sec = limit.as_secs() as libc::time_t;
+    time.tv_usec = limit.subsec_micros() as libc::suseconds_t;
+    set_option(descriptor, libc::SOL_SOCKET, name, time);
+}
