@@ -53,7 +53,7 @@ impl Unlocker {
     /// Waits for the end; checks on the way that the status is answered at once and that progress never goes back.
     fn finish(&self) -> Value {
         let (mut done, mut took) = (0, Vec::new());
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + Duration::from_secs(240);
         loop {
             let started = Instant::now();
             let status = self.service.get("/unlock/status").json();
@@ -272,6 +272,17 @@ fn every_failure_says_which_and_leaves_nothing_and_a_good_unlock_follows() {
     unlocker.archive(&whole);
     unlocker.unlocks();
     engine.remove(&tag);
+}
+
+/// It takes the three tries of 30 seconds each that any call to the API takes.
+#[test]
+fn an_api_that_hangs_ends_in_error() {
+    let Some(engine) = engine_or_skip("unlock with a hung API") else { return };
+    let unlocker = Unlocker::new(engine);
+    unlocker.archive(&packed(&saved_images(&["never:1"], 1000, false)));
+    unlocker.api.fault("/login", Fault::Hang, None);
+    let error = unlocker.fails();
+    assert!(error.contains("sent or took nothing for 30 seconds"), "{error}");
 }
 
 #[test]

@@ -10,6 +10,8 @@ use serde_json::json;
 use crate::model::HashReader;
 use crate::session::Session;
 use crate::support::client;
+use crate::support::docker;
+use crate::support::protocol;
 use crate::support::raw::Reply;
 use crate::support::resource_api::{EMAIL, PASSWORD};
 use crate::table::Done;
@@ -27,13 +29,45 @@ pub struct Step {
 
 /// All steps, in order.
 pub fn all() -> Vec<Step> {
-    vec![
+    let mut steps = vec![
         Step { title: "log in", run: log_in },
         Step { title: "upload (encrypt, split, store both parts)", run: upload },
         Step { title: "load, cold (big part from the CDN)", run: load_cold },
         Step { title: "load, warm (big part from the cache)", run: load_warm },
-        // `unlock` is the next step, pushed here where a docker engine answers.
-    ]
+    ];
+    if docker::answering().is_some() {
+        steps.push(Step { title: "unlock (decrypt images into docker load)", run: unlock });
+    }
+    steps
+}
+
+/// Unlocks an archive with a small image, which is removed again.
+fn unlock(session: &mut Session) -> Result<Done, String> {
+    const FRAGMENT: &[u8] = b"the key fragment of the demo";
+    let engine = docker::answering().ok_or("the Docker engine went away")?;
+    let tag = format!("loader-demo-{}:1.0", std::process::id());
+    let archive = docker::saved_images(&[&tag], 8 << 20, false);
+    session.api.set_key_fragment(FRAGMENT);
+    fs::write(session.service().images_path(), protocol::encrypt(&archive, FRAGMENT))
+        .map_err(|error| format!("the archive cannot be written: {error}"))?;
+    let start = Instant::now();
+    let body = json!({ "email": EMAIL, "password": PASSWORD }).to_string();
+    let json = [("Content-Type", "application/json")];
+    accepted(&session.service().call("POST", "/unlock", &json, body.as_bytes())?)?;
+    let status = loop {
+        let status = session.service().call("GET", "/unlock/status", &[], b"")?.json();
+        if status["state"] == "ready" || status["state"] == "error" || start.elapsed() > session.timeout {
+            break status;
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    let time = start.elapsed();
+    let there = engine.has(&tag);
+    engine.remove(&tag);
+    if status["state"] != "ready" || !there {
+        return Err(format!("the unlock ended as {status}"));
+    }
+    Ok(Done { bytes: Some(archive.len() as u64), time, ..Done::default() })
 }
 
 fn log_in(session: &mut Session) -> Result<Done, String> {

@@ -155,7 +155,7 @@ pub(super) fn set_timeout(descriptor: RawFd, name: libc::c_int, limit: Duration)
     // Built from zero: the structure has padding on some targets.
     // SAFETY: zero is a valid value of both fields.
     let mut time: libc::timeval = unsafe { MaybeUninit::zeroed().assume_init() };
-    time.tv_sec = limit.as_secs() as libc::time_t;
-    time.tv_usec = limit.subsec_micros() as libc::suseconds_t;
+    time.tv_sec = limit.as_secs() as _;
+    time.tv_usec = limit.subsec_micros() as _;
     set_option(descriptor, libc::SOL_SOCKET, name, time);
 }
