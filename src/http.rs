@@ -1,7 +1,7 @@
 //! The HTTP server: what comes from a socket is hostile until it has been parsed here.
 //!
 //! `tiny_http` accepts connections and reads request heads; everything about a connection that it hides or does
-//! dangerously is in [`connection`]. An [`Exchange`] is one request with the duty to answer it; the [`server`] decides who
+//! dangerously is in `connection`. An [`Exchange`] is one request with the duty to answer it; the `server` decides who
 //! answers, a route what.
 
 mod connection;

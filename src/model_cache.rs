@@ -3,7 +3,7 @@
 //!
 //! Under the cache's root, for a model `name` in `folder`:
 //! - `folder/name.big`: the big part, as the CDN has it;
-//! - `folder/name.big.json`: its [`Record`](record::Record), which says to which small part it belongs. A big part without
+//! - `folder/name.big.json`: its `Record`, which says to which small part it belongs. A big part without
 //!   a fitting record is not used;
 //! - `folder/name.big.part`, `folder/name.big.part.json`: a download that has not ended, kept to be resumed;
 //! - `.spool/`: uploads that are being received. No folder can have this name.
