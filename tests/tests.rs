@@ -7,6 +7,7 @@ mod world;
 mod command_line;
 mod hardware;
 mod http_api;
+mod image;
 mod pairs;
 mod peer;
 mod resource_api;

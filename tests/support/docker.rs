@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{pattern, sha256_hex};
+use super::{hex, pattern, sha256_hex};
 
 /// An engine that answers at this address.
 #[derive(Debug)]
@@ -236,6 +236,22 @@ pub fn saved_images(tags: &[&str], size: usize, oci: bool) -> Vec<u8> {
     }
     add(&mut archive, "manifest.json", &serde_json::to_vec(&docker_manifest).expect("JSON"));
     archive.into_inner().expect("a vector takes all")
+}
+
+/// The archive for `IMAGES_PATH` from a tar, made by OpenSSL.
+pub fn encrypted(tar: &[u8], fragment: &[u8]) -> Vec<u8> {
+    let iv: Vec<u8> = (0..16).collect();
+    let mut child = Command::new("openssl")
+        .args(["enc", "-aes-256-cbc", "-K", &sha256_hex(fragment), "-iv", &hex(&iv)])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("openssl is there");
+    let mut stdin = child.stdin.take().expect("piped");
+    thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(tar).expect("openssl takes all"));
+        [iv, child.wait_with_output().expect("it was started").stdout].concat()
+    })
 }
 
 fn layer(size: usize, seed: u64) -> Vec<u8> {

@@ -118,8 +118,12 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The `loader` program: the one Cargo built for this test, or, in an example, the one beside it.
+/// The `loader` program: the one that the environment's `LOADER_BINARY` names, else the one Cargo built for this test, or, in
+/// an example, the one beside it.
 pub fn loader_binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("LOADER_BINARY") {
+        return std::path::absolute(path).expect("LOADER_BINARY is a path");
+    }
     if let Some(path) = option_env!("CARGO_BIN_EXE_loader") {
         return PathBuf::from(path);
     }

@@ -261,6 +261,19 @@ impl Service {
         self.status_kib("VmHWM")
     }
 
+    /// Fails where the peak since the last [`reset_hwm`](Self::reset_hwm) is more than `limit` over `idle`, all in KiB.
+    pub fn peaked_at_most(&self, idle: u64, limit: u64, doing: &str) {
+        let grown = self.vm_hwm_kib().saturating_sub(idle);
+        println!("{doing}: {grown} KiB over idle");
+        assert!(self.is_emulated() || grown <= limit, "{doing}: {grown} KiB over idle");
+    }
+
+    /// Whether it runs under an emulator, most of whose memory and time are the emulator's own.
+    pub fn is_emulated(&self) -> bool {
+        let program = fs::read_link(format!("/proc/{}/exe", self.pid())).expect("the loader runs");
+        program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"qemu-"))
+    }
+
     /// Starts a new peak.
     pub fn reset_hwm(&self) {
         fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("/proc is writable for one's own children");
