@@ -31,6 +31,7 @@ use self::upload::Turns;
 
 pub use self::load::{LoadError, Plaintext};
 pub use self::resource_api::ApiError;
+pub use self::token::{Token, TokenReader};
 pub use self::upload::{ReceivedUpload, Upload, UploadError};
 
 /// Why a login failed.
