@@ -20,6 +20,7 @@ use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
 use crate::hardware_service;
 use crate::model_cache::ModelCache;
+use crate::names::FileName;
 use crate::security::{AesKey, Salts, decrypt_whole};
 use crate::uplink::Uplink;
 use crate::user::User;
@@ -191,6 +192,11 @@ impl ApiClient {
 #[must_use]
 pub fn hardware(configuration: &Configuration) -> String {
     configuration.hardware_id.clone().unwrap_or_else(|| hardware_service::fingerprint(Path::new("/")))
+}
+
+/// The name of a model's small part in the Resource API.
+fn small_name(file_name: &FileName) -> String {
+    format!("{}.small", &**file_name)
 }
 
 fn read_config(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {

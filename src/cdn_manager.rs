@@ -112,26 +112,29 @@ impl CdnManager {
         self.destination(bucket).put(&generation_key(file_name, part.small_sha256), part)
     }
 
-    /// Step 3 of an upload: sets the plain key to the generation.
+    /// Step 3 of an upload: sets the plain key to the generation that belongs to the small part with this hash.
     ///
     /// # Errors
     /// See [`CdnError`].
-    pub fn set_plain(&self, bucket: &str, file_name: &str, part: BigPart<'_>) -> Result<(), CdnError> {
-        self.destination(bucket).copy(&generation_key(file_name, part.small_sha256), &plain_key(file_name), part)
+    pub fn set_plain(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
+        let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256))?;
+        self.destination(bucket).copy(&generation, &plain_key(file_name))
     }
 
-    /// Step 4 of an upload: deletes the generations older than the one before the current.
+    /// Step 4 of an upload: deletes the generations older than the one before this upload's.
     ///
     /// # Errors
     /// See [`CdnError`]. Nobody is hurt by a generation that remains.
     pub fn prune(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
         let destination = self.destination(bucket);
-        let current = generation_key(file_name, small_sha256);
-        let mut others: Vec<(String, String)> = destination.list(&format!("{file_name}."))?;
-        others.retain(|(key, _)| is_generation_of(key, file_name) && *key != current);
+        let own = generation_key(file_name, small_sha256);
+        let mut older: Vec<(String, String)> = destination.list(&format!("{file_name}."))?;
+        let Some((_, uploaded)) = older.iter().find(|(key, _)| *key == own).cloned() else { return Ok(()) };
+        // What is not older than this upload's may be that of another box, which is about to commit it.
+        older.retain(|(key, time)| is_generation_of(key, file_name) && *time < uploaded);
         // The newest first: it is the previous one, which readers may still be at.
-        others.sort_by(|a, b| b.1.cmp(&a.1));
-        for (key, _) in others.iter().skip(1) {
+        older.sort_by(|a, b| b.1.cmp(&a.1));
+        for (key, _) in older.iter().skip(1) {
             // A model may be named like a generation of this one. Only a generation is marked as what its name says.
             let marked = self.downloads.describe(bucket, key)?.small_sha256;
             if marked.is_some_and(|hash| generation_key(file_name, &hash) == *key) {

@@ -24,15 +24,17 @@ pub fn start(level: LevelFilter, directory: Option<&Path>) {
     })];
     let mut unusable = None;
     if let Some(directory) = directory {
-        match DailyFile::open(directory) {
-            Ok(file) => loggers.push(WriteLogger::new(level, config(), io::LineWriter::new(file))),
-            Err(error) => unusable = Some(error),
-        }
+        let mut file = DailyFile::new(directory);
+        unusable = file.open_today().err();
+        loggers.push(WriteLogger::new(level, config(), io::LineWriter::new(file)));
     }
     // It fails only where a logger is set already, which a second start in one process would be.
     let _ = CombinedLogger::init(loggers);
     if let (Some(error), Some(directory)) = (unusable, directory) {
-        log::warn!("LOG_DIR {} cannot be used, logging goes on without files: {error}", directory.display());
+        log::warn!(
+            "LOG_DIR {} cannot be used, logging goes on without files until it can: {error}",
+            directory.display()
+        );
     }
 }
 
@@ -83,36 +85,53 @@ impl SharedLogger for Console {
 }
 
 /// `loader-YYYY-MM-DD.log` (UTC), a new one each day.
+///
+/// Writing to it never fails: lines that cannot be kept are lost, and whole lines follow once there is space again. The
+/// writer in front of it would otherwise keep what failed and mix it with what comes later.
 struct DailyFile {
     directory: PathBuf,
-    day: Date,
-    file: File,
+    /// Today's, once it could be opened.
+    file: Option<(Date, File)>,
+    /// The last write left half a line.
+    torn: bool,
 }
 
 impl DailyFile {
-    fn open(directory: &Path) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let day = OffsetDateTime::now_utc().date();
-        let file = open_day(directory, day)?;
-        remove_old(directory);
-        Ok(Self { directory: directory.to_owned(), day, file })
+    fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), file: None, torn: false }
+    }
+
+    fn open_today(&mut self) -> io::Result<()> {
+        let today = OffsetDateTime::now_utc().date();
+        if self.file.as_ref().is_none_or(|(day, _)| *day != today) {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+            (self.file, self.torn) = (Some((today, open_day(&self.directory, today)?)), false);
+            remove_old(&self.directory);
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let opened = self.open_today();
+        // Where there is none for today, yesterday's goes on.
+        let Some((_, file)) = &mut self.file else { return opened };
+        if self.torn {
+            file.write_all(b"\n")?;
+        }
+        let result = file.write_all(bytes);
+        self.torn = result.is_err();
+        result
     }
 }
 
 impl Write for DailyFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let today = OffsetDateTime::now_utc().date();
-        if today != self.day
-            && let Ok(file) = open_day(&self.directory, today)
-        {
-            (self.file, self.day) = (file, today);
-            remove_old(&self.directory);
-        }
-        self.file.write(bytes)
+        let _ = self.append(bytes);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        Ok(())
     }
 }
 
@@ -151,7 +170,7 @@ mod tests {
             fs::write(directory.path().join(format!("loader-2020-01-{day:02}.log")), "x").unwrap();
         }
         fs::write(directory.path().join("loader-notes.log"), "x").unwrap();
-        let mut file = DailyFile::open(directory.path()).unwrap();
+        let mut file = DailyFile::new(directory.path());
         file.write_all(b"line\n").unwrap();
         let mut names: Vec<String> = fs::read_dir(directory.path())
             .unwrap()
@@ -161,8 +180,8 @@ mod tests {
         assert_eq!(names.len(), 8, "{names:?}");
         assert_eq!(names[0], "loader-2020-01-04.log");
         assert!(names.contains(&"loader-notes.log".to_owned()));
-        file.day = Date::MIN;
+        file.file.as_mut().unwrap().0 = Date::MIN;
         file.write_all(b"next day\n").unwrap();
-        assert_ne!(file.day, Date::MIN);
+        assert_ne!(file.file.unwrap().0, Date::MIN);
     }
 }

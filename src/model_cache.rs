@@ -157,8 +157,9 @@ impl ModelCache {
     /// Those of the file system; the cache then has the old file or none.
     pub fn adopt(&self, entry: &Entry, spool: Spool, sha256: &str, small_sha256: &str) -> io::Result<()> {
         create_parent(&entry.big)?;
-        let file = spool.move_to(&entry.big)?;
-        Record::new(&file, sha256, small_sha256)?.write(&entry.record())
+        // In this order, as for a download: see `Fill::keep`.
+        Record::new(spool.file(), sha256, small_sha256)?.write(&entry.record())?;
+        spool.move_to(&entry.big)
     }
 
     /// Removes uploads that were not received to their end.
@@ -176,6 +177,10 @@ impl ModelCache {
         for folder in fs::read_dir(&self.root)? {
             let folder = folder?.path();
             if !folder.is_dir() {
+                // The record of an unlock that was being written.
+                if folder.extension().is_some_and(|extension| extension == "tmp") {
+                    fs::remove_file(&folder)?;
+                }
                 continue;
             }
             for file in fs::read_dir(&folder)? {

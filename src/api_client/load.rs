@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::{ApiClient, ApiError, Login, LoginError};
+use super::{ApiClient, ApiError, Login, LoginError, small_name};
 use crate::cdn_manager::CdnError;
 use crate::model_cache::Entry;
 use crate::names::{FileName, Folder};
@@ -83,7 +83,7 @@ impl ApiClient {
     }
 
     fn try_load(&self, login: &Login, folder: &Folder, file_name: &FileName) -> Result<Attempt, LoadError> {
-        let small = self.resource(login, folder, &format!("{}.small", &**file_name)).map_err(LoadError::Small)?;
+        let small = self.resource(login, folder, &small_name(file_name)).map_err(LoadError::Small)?;
         let small_sha256 = sha256_hex(&small);
         let entry = self.cache.entry(folder, file_name);
         if let Some(attempt) = self.cached_plaintext(&entry, &small, &small_sha256)? {

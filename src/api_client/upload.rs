@@ -6,11 +6,14 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::{ApiClient, ApiError, Login, LoginError};
-use crate::cdn_manager::{BigPart, CdnError};
+use super::{ApiClient, ApiError, Login, LoginError, small_name};
+use crate::cdn_manager::{BigPart, CdnError, CdnManager};
 use crate::model_cache::Spool;
 use crate::names::{FileName, Folder};
 use crate::security::{EncryptWriter, HashWriter, Hasher, Parts, PartsWriter, sha256_hex};
+
+/// How many other uploads of the same model, committed one after the other meanwhile, are followed by the plain key.
+const UPLOADS_AT_ONCE: usize = 4;
 
 /// Why a model could not be uploaded.
 #[derive(Debug)]
@@ -23,7 +26,8 @@ pub enum UploadError {
     Spool(io::Error),
     /// The big part could not be stored. The previous version remains in force.
     Big(CdnError),
-    /// The small part could not be stored. The previous version remains in force.
+    /// The small part was not stored, or the answer was lost. Where the Resource API refused it, the previous version
+    /// remains in force.
     Small(ApiError),
     /// Stored and in force for this program's readers, but the plain key could not be set.
     Plain(CdnError),
@@ -36,6 +40,10 @@ impl fmt::Display for UploadError {
             Self::Config(error) => write!(f, "the model cannot be uploaded: {error}"),
             Self::Spool(error) => write!(f, "the upload cannot be kept in MODEL_CACHE_DIR: {error}"),
             Self::Big(error) => write!(f, "the model was not uploaded, the previous version remains: {error}"),
+            Self::Small(error @ ApiError::Uplink(_)) => write!(
+                f,
+                "the upload was not confirmed, readers get the previous version or the new one; upload it again: {error}"
+            ),
             Self::Small(error) => write!(f, "the model was not uploaded, the previous version remains: {error}"),
             Self::Plain(error) => write!(
                 f,
@@ -121,20 +129,53 @@ impl ApiClient {
         cdn.put_generation(folder, file_name, part).map_err(UploadError::Big)?;
 
         // The commit: from here on readers see the new version.
-        let small_name = format!("{}.small", &**file_name);
+        let small_name = small_name(file_name);
         upload
             .login
             .session
             .call(&self.api, |token| self.api.store(token, folder, &small_name, &upload.small))
             .map_err(UploadError::Small)?;
 
-        cdn.set_plain(folder, file_name, part).map_err(UploadError::Plain)?;
+        self.set_plain(&upload, &cdn, folder, file_name, part).map_err(UploadError::Plain)?;
         if let Err(error) = cdn.prune(folder, file_name, &upload.small_sha256) {
             log::warn!("old generations of {} remain in the CDN: {error}", &**file_name);
         }
         let entry = self.cache.entry(folder, file_name);
         if let Err(error) = self.cache.adopt(&entry, upload.big, &upload.big_sha256, &upload.small_sha256) {
             log::warn!("the upload of {} is not kept in the cache: {error}", &**file_name);
+        }
+        Ok(())
+    }
+
+    /// Sets the plain key to the version in force, which is this one unless another box has committed another since: of
+    /// those that upload at once, whoever comes last must leave the plain key at what the Resource API has.
+    fn set_plain(
+        &self,
+        upload: &ReceivedUpload,
+        cdn: &CdnManager,
+        folder: &Folder,
+        file_name: &FileName,
+        part: BigPart<'_>,
+    ) -> Result<(), CdnError> {
+        let mut in_force = upload.small_sha256.clone();
+        for _ in 0..UPLOADS_AT_ONCE {
+            match cdn.set_plain(folder, file_name, &in_force) {
+                // Before the commit, another box took this generation for one that nobody needs. (A key that may not list a
+                // bucket is told 403 for what is not there.)
+                Err(CdnError::Missing { .. } | CdnError::Refused { .. }) if in_force == upload.small_sha256 => {
+                    cdn.put_generation(folder, file_name, part)?;
+                    cdn.set_plain(folder, file_name, &in_force)?;
+                }
+                result => result?,
+            }
+            match self.resource(&upload.login, folder, &small_name(file_name)) {
+                Ok(small) if sha256_hex(&small) != in_force => in_force = sha256_hex(&small),
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    log::warn!("whether {} was uploaded by another box meanwhile is not known: {error}", &**file_name);
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }

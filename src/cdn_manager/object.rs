@@ -150,36 +150,37 @@ impl ObjectReader {
         if head.status.is_success() && etag(&head.headers) != self.object.etag {
             return Err(CdnError::Changed { object: self.name() });
         }
-        match head.status {
+        let start = match head.status {
             StatusCode::PARTIAL_CONTENT => {
                 let range =
                     ContentRange::of(&head.headers).ok_or_else(|| bad("it has no valid Content-Range".into()))?;
                 if range.length.is_some_and(|length| length != self.object.length) {
                     return Err(CdnError::Changed { object: self.name() });
                 }
-                if range.start != self.offset || range.end != self.object.length {
+                if range.start > self.offset || range.end != self.object.length {
                     let wanted = self.offset;
                     return Err(bad(format!("bytes from {wanted} were asked for, and it sent others")));
                 }
-                Ok(body.into_reader())
+                range.start
             }
             StatusCode::OK => {
                 if body.content_length().is_some_and(|length| length != self.object.length) {
                     return Err(CdnError::Changed { object: self.name() });
                 }
-                let mut reader = body.into_reader();
                 if self.offset > 0 {
                     log::info!("the CDN ignores ranges: {} is downloaded again from its beginning", self.name());
-                    skip(&mut reader, self.offset).map_err(|error| self.broken(&error))?;
                 }
-                Ok(reader)
+                0
             }
             status => {
                 let mut text = Vec::new();
                 let _ = body.as_reader().take(8192).read_to_end(&mut text);
-                Err(refusal(&self.name(), status, &text))
+                return Err(refusal(&self.name(), status, &text));
             }
-        }
+        };
+        let mut reader = body.into_reader();
+        skip(&mut reader, self.offset - start).map_err(|error| self.broken(&error))?;
+        Ok(reader)
     }
 
     fn broken(&self, error: &io::Error) -> CdnError {

@@ -10,7 +10,7 @@ use s3::signing::uri_encode;
 use serde::Deserialize;
 
 use super::s3::{CdnError, S3Account, S3Request, empty_sha256, xml};
-use super::{Limits, META_SHA256, META_SMALL_SHA256};
+use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
 use crate::constants::CHUNK;
 use crate::security::{Hasher, sha256_hex};
 use crate::uplink::{Answer, Payload, Uplink};
@@ -42,7 +42,7 @@ pub(super) struct Destination<'a> {
 impl Destination<'_> {
     /// Stores `part` under `key`. Nobody sees the object before it is whole.
     pub(super) fn put(&self, key: &str, part: BigPart<'_>) -> Result<(), CdnError> {
-        let metadata = metadata(part);
+        let metadata = metadata(Some(part.sha256), Some(part.small_sha256));
         if part.length <= self.limits.part {
             let payload = Payload::File { file: part.file, offset: 0, length: part.length };
             return self.ask(Method::PUT, key, &[], &metadata, payload, part.sha256).map(drop);
@@ -60,16 +60,17 @@ impl Destination<'_> {
     }
 
     /// Copies an object within the bucket, in the CDN.
-    pub(super) fn copy(&self, from: &str, to: &str, part: BigPart<'_>) -> Result<(), CdnError> {
+    pub(super) fn copy(&self, object: &BigObject, to: &str) -> Result<(), CdnError> {
         const SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
         const RANGE: HeaderName = HeaderName::from_static("x-amz-copy-source-range");
-        let source = format!("/{}/{}", self.bucket, uri_encode(from, true));
-        if part.length <= self.limits.copy {
+        let source = format!("/{}/{}", self.bucket, uri_encode(&object.key, true));
+        if object.length <= self.limits.copy {
             let headers = [(SOURCE, source)];
             let answer = self.ask(Method::PUT, to, &[], &headers, NO_CONTENT, &empty_sha256())?;
             return self.without_error(to, &answer);
         }
-        self.in_parts(to, &metadata(part), part.length, self.limits.copy, |query, offset, length| {
+        let metadata = metadata(object.sha256.as_deref(), object.small_sha256.as_deref());
+        self.in_parts(to, &metadata, object.length, self.limits.copy, |query, offset, length| {
             let headers = [(SOURCE, source.clone()), (RANGE, format!("bytes={offset}-{}", offset + length - 1))];
             let answer = self.ask(Method::PUT, to, query, &headers, NO_CONTENT, &empty_sha256())?;
             #[derive(Deserialize)]
@@ -134,14 +135,26 @@ impl Destination<'_> {
             }
             let body = CompleteMultipartUploadData { parts }.to_string();
             let payload = Payload::Bytes(body.as_bytes());
-            let answer = self.ask(Method::POST, key, &id, &[], payload, &sha256_hex(body.as_bytes()))?;
-            self.without_error(key, &answer)
+            match self.ask(Method::POST, key, &id, &[], payload, &sha256_hex(body.as_bytes())) {
+                Ok(answer) => self.without_error(key, &answer),
+                // The answer to a first try was lost, and with its success the upload's id was gone.
+                Err(CdnError::Missing { .. }) if self.has(key, metadata) => Ok(()),
+                Err(error) => Err(error),
+            }
         };
         all_parts().inspect_err(|_| {
             // Parts that nobody completes cost storage for ever.
             if let Err(error) = self.ask(Method::DELETE, key, &id, &[], Payload::None, &empty_sha256()) {
                 log::warn!("the parts of an upload that failed remain in the CDN: {error}");
             }
+        })
+    }
+
+    /// Whether there is an object with the hashes that `metadata` names.
+    fn has(&self, key: &str, metadata: &[(HeaderName, String)]) -> bool {
+        let hashes = metadata.iter().filter(|(name, _)| *name != header::CONTENT_TYPE);
+        self.ask(Method::HEAD, key, &[], &[], Payload::None, &empty_sha256()).is_ok_and(|answer| {
+            hashes.clone().all(|(name, value)| answer.headers.get(name).is_some_and(|found| found == value.as_str()))
         })
     }
 
@@ -169,12 +182,10 @@ impl Destination<'_> {
     }
 }
 
-fn metadata(part: BigPart<'_>) -> [(HeaderName, String); 3] {
-    [
-        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-        (HeaderName::from_static(META_SHA256), part.sha256.to_owned()),
-        (HeaderName::from_static(META_SMALL_SHA256), part.small_sha256.to_owned()),
-    ]
+fn metadata(sha256: Option<&str>, small_sha256: Option<&str>) -> Vec<(HeaderName, String)> {
+    let hashes = [(META_SHA256, sha256), (META_SMALL_SHA256, small_sha256)];
+    let hashes = hashes.into_iter().filter_map(|(name, hash)| Some((HeaderName::from_static(name), hash?.to_owned())));
+    [(header::CONTENT_TYPE, "application/octet-stream".to_owned())].into_iter().chain(hashes).collect()
 }
 
 fn hash_range(file: &File, offset: u64, length: u64) -> io::Result<String> {

@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::record::{PartRecord, Record};
 use super::{Entry, Fills, OpenAt, verified};
@@ -18,8 +19,11 @@ use crate::security::{HashMismatch, Hasher};
 use crate::storage::{create_parent, open_private, rename_durably};
 use crate::threads;
 
-/// The part record is brought up to date whenever so many bytes more are on the disk.
+/// The part record is brought up to date whenever so many bytes more have come,
 const DURABLE_EVERY: u64 = 64 << 20;
+
+/// and after so long: what a slow uplink brought is not lost to a power cut.
+const DURABLE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A download that is running, or has just ended.
 pub(super) struct Fill {
@@ -149,7 +153,7 @@ impl Fill {
         let mut source = (self.open)(resumed);
         let mut buffer = vec![0; CHUNK];
         let mut available = resumed;
-        let mut durable = resumed;
+        let (mut durable, mut since) = (resumed, Instant::now());
         loop {
             let count = match source.read(&mut buffer) {
                 Ok(0) => break,
@@ -178,10 +182,13 @@ impl Fill {
             }
             self.changed.notify_all();
             hasher.update(&buffer[..count]);
-            if available - durable >= DURABLE_EVERY {
+            if available - durable >= DURABLE_EVERY || since.elapsed() >= DURABLE_WITHIN {
                 self.file.sync_data()?;
-                durable = available;
-                PartRecord::new(&self.object, durable).write(&self.entry.part_record())?;
+                (durable, since) = (available, Instant::now());
+                // The data have room, the record has none: only a later start would have needed it.
+                if let Err(error) = PartRecord::new(&self.object, durable).write(&self.entry.part_record()) {
+                    log::warn!("{} cannot be resumed after a power cut: {error}", self.entry.big.display());
+                }
             }
         }
         if available != self.object.length {
@@ -208,10 +215,11 @@ impl Fill {
         Ok(hasher)
     }
 
-    /// Gives the finished file its name and its record. The data goes first: a record that does not fit its file is void.
+    /// Gives the finished file its record and its name. The record goes first: it is void until its file is there, while a
+    /// file without a record would be downloaded again.
     fn keep(&self, sha256: &str) -> io::Result<()> {
-        rename_durably(&self.file, &self.entry.part(), &self.entry.big)?;
         Record::new(&self.file, sha256, &self.small_sha256)?.write(&self.entry.record())?;
+        rename_durably(&self.file, &self.entry.part(), &self.entry.big)?;
         fs::remove_file(self.entry.part_record())
     }
 

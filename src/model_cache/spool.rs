@@ -30,10 +30,10 @@ impl Spool {
         &self.file
     }
 
-    pub(super) fn move_to(mut self, target: &Path) -> io::Result<File> {
+    pub(super) fn move_to(mut self, target: &Path) -> io::Result<()> {
         rename_durably(&self.file, &self.path, target)?;
         self.moved = true;
-        self.file.try_clone()
+        Ok(())
     }
 }
 
