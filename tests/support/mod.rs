@@ -25,6 +25,7 @@ pub mod s3_proxy;
 pub mod s3_server;
 pub mod s3_store;
 pub mod service;
+pub mod small_disk;
 pub mod tcp;
 pub mod tls;
 

@@ -19,12 +19,16 @@ pub const PASSWORD: &str = "correct-horse";
 pub enum Fault {
     /// The request is read and never answered.
     Hang,
+    /// The request is carried out and never answered.
+    HangAfterServed,
     /// This status and body.
     Status(u16, String),
     /// This status, with `Retry-After` in seconds.
     StatusWithRetryAfter(u16, u64),
     /// The connection is reset without an answer.
     Reset,
+    /// The request is carried out, but the connection is reset before its answer.
+    ResetAfterServed,
     /// The real answer with its full `Content-Length`, closed after half of the body.
     Truncate,
     /// Bytes that are no HTTP.
@@ -162,6 +166,11 @@ impl ResourceApi {
         lock(&self.state.inner).faults.push(armed);
     }
 
+    /// Whether a fault still waits for its request.
+    pub fn awaits_a_request(&self) -> bool {
+        lock(&self.state.inner).faults.iter().any(|armed| armed.left != Some(0))
+    }
+
     /// Disarms all faults; a connection that hangs goes on hanging.
     pub fn clear_faults(&self) {
         lock(&self.state.inner).faults.clear();
@@ -175,5 +184,10 @@ impl ResourceApi {
     /// Listens again after [`down`](Self::down), with all files and users.
     pub fn up(&self) {
         self.server.up();
+    }
+
+    /// Cuts the open connections, hanging ones too, and goes on listening.
+    pub fn cut(&self) {
+        self.server.cut();
     }
 }

@@ -113,7 +113,10 @@ impl State {
                 Some(fault) => {
                     let answer = || self.answer(&head, method, target, &body);
                     match fault {
-                        Fault::Hang => {
+                        Fault::Hang | Fault::HangAfterServed => {
+                            if let Fault::HangAfterServed = fault {
+                                answer();
+                            }
                             // Ends when the client gives up or the server goes down.
                             io::copy(&mut reader, &mut io::sink())?;
                             return Ok(());
@@ -123,7 +126,10 @@ impl State {
                             writer,
                             "HTTP/1.1 {status} Faulty\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\n\r\n"
                         )?,
-                        Fault::Reset => {
+                        Fault::Reset | Fault::ResetAfterServed => {
+                            if let Fault::ResetAfterServed = fault {
+                                answer();
+                            }
                             reset_on_close(stream);
                             return Ok(());
                         }

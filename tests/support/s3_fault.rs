@@ -13,8 +13,12 @@ pub enum Fault {
     CutAtHalf,
     /// The request's body is taken up to so many bytes, then the connection is reset; the server sees a broken request.
     CutRequestAt(u64),
+    /// The request's body is taken up to so many bytes, then silence; the server waits for the rest as well.
+    HangRequestAt(u64),
     /// The request is read and never answered; the server never sees it.
     HangBeforeResponse,
+    /// The server does as purpose, but its answer never comes.
+    HangAfterServed,
     /// The head and so many bytes of the body, then silence.
     HangAt(u64),
     /// This status without a body; the server never sees the request.
@@ -23,7 +27,7 @@ pub enum Fault {
     StatusWithRetryAfter(u16, u64),
     /// The connection is reset; the server never sees the request.
     Reset,
-    /// The server does as asked, but the connection is reset before its answer.
+    /// The server does as purpose, but the connection is reset before its answer.
     ResetAfterServed,
     /// Bytes that are no HTTP.
     Garbage,
@@ -33,10 +37,16 @@ pub enum Fault {
     Redirect(String),
     /// The server never sees `Range`: the answer is a 200 with all.
     IgnoreRange,
+    /// The server never sees `If-Match`.
+    IgnoreIfMatch,
     /// `Content-Range` of the answer claims bytes further on than those it carries.
     WrongContentRange,
     /// A 206 without `Content-Range`.
     DropContentRange,
+    /// `Content-Range` of the answer tells another length of the whole object, one byte more.
+    WrongTotal,
+    /// The server is purpose for bytes from so many earlier on (negative) or later, and its answer says so truly.
+    ShiftRange(i64),
     /// The byte of the answer's body at this offset is another one.
     CorruptByteAt(u64),
     /// Everything so much later.
@@ -84,6 +94,65 @@ pub fn change_head(answer: &mut Head, fault: Option<&Fault>) {
                 answer.set("Content-Range", format!("bytes {}-{rest}", first + 1));
             }
         }
+        Some(Fault::WrongTotal) => {
+            let range = answer.get("Content-Range").and_then(|value| value.rsplit_once('/'));
+            if let Some((range, Ok(total))) = range.map(|(range, total)| (range.to_owned(), total.parse::<u64>())) {
+                answer.set("Content-Range", format!("{range}/{}", total + 1));
+            }
+        }
         _ => {}
+    }
+}
+
+/// What a fault does to the head of a request; whether it did anything, so that the signature is no longer right.
+pub fn change_request(request: &mut Head, fault: Option<&Fault>) -> bool {
+    let name = if let Some(Fault::IgnoreIfMatch) = fault { "If-Match" } else { "Range" };
+    let Some(value) = request.get(name).map(str::to_owned) else { return false };
+    match fault {
+        Some(Fault::IgnoreRange | Fault::IgnoreIfMatch) => request.remove(name),
+        Some(Fault::ShiftRange(by)) => {
+            let Some((from, to)) = value.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
+                return false;
+            };
+            match (from.parse::<i64>(), to.parse::<i64>()) {
+                (Ok(from), _) => request.set(name, format!("bytes={}-{to}", from + by)),
+                // `-32` asks for the last 32 bytes: more of them begin earlier.
+                (Err(_), Ok(last)) => request.set(name, format!("bytes=-{}", last - by)),
+                _ => return false,
+            }
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// What a request does with an object; several of them share a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// `GET` of all of it.
+    Whole,
+    /// `GET` of its last bytes (`Range: bytes=-32`).
+    Tail,
+    /// `GET` of what follows an offset (`Range: bytes=1000-`): a download that continues.
+    Rest,
+    /// `PUT` of its bytes.
+    Store,
+    /// `PUT` that copies another object.
+    Copy,
+}
+
+impl Purpose {
+    /// That of a request.
+    pub fn of(request: &Head) -> Option<Self> {
+        let (method, _) = request.request_line().ok()?;
+        let range = request.get("Range").and_then(|range| range.strip_prefix("bytes="));
+        match (method, range) {
+            ("GET", None) => Some(Self::Whole),
+            ("GET", Some(range)) if range.starts_with('-') => Some(Self::Tail),
+            ("GET", Some(_)) => Some(Self::Rest),
+            ("PUT", _) if request.get("x-amz-copy-source").is_some() => Some(Self::Copy),
+            ("PUT", _) => Some(Self::Store),
+            _ => None,
+        }
     }
 }

@@ -14,8 +14,8 @@ use url::Url;
 
 use super::raw::{self, Framing, Head};
 use super::s3::{Keys, S3, signed};
-pub use super::s3_fault::Fault;
-use super::s3_fault::{change_head, instead};
+pub use super::s3_fault::{Fault, Purpose};
+use super::s3_fault::{change_head, change_request, instead};
 use super::tcp::{TcpServer, lock, reset_on_close};
 
 /// A request as it passed.
@@ -54,12 +54,13 @@ struct State {
 struct Armed {
     method: String,
     path: String,
+    purpose: Option<Purpose>,
     fault: Fault,
     left: Option<usize>,
 }
 
 impl S3Proxy {
-    /// In front of `host:port`. [`Fault::IgnoreRange`] then needs requests whose `Range` is not signed.
+    /// In front of `host:port`. Faults that change a request then need one that is not signed.
     pub fn start(upstream: &str) -> Self {
         Self::launch(upstream, None)
     }
@@ -93,8 +94,22 @@ impl S3Proxy {
     /// Arms a fault for requests of this method (`""`: any) whose path or query contains this text, `times` times or until
     /// cleared. Of several that match, the oldest acts.
     pub fn fault(&self, method: &str, path: &str, fault: Fault, times: Option<usize>) {
-        let armed = Armed { method: method.to_owned(), path: path.to_owned(), fault, left: times };
+        self.arm(Armed { method: method.to_owned(), path: path.to_owned(), purpose: None, fault, left: times });
+    }
+
+    /// As [`fault`](Self::fault), for requests with this purpose.
+    pub fn fault_on(&self, purpose: Purpose, path: &str, fault: Fault, times: Option<usize>) {
+        let armed = Armed { method: String::new(), path: path.to_owned(), purpose: Some(purpose), fault, left: times };
+        self.arm(armed);
+    }
+
+    fn arm(&self, armed: Armed) {
         lock(&self.state.faults).push(armed);
+    }
+
+    /// Whether a fault still waits for its request.
+    pub fn awaits_a_request(&self) -> bool {
+        lock(&self.state.faults).iter().any(|armed| armed.left != Some(0))
     }
 
     /// Disarms all faults; a connection that hangs goes on hanging.
@@ -150,7 +165,7 @@ impl State {
         while let Some(head) = Head::read(&mut reader)? {
             let (method, target) = head.request_line()?;
             let id = self.record(&head, method, target);
-            let fault = self.take_fault(method, target);
+            let fault = self.take_fault(method, target, Purpose::of(&head));
             if !self.pass(client, &mut reader, head.clone(), fault, id)? || head.closes() {
                 return Ok(());
             }
@@ -175,16 +190,14 @@ impl State {
         match &fault {
             Some(Fault::Reset) => return Ok(reset(client)),
             Some(Fault::Delay(time)) => thread::sleep(*time),
-            Some(Fault::IgnoreRange) => self.without_range(&mut head)?,
             _ => {}
+        }
+        if change_request(&mut head, fault.as_ref()) {
+            self.sign_again(&mut head)?;
         }
         if let Some(answer) = fault.as_ref().and_then(instead) {
             raw::read_body(reader, framing)?;
-            let Some(answer) = answer else {
-                // Ends when the client gives up or the proxy goes down.
-                io::copy(reader, &mut io::sink())?;
-                return Ok(false);
-            };
+            let Some(answer) = answer else { return hang(client) };
             if let Ok(status) = answer.status() {
                 self.note(id, status, 0);
             }
@@ -195,8 +208,14 @@ impl State {
         let server = TcpStream::connect(&self.upstream)?;
         // One connection a request: where an answer ends is then never in doubt.
         head.set("Connection", "close");
-        let allowed = if let Some(Fault::CutRequestAt(bytes)) = fault { Some(bytes) } else { None };
+        let allowed = match fault {
+            Some(Fault::CutRequestAt(bytes) | Fault::HangRequestAt(bytes)) => Some(bytes),
+            _ => None,
+        };
         if !send_request(&server, &mut head, reader, framing, allowed)? {
+            if let Some(Fault::HangRequestAt(_)) = fault {
+                return hang(client);
+            }
             return Ok(reset(client));
         }
         let mut answers = BufReader::new(&server);
@@ -205,6 +224,11 @@ impl State {
         if let Some(Fault::ResetAfterServed) = fault {
             io::copy(&mut { body.reader }, &mut io::sink())?;
             return Ok(reset(client));
+        }
+        if let Some(Fault::HangAfterServed) = fault {
+            io::copy(&mut { body.reader }, &mut io::sink())?;
+            self.note(id, answer.status()?, 0);
+            return hang(client);
         }
         change_head(&mut answer, fault.as_ref());
         let status = answer.status()?;
@@ -249,22 +273,18 @@ impl State {
             }
         }
         if let Some(Fault::HangAt(_)) = fault {
-            io::copy(&mut client, &mut io::sink())?;
+            hang(client)?;
         }
         // A body that fits the cut has been sent whole: still the connection ends, as the fault says.
         Ok(!matches!(fault, Some(Fault::CutResponseAt(_) | Fault::CutAtHalf | Fault::HangAt(_))))
     }
 
-    /// Removes `Range`, and signs again where the signature covers it.
-    fn without_range(&self, head: &mut Head) -> io::Result<()> {
-        head.remove("Range");
-        let Some(authorization) = head.get("Authorization") else { return Ok(()) };
-        let names =
-            authorization.split("SignedHeaders=").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
-        if !names.split(';').any(|name| name == "range") {
+    /// Signs a request again whose signed headers were changed.
+    fn sign_again(&self, head: &mut Head) -> io::Result<()> {
+        if head.get("Authorization").is_none() {
             return Ok(());
         }
-        let keys = self.keys.as_ref().expect("`IgnoreRange` on a signed Range: start the proxy with `S3Proxy::before`");
+        let keys = self.keys.as_ref().expect("a fault that changes a request: start the proxy with `S3Proxy::before`");
         let (method, target) = head.request_line()?;
         let (method, target) = (method.to_owned(), target.to_owned());
         let host = head.get("Host").unwrap_or_default();
@@ -297,10 +317,13 @@ impl State {
         }
     }
 
-    fn take_fault(&self, method: &str, target: &str) -> Option<Fault> {
+    fn take_fault(&self, method: &str, target: &str, purpose: Option<Purpose>) -> Option<Fault> {
         let mut faults = lock(&self.faults);
         let mut armed = faults.iter_mut().filter(|armed| armed.left != Some(0));
-        let armed = armed.find(|armed| matches(&armed.method, &armed.path, method, target))?;
+        let armed = armed.find(|armed| {
+            matches(&armed.method, &armed.path, method, target)
+                && armed.purpose.is_none_or(|wanted| Some(wanted) == purpose)
+        })?;
         armed.left = armed.left.map(|left| left - 1);
         Some(armed.fault.clone())
     }
@@ -369,6 +392,12 @@ fn read_answer<'a>(reader: &'a mut impl BufRead, method: &str) -> io::Result<(He
         }
     };
     Ok((head, body))
+}
+
+/// Ends when the client gives up or the proxy goes down.
+fn hang(mut client: &TcpStream) -> io::Result<bool> {
+    io::copy(&mut client, &mut io::sink())?;
+    Ok(false)
 }
 
 fn reset(client: &TcpStream) -> bool {
