@@ -4,15 +4,20 @@
 mod support;
 mod world;
 
+mod atomic_uploads;
 mod command_line;
+mod full_disk;
 mod hardware;
 mod http_api;
 mod image;
 mod pairs;
 mod peer;
+mod power_cuts;
 mod resource_api;
+mod resumption;
 mod server;
 mod tls;
 mod transfers;
 mod unlock;
+mod uplink;
 mod vectors;
