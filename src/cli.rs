@@ -43,6 +43,7 @@ Environment (name, default, meaning):
   HARDWARE_ID            (read from the hardware)      replaces the hardware string
   HANDLER_THREADS        4                             requests that are worked on at once, 1 to 64
   MAX_UPLOAD_BYTES       17179869184                   largest upload
+  CLIENT_STALL_SECONDS   30                            a client that moves nothing for so long is cut off, 1 to 3600
   CLIENT_TOKEN           (none)                        bearer token that clients must send
   JWT_PUBLIC_KEY_PATH    (none)                        PEM; verifies the Resource API's tokens
 

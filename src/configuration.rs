@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use log::LevelFilter;
 
@@ -58,6 +59,8 @@ pub struct Configuration {
     pub handler_threads: usize,
     /// `MAX_UPLOAD_BYTES`.
     pub max_upload_bytes: u64,
+    /// `CLIENT_STALL_SECONDS`: how long a client may keep its connection waiting.
+    pub client_stall_limit: Duration,
     /// `CLIENT_TOKEN`.
     pub client_token: Option<Secret>,
     /// `JWT_PUBLIC_KEY_PATH`.
@@ -166,6 +169,7 @@ impl Configuration {
             max_upload_bytes: text("MAX_UPLOAD_BYTES", "17179869184")?
                 .parse()
                 .map_err(|_| bad("MAX_UPLOAD_BYTES", "is not a number of bytes such as 17179869184"))?,
+            client_stall_limit: client_stall_limit(&text("CLIENT_STALL_SECONDS", "30")?)?,
             client_token,
             jwt_public_key_path: file("JWT_PUBLIC_KEY_PATH")?,
         })
@@ -223,6 +227,13 @@ fn handler_threads(value: &str) -> Result<usize, ConfigurationError> {
     }
 }
 
+fn client_stall_limit(value: &str) -> Result<Duration, ConfigurationError> {
+    match value.parse() {
+        Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds)),
+        _ => Err(bad("CLIENT_STALL_SECONDS", "is not a number of seconds from 1 to 3600")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +256,7 @@ mod tests {
         assert_eq!(configuration.log_level, LevelFilter::Info);
         assert_eq!(configuration.handler_threads, 4);
         assert_eq!(configuration.max_upload_bytes, 17_179_869_184);
+        assert_eq!(configuration.client_stall_limit, Duration::from_secs(30));
         assert_eq!(configuration.default_salts, ["HARDWARE_SALT", "API_KEY_SALT", "RESOURCE_KEY_SALT"]);
         assert!(configuration.client_token.is_none() && configuration.hardware_id.is_none());
     }
@@ -266,6 +278,9 @@ mod tests {
             ("HANDLER_THREADS", "0"),
             ("HANDLER_THREADS", "many"),
             ("MAX_UPLOAD_BYTES", "16G"),
+            ("CLIENT_STALL_SECONDS", "0"),
+            ("CLIENT_STALL_SECONDS", "3601"),
+            ("CLIENT_STALL_SECONDS", "30s"),
             ("CLIENT_TOKEN", "line\nbreak"),
             ("API_KEY_SALT", ""),
         ] {

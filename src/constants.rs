@@ -15,7 +15,7 @@ pub const CDN_CONFIG_FILE: &str = "cdn.yaml";
 /// every running transfer holds a handful of such buffers.
 pub const CHUNK: usize = 128 * 1024;
 
-/// A client, or the Resource API, or the CDN that moves no byte for so long has failed.
+/// The Resource API or the CDN has failed when it moves no byte for so long. (For clients it is `CLIENT_STALL_SECONDS`.)
 pub const STALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// The largest JSON body that is read, from clients and from the Resource API.

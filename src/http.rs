@@ -8,10 +8,13 @@ mod connection;
 mod exchange;
 mod json;
 mod multipart;
+mod origin;
+mod pace;
 mod reply;
 mod router;
 mod routes;
 mod server;
+mod sweep;
 mod watch;
 
 pub use connection::{Listener, Peer, reachable};

@@ -71,7 +71,8 @@ impl std::fmt::Debug for AesKey {
 #[must_use]
 pub fn secret_hash(text: &str) -> Zeroizing<String> {
     // 48 bytes always encode to 64 characters, so there is nothing that can fail.
-    Zeroizing::new(Base64::encode_to_string(Sha384::digest(text.as_bytes())).unwrap_or_default())
+    let digest = Zeroizing::new(<[u8; 48]>::from(Sha384::digest(text.as_bytes())));
+    Zeroizing::new(Base64::encode_to_string(*digest).unwrap_or_default())
 }
 
 /// The hash that stands for this hardware in the API key.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use http::{HeaderMap, Request, Response, StatusCode};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, SendBody, Timeout};
+use zeroize::Zeroizing;
 
 use crate::constants::{AGENT, CHUNK, STALL_LIMIT};
 
@@ -252,14 +253,16 @@ pub struct Answer {
     pub status: StatusCode,
     /// The headers.
     pub headers: HeaderMap,
-    /// The body.
-    pub body: Vec<u8>,
+    /// The body. It may hold a token or a key, so it is wiped when dropped.
+    pub body: Zeroizing<Vec<u8>>,
 }
 
 impl Answer {
     fn read(server: String, response: Response<Body>, limit: u64) -> Result<Self, UplinkError> {
         let (head, body) = response.into_parts();
-        let mut bytes = Vec::new();
+        // Room for all of it: a vector that grows leaves copies of its beginning behind.
+        let length = body.content_length().unwrap_or(0).min(limit);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(length as usize + 64));
         // One more byte than allowed tells "too large" from "just as large as allowed".
         match body.into_reader().take(limit + 1).read_to_end(&mut bytes) {
             Err(error) => Err(UplinkError::new(server, error.into())),

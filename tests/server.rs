@@ -154,7 +154,7 @@ fn a_declared_length_costs_nothing() {
     let (service, _api) = (Service::builder().start(), ());
     service.get("/health");
     let (descriptors, rss) = (service.descriptors(), service.vm_rss_kib());
-    for round in 0..200 {
+    for round in 0..1000 {
         let (path, extra) = [
             ("/login", "Content-Type: application/json\r\n"),
             ("/upload/m", "Content-Type: multipart/form-data; boundary=b\r\n"),

@@ -5,6 +5,7 @@ mod support;
 mod world;
 
 mod atomic_uploads;
+mod clients;
 mod command_line;
 mod full_disk;
 mod hardware;
@@ -15,6 +16,7 @@ mod peer;
 mod power_cuts;
 mod resource_api;
 mod resumption;
+mod security;
 mod server;
 mod tls;
 mod transfers;

@@ -96,7 +96,7 @@ impl ResourceApi {
         hardware: &str,
         folder: &str,
         file_name: &str,
-    ) -> Result<Vec<u8>, ApiError> {
+    ) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let password = credentials.password.expose();
         let body = json([("password", password), ("hardware", hardware), ("fileName", file_name)]);
         let path = format!("/resources/get/{folder}");
@@ -135,7 +135,7 @@ impl ResourceApi {
     /// See [`ApiError`].
     pub fn key_fragment(&self, token: &Secret) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let answer = self.ask(&Method::GET, "/binary-split/key-fragment", Some(token), "", &[])?;
-        let fragment = Zeroizing::new(accepted(answer, None)?);
+        let fragment = accepted(answer, None)?;
         if fragment.is_empty() { Err(ApiError::BadAnswer("the key fragment is empty".into())) } else { Ok(fragment) }
     }
 
@@ -176,7 +176,7 @@ fn json<const N: usize>(fields: [(&str, &str); N]) -> Zeroizing<Vec<u8>> {
 
 /// The body if the answer is a success; else what it means. An API that repeats `secret` in its message is not quoted
 /// on that.
-fn accepted(answer: Answer, secret: Option<&Secret>) -> Result<Vec<u8>, ApiError> {
+fn accepted(answer: Answer, secret: Option<&Secret>) -> Result<Zeroizing<Vec<u8>>, ApiError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Refusal {

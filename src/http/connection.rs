@@ -6,14 +6,19 @@
 //!   through [`TamedReader`], which keeps the reader's own idea of what is missing small at every moment.
 //! - **The socket.** It is not exposed. [`Peer`] finds it among the process's descriptors by its two addresses, to set
 //!   timeouts and to end a connection.
+//! - **The connection.** It is handed out only with a complete request. [`OpenConnection`] tells how much of a head the
+//!   library has read so far, and ends it.
 //! - **The listener.** Accepted sockets inherit its options, so [`Listener`] sets them there.
 #![allow(unsafe_code)]
 
 mod body;
 mod listener;
+mod open;
 mod peer;
 
 pub(super) use body::{TamedReader, take_body};
+pub(super) use listener::ACCEPT_LOOP_PATIENCE;
 pub(super) use listener::Accepting;
 pub use listener::{Listener, reachable};
+pub(super) use open::OpenConnection;
 pub use peer::Peer;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tiny_http::{Method, Request};
 
-use super::connection::{Listener, Peer, TamedReader, take_body};
+use super::connection::{ACCEPT_LOOP_PATIENCE, Listener, Peer, TamedReader, take_body};
+use super::pace::{Pace, PacedWriter};
 use super::reply::{Reply, ReplyBody, reason_phrase};
 use crate::constants::AGENT;
 
@@ -65,6 +66,7 @@ pub struct Body {
     awaits_continue: bool,
     /// What the body came to, if it was not well.
     broken: bool,
+    pace: Pace,
 }
 
 impl Body {
@@ -94,7 +96,7 @@ impl Body {
             Framing::Length(_) => out.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX)),
             _ => out.len(),
         };
-        let count = reader.read(&mut out[..limit]).map_err(|error| match error.kind() {
+        let count = self.pace.transfer(|| reader.read(&mut out[..limit])).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 io::Error::new(io::ErrorKind::TimedOut, "the client stopped sending")
             }
@@ -121,12 +123,19 @@ pub struct Exchange {
     writer: Option<Box<dyn Write + Send>>,
     /// Set when the `tiny_http` server that this came from reads no more requests.
     retired: Arc<AtomicBool>,
+    /// How long the client may keep the writing of its answer waiting.
+    patience: Duration,
     lingers: bool,
     started: Instant,
 }
 
 impl Exchange {
-    pub(super) fn new(mut request: Request, listener: &Listener, retired: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(
+        mut request: Request,
+        listener: &Listener,
+        retired: Arc<AtomicBool>,
+        stall_limit: Duration,
+    ) -> Self {
         let framing = Framing::of(&request);
         let header = |name: &'static str| request.headers().iter().find(|header| header.field.equiv(name));
         let awaits_continue = header("Expect").is_some();
@@ -156,9 +165,18 @@ impl Exchange {
             url: request.url().to_owned(),
             headers: request.headers().to_vec(),
             peer,
-            body: Body { reader, framing, remaining, ended: false, awaits_continue, broken: upgrade },
+            body: Body {
+                reader,
+                framing,
+                remaining,
+                ended: false,
+                awaits_continue,
+                broken: upgrade,
+                pace: Pace::new(stall_limit),
+            },
             writer: Some(request.into_writer()),
             retired,
+            patience: ACCEPT_LOOP_PATIENCE,
             lingers: true,
             started: Instant::now(),
         }
@@ -188,6 +206,14 @@ impl Exchange {
         self.peer.as_ref()
     }
 
+    /// Allows the client to keep a handler waiting, as the accept loop must not be kept.
+    pub(super) fn wait_for_client(&mut self, limit: Duration) {
+        self.patience = limit;
+        if let Some(peer) = &self.peer {
+            peer.set_timeouts(limit);
+        }
+    }
+
     /// The body.
     #[must_use]
     pub fn body(&self) -> &Body {
@@ -198,6 +224,13 @@ impl Exchange {
     #[must_use]
     pub fn may_block(&self) -> bool {
         !matches!(self.body.framing, Framing::Length(0))
+    }
+
+    /// The length of the request line and the headers, about.
+    #[must_use]
+    pub fn head_length(&self) -> usize {
+        let headers = self.headers.iter().map(|header| header.field.as_str().as_str().len() + header.value.len() + 4);
+        self.url.len() + headers.sum::<usize>()
     }
 
     /// Why the request cannot be understood at all, if so.
@@ -246,11 +279,8 @@ impl Exchange {
     fn write(&mut self, reply: Reply) -> io::Result<u64> {
         let closes = !self.can_go_on();
         let Some(writer) = &mut self.writer else { return Ok(0) };
-        let result = write_reply(writer, reply, self.method == Method::Head, closes);
-        result.map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading"),
-            _ => error,
-        })
+        let mut writer = PacedWriter { writer: &mut **writer, pace: Pace::new(self.patience) };
+        write_reply(&mut writer, reply, self.method == Method::Head, closes)
     }
 
     /// Whether the next request on this connection can be found.

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::exchange::Exchange;
 use super::reply::Reply;
@@ -24,7 +24,9 @@ pub(super) fn read_json<T: DeserializeOwned>(exchange: &mut Exchange, fields: &[
         return Err(too_large());
     }
     // It may hold a password.
-    let mut json = Zeroizing::new(Vec::new());
+    // Room for all of it: a vector that grows leaves copies of its beginning behind.
+    let length = exchange.body().declared_length().unwrap_or(MAX_JSON_BYTES);
+    let mut json = Zeroizing::new(Vec::with_capacity(length as usize + 64));
     exchange
         .take(MAX_JSON_BYTES + 1)
         .read_to_end(&mut json)
@@ -41,9 +43,15 @@ fn too_large() -> Reply {
 
 /// serde's own sentences quote values, and a value may be a password of the wrong type.
 fn why_not(json: &[u8], error: &serde_json::Error, fields: &[&str]) -> String {
-    let Ok(value) = serde_json::from_slice::<Value>(json) else {
+    let Ok(mut value) = serde_json::from_slice::<Value>(json) else {
         return format!("the body is not valid JSON (line {}, column {})", error.line(), error.column());
     };
+    let reason = why_not_value(&value, fields);
+    wipe(&mut value);
+    reason
+}
+
+fn why_not_value(value: &Value, fields: &[&str]) -> String {
     let Value::Object(object) = value else { return "the body must be a JSON object".into() };
     let of_wrong_type = |field: &&&str| object.get(**field).is_some_and(|value| !value.is_string() && !value.is_null());
     if let Some(field) = fields.iter().find(of_wrong_type) {
@@ -53,4 +61,14 @@ fn why_not(json: &[u8], error: &serde_json::Error, fields: &[&str]) -> String {
         return format!("{field} is missing");
     }
     "a field appears twice".into()
+}
+
+/// Any text in it may be a password.
+fn wipe(value: &mut Value) {
+    match value {
+        Value::String(text) => text.zeroize(),
+        Value::Array(values) => values.iter_mut().for_each(wipe),
+        Value::Object(object) => object.values_mut().for_each(wipe),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }

@@ -56,6 +56,12 @@ impl Route {
         matches!(self, Self::Health | Self::Status | Self::UnlockStatus)
     }
 
+    /// Whether a request can do more than look.
+    #[must_use]
+    pub fn changes_something(&self) -> bool {
+        self.allow() == WRITE
+    }
+
     /// Whether the route is open without the `CLIENT_TOKEN`.
     #[must_use]
     pub fn is_public(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Who answers a request: the accept loop itself what is in memory, a handler thread what may block.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -10,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use super::connection::{Listener, Peer};
 use super::exchange::Exchange;
+use super::origin::Sender;
 use super::reply::Reply;
 use super::router::{Route, RouteError, route};
 use super::routes;
+use super::sweep::{MAX_HEAD, Sweep};
 use super::watch::Watch;
-use crate::constants::STALL_LIMIT;
 use crate::service::Service;
 use crate::threads;
 
@@ -71,6 +73,8 @@ impl Server {
     #[must_use]
     pub fn serve(self) -> Running {
         let threads = self.service.configuration.handler_threads;
+        let stall_limit = self.service.configuration.client_stall_limit;
+        let mut sweep = Sweep::new(stall_limit);
         let (sender, receiver) = sync_channel(threads * QUEUED_PER_HANDLER);
         let dispatcher = Arc::new(Dispatcher { service: self.service, in_flight: Mutex::default() });
         let receiver = Arc::new(Mutex::new(receiver));
@@ -95,16 +99,20 @@ impl Server {
                 Ok((server, accepting)) => {
                     let retired = Arc::new(AtomicBool::new(false));
                     let mut watch = Watch::new(accepting);
+                    let exchange = |request| Exchange::new(request, &self.listener, Arc::clone(&retired), stall_limit);
                     while !self.stop.load(Ordering::Relaxed) {
-                        if !watch.look(&self.listener) {
+                        if !watch.look(&self.listener, &mut sweep, || dispatcher.busy()) {
                             log::error!("the thread that accepts connections has died; it is started again");
                             break;
                         }
                         match server.recv_timeout(watch.interval()) {
                             Ok(Some(request)) => {
                                 watch.request();
-                                dispatcher
-                                    .dispatch(Exchange::new(request, &self.listener, Arc::clone(&retired)), &sender);
+                                let exchange = exchange(request);
+                                if let Some(Peer::Tcp { address, .. }) = exchange.peer() {
+                                    sweep.request(*address);
+                                }
+                                dispatcher.dispatch(exchange, &sender);
                             }
                             Ok(None) => {}
                             Err(error) => {
@@ -118,7 +126,7 @@ impl Server {
                     retired.store(true, Ordering::Relaxed);
                     dispatcher.shed(&self.listener);
                     while let Ok(Some(request)) = server.try_recv() {
-                        dispatcher.dispatch(Exchange::new(request, &self.listener, Arc::clone(&retired)), &sender);
+                        dispatcher.dispatch(exchange(request), &sender);
                     }
                 }
             }
@@ -185,11 +193,12 @@ impl Dispatcher {
             let Ok(exchange) = next else { return };
             let peer = exchange.peer().cloned();
             let mut current = Some(exchange);
-            while let Some(exchange) = current {
-                if let Some(peer) = exchange.peer() {
-                    peer.set_timeouts(STALL_LIMIT);
-                }
+            while let Some(mut exchange) = current {
+                exchange.wait_for_client(self.service.configuration.client_stall_limit);
                 let goes_on = answer(&self.service, exchange);
+                if let (true, Some(peer)) = (goes_on, &peer) {
+                    peer.expect_prompt_reading();
+                }
                 current = self.next_of(peer.as_ref(), goes_on);
             }
         }
@@ -211,6 +220,14 @@ impl Dispatcher {
             in_flight.remove(peer);
         }
         next
+    }
+
+    /// The clients whose requests are being worked on.
+    fn busy(&self) -> HashSet<SocketAddr> {
+        let in_flight = self.in_flight();
+        let busy = in_flight.iter().filter(|(_, connection)| matches!(connection, Connection::Busy(_)));
+        let address = |peer: &Peer| if let Peer::Tcp { address, .. } = peer { Some(*address) } else { None };
+        busy.filter_map(|(peer, _)| address(peer)).collect()
     }
 
     /// Closes the connections that nobody is working for.
@@ -242,6 +259,9 @@ fn answer(service: &Arc<Service>, mut exchange: Exchange) -> bool {
 }
 
 fn reply_to(service: &Arc<Service>, exchange: &mut Exchange) -> Reply {
+    if exchange.head_length() > MAX_HEAD {
+        return Reply::error(431, format!("the request line and headers may have {MAX_HEAD} bytes at most"));
+    }
     if let Some(reason) = exchange.malformed() {
         return Reply::error(400, reason);
     }
@@ -253,6 +273,16 @@ fn reply_to(service: &Arc<Service>, exchange: &mut Exchange) -> Reply {
             return Reply::error(405, "Method Not Allowed").with_header("Allow", allow);
         }
     };
+    let sender = Sender {
+        site: exchange.header("Sec-Fetch-Site"),
+        origin: exchange.header("Origin"),
+        host: exchange.header("Host"),
+        has_token: service.configuration.client_token.is_some(),
+    };
+    // What GET answers, a page of another site cannot read.
+    if let (true, Some(objection)) = (route.changes_something(), sender.objection()) {
+        return Reply::error(403, objection);
+    }
     if !route.is_public() && !is_authorized(service, exchange) {
         let detail = "this service needs Authorization: Bearer with its client token";
         return Reply::error(401, detail).with_header("WWW-Authenticate", "Bearer");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::tcp::lock;
 
 /// Every name of section 8, so that nothing of the developer's environment reaches a test.
-pub const VARIABLES: [&str; 17] = [
+pub const VARIABLES: [&str; 18] = [
     "RESOURCE_API_URL",
     "IMAGES_PATH",
     "API_VERSION",
@@ -27,6 +27,7 @@ pub const VARIABLES: [&str; 17] = [
     "HARDWARE_ID",
     "HANDLER_THREADS",
     "MAX_UPLOAD_BYTES",
+    "CLIENT_STALL_SECONDS",
     "CLIENT_TOKEN",
     "JWT_PUBLIC_KEY_PATH",
 ];

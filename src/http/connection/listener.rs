@@ -12,18 +12,23 @@ use std::time::Duration;
 
 use tiny_http::Request;
 
-use super::peer::{Peer, descriptors, name_of, option, set_option, set_timeout};
+use super::open::OpenConnection;
+use super::peer::{Peer, descriptors, option, set_option, set_timeout, set_timeouts};
 use crate::configuration::BindAddress;
 
-/// A write that the accept loop makes itself blocks at most so long. Handlers give their clients more, see
-/// [`Peer::set_timeouts`].
-const ACCEPT_LOOP_PATIENCE: Duration = Duration::from_millis(100);
+/// A write that the accept loop makes itself blocks at most so long: its answers fit the socket's buffer unless the client
+/// reads none. Handlers give their clients more, see [`Peer::set_timeouts`].
+pub(in crate::http) const ACCEPT_LOOP_PATIENCE: Duration = Duration::from_millis(10);
+
+/// How long a connection to this very process may take.
+const KNOCK_LIMIT: Duration = Duration::from_millis(100);
+
+/// Connections that wait to be accepted. More than the standard library asks for, so that a burst costs nobody a
+/// retransmission.
+const BACKLOG: libc::c_int = 1024;
 
 /// A TCP peer that answers no probe is dead after about so long.
 const KEEPALIVE_SECONDS: libc::c_int = 60;
-
-/// A connection that has sent no byte after this time is not worth a thread.
-const FIRST_BYTE_SECONDS: libc::c_int = 10;
 
 /// The socket that accepts connections. It is kept for the life of the process, so that clients queue rather than fail
 /// while `tiny_http` is started anew behind it.
@@ -58,12 +63,15 @@ impl Listener {
         };
         if let Self::Tcp(listener) = &listener {
             let descriptor = listener.as_raw_fd();
+            // SAFETY: no memory is involved, and the descriptor is that of the listener above.
+            unsafe { libc::listen(descriptor, BACKLOG) };
+            // Not `TCP_DEFER_ACCEPT`: connections that send nothing would fill the kernel's queue of half-open ones, where
+            // nobody can end them, and then nobody else gets in. Accepted, they are ended like all that wait too long.
             // `SO_RCVTIMEO` must not be among them: it would end `accept` when no client comes.
             set_timeout(descriptor, libc::SO_SNDTIMEO, ACCEPT_LOOP_PATIENCE);
             set_option(descriptor, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1 as libc::c_int);
             set_option(descriptor, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, KEEPALIVE_SECONDS);
             set_option(descriptor, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, KEEPALIVE_SECONDS * 1000);
-            set_option(descriptor, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, FIRST_BYTE_SECONDS);
             set_option(descriptor, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1 as libc::c_int);
         }
         Ok(listener)
@@ -102,31 +110,32 @@ impl Listener {
         }
     }
 
-    /// How many connections are open.
-    pub(in crate::http) fn connections(&self) -> usize {
-        match self {
-            Self::Tcp(_) => {
-                let Some(port) = self.port() else { return 0 };
-                let of_port = |descriptor: &RawFd| {
-                    let local = name_of(*descriptor, libc::getsockname).filter(|local| local.port() == port)?;
-                    Some((local, name_of(*descriptor, libc::getpeername)?))
-                };
-                descriptors().iter().filter_map(of_port).collect::<HashSet<_>>().len()
-            }
-            // `tiny_http` has two descriptors for each connection.
-            Self::Unix(_, path) => Peer::Unix(path.clone()).sockets().len() / 2,
-        }
+    /// The open TCP connections.
+    pub(in crate::http) fn connections(&self) -> Vec<OpenConnection> {
+        let Some(port) = self.port() else { return Vec::new() };
+        let mut seen = HashSet::new();
+        let connections = descriptors().into_iter().filter_map(|descriptor| OpenConnection::of(descriptor, port));
+        // `tiny_http` has two descriptors for each connection.
+        connections.filter(|connection| seen.insert(connection.peer)).collect()
+    }
+
+    /// Limits every read and write on all connections of a Unix socket, and counts them. Nothing more can be done there:
+    /// they cannot be told apart.
+    pub(in crate::http) fn limit_unix_connections(&self, limit: Duration) -> usize {
+        let Self::Unix(_, path) = self else { return 0 };
+        let sockets = Peer::Unix(path.clone()).sockets();
+        set_timeouts(&sockets, limit);
+        sockets.len() / 2
     }
 
     /// Makes a connection that ends at once.
     pub(in crate::http) fn knock(&self) {
-        // No request line is empty, so this one is refused without a request. The bytes are needed: a connection that
-        // sends nothing is not accepted for a while.
+        // No request line is empty, so this one is refused without a request.
         let knock = b"\r\n\r\n";
         let _ = match self {
-            Self::Tcp(listener) => listener.local_addr().and_then(|address| {
-                TcpStream::connect_timeout(&reachable(address), ACCEPT_LOOP_PATIENCE)?.write_all(knock)
-            }),
+            Self::Tcp(listener) => listener
+                .local_addr()
+                .and_then(|address| TcpStream::connect_timeout(&reachable(address), KNOCK_LIMIT)?.write_all(knock)),
             Self::Unix(_, path) => UnixStream::connect(path).and_then(|mut stream| stream.write_all(knock)),
         };
     }

@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::listener::ACCEPT_LOOP_PATIENCE;
+
 /// The other end of a connection, as far as `tiny_http` tells.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
@@ -23,11 +25,18 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Limits every single read and write on the connection.
+    /// Limits every single read on the connection, and makes writes that last come back now and then.
     pub fn set_timeouts(&self, limit: Duration) {
-        for socket in self.sockets() {
-            set_timeout(socket, libc::SO_RCVTIMEO, limit);
-            set_timeout(socket, libc::SO_SNDTIMEO, limit);
+        set_timeouts(&self.sockets(), limit);
+    }
+
+    /// Limits every write again as for the accept loop, which must not wait for a client. On a Unix socket others may
+    /// be writing, so it changes nothing there.
+    pub(in crate::http) fn expect_prompt_reading(&self) {
+        if let Self::Tcp { .. } = self {
+            for socket in self.sockets() {
+                set_timeout(socket, libc::SO_SNDTIMEO, ACCEPT_LOOP_PATIENCE);
+            }
         }
     }
 
@@ -148,6 +157,14 @@ pub(super) fn set_option<T>(descriptor: RawFd, level: libc::c_int, name: libc::c
     // changes nothing: the service works without it, with less protection.
     unsafe {
         libc::setsockopt(descriptor, level, name, (&raw const value).cast(), size_of::<T>() as libc::socklen_t);
+    }
+}
+
+/// See [`Peer::set_timeouts`].
+pub(super) fn set_timeouts(sockets: &[RawFd], limit: Duration) {
+    for socket in sockets {
+        set_timeout(*socket, libc::SO_RCVTIMEO, limit);
+        set_timeout(*socket, libc::SO_SNDTIMEO, limit / 4);
     }
 }
 

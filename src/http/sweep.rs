@@ -1,0 +1,155 @@
+//! Ends connections that `tiny_http` would wait for without end: those on which nothing comes, those whose request head
+//! comes too slowly or without end, and the longest idle ones where there are too many.
+//!
+//! The library starts a thread for each connection, gives it no time limit, and keeps whatever a head consists of. It
+//! cannot be told otherwise, so this looks at the connections from outside, often, and ends what is beyond the limits.
+//! Between two looks a client can get ahead of them, by as much as the library can read in that time.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::connection::OpenConnection;
+
+/// The largest request line with headers. What the library makes of a head in memory can be twenty times as much.
+pub(super) const MAX_HEAD: usize = 16 * 1024;
+
+/// Connections that may be open. Each costs a thread, two descriptors and some 20 KiB.
+const MAX_CONNECTIONS: usize = 256;
+
+/// A connection that was ended should be gone by now; if not, it is a new one of the same client.
+const ENDING: Duration = Duration::from_secs(5);
+
+const TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\n\
+    Content-Length: 70\r\nConnection: close\r\n\r\n{\"detail\":\"the request line and headers may have 16384 bytes at most\"}";
+
+const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n\
+    Content-Length: 47\r\nConnection: close\r\n\r\n{\"detail\":\"the request did not arrive in time\"}";
+
+/// The library reads what has arrived at once, unless it has forgotten the connection.
+const UNREAD: Duration = Duration::from_millis(200);
+
+/// What a look came upon.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    /// Somebody is sending a request head.
+    pub(super) head: bool,
+    /// Connections whose bytes nobody reads.
+    pub(super) forgotten: usize,
+}
+
+/// What is known of the connections.
+pub(super) struct Sweep {
+    limit: Duration,
+    known: HashMap<SocketAddr, Known>,
+}
+
+/// One connection.
+struct Known {
+    /// When it was last seen with a request, or first seen at all.
+    idle_since: Instant,
+    /// What the library had read at that time.
+    taken: u64,
+    /// Since when it has been sending a head.
+    head_since: Option<Instant>,
+    /// A request of it has come, or is being worked on: what is read belongs to it, up to the next look.
+    in_request: bool,
+    ended: Option<Instant>,
+}
+
+impl Known {
+    fn new(now: Instant) -> Self {
+        Self { idle_since: now, taken: 0, head_since: None, in_request: false, ended: None }
+    }
+
+    fn end(&mut self, connection: &OpenConnection, last_words: &[u8]) {
+        connection.end(last_words);
+        self.ended = Some(Instant::now());
+    }
+}
+
+impl Sweep {
+    /// For clients that may keep their connections waiting for `limit`.
+    pub(super) fn new(limit: Duration) -> Self {
+        Self { limit, known: HashMap::new() }
+    }
+
+    /// How long clients may keep their connections waiting.
+    pub(super) fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// A request of this client has come.
+    pub(super) fn request(&mut self, peer: SocketAddr) {
+        self.known.entry(peer).or_insert_with(|| Known::new(Instant::now())).in_request = true;
+    }
+
+    /// Looks at all connections; the `busy` ones are at a request.
+    pub(super) fn look(&mut self, connections: &[OpenConnection], busy: &HashSet<SocketAddr>) -> Seen {
+        let now = Instant::now();
+        let open: HashSet<SocketAddr> = connections.iter().map(|connection| connection.peer).collect();
+        self.known.retain(|peer, _| open.contains(peer));
+
+        let mut idle = Vec::new();
+        let mut seen = Seen::default();
+        for connection in connections {
+            let known = self.known.entry(connection.peer).or_insert_with(|| Known::new(now));
+            if known.ended.is_some_and(|at| at.elapsed() < ENDING) {
+                continue;
+            }
+            let (taken, waiting) = connection.taken_and_waiting().unwrap_or((known.taken, 0));
+            let is_busy = busy.contains(&connection.peer);
+            if is_busy || known.in_request {
+                *known = Known { taken, in_request: is_busy, ..Known::new(now) };
+            }
+            if is_busy {
+                continue;
+            }
+            let head = taken.saturating_sub(known.taken);
+            if head > 0 || waiting > 0 {
+                seen.head = true;
+            }
+            if head == 0 && waiting > 0 && now - known.idle_since >= UNREAD {
+                seen.forgotten += 1;
+            }
+            let last_words = if head > MAX_HEAD as u64 {
+                Some(TOO_LARGE)
+            } else if head > 0 {
+                let since = *known.head_since.get_or_insert(now);
+                (now - since >= self.limit).then_some(TOO_SLOW)
+            } else {
+                (now - known.idle_since >= self.limit).then_some(&b""[..])
+            };
+            match last_words {
+                Some(words) => known.end(connection, words),
+                None => idle.push((known.idle_since, connection)),
+            }
+        }
+
+        let surplus = connections.len().saturating_sub(MAX_CONNECTIONS).min(idle.len());
+        if surplus > 0 {
+            idle.sort_unstable_by_key(|(since, _)| *since);
+            for (_, connection) in &idle[..surplus] {
+                if let Some(known) = self.known.get_mut(&connection.peer) {
+                    known.end(connection, b"");
+                }
+            }
+            log::warn!("{surplus} idle connections are closed: there may be {MAX_CONNECTIONS} at once");
+        }
+        seen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prepared_answers_are_as_long_as_they_say() {
+        for answer in [TOO_LARGE, TOO_SLOW] {
+            let text = std::str::from_utf8(answer).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{text}: {}", body.len());
+        }
+    }
+}
