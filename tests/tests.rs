@@ -4,12 +4,15 @@
 mod support;
 mod world;
 
+mod client;
 mod command_line;
 mod hardware;
 mod http_api;
 mod image;
+mod offline;
 mod pairs;
 mod peer;
+mod ranges;
 mod resource_api;
 mod server;
 mod tls;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::tcp::lock;
 
 /// Every name of section 8, so that nothing of the developer's environment reaches a test.
-pub const VARIABLES: [&str; 17] = [
+pub const VARIABLES: [&str; 18] = [
     "RESOURCE_API_URL",
     "IMAGES_PATH",
     "API_VERSION",
@@ -29,6 +29,7 @@ pub const VARIABLES: [&str; 17] = [
     "MAX_UPLOAD_BYTES",
     "CLIENT_TOKEN",
     "JWT_PUBLIC_KEY_PATH",
+    "OFFLINE_HOURS",
 ];
 /// A proxy would stand between the loader and the servers of a test.
 const CLEARED: [&str; 6] = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
