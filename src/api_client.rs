@@ -1,6 +1,8 @@
 //! The client of the Resource API and the CDN together: login, load and upload, as the seed's module of this name.
 
 mod load;
+mod offline;
+mod part;
 mod resource_api;
 mod session;
 mod token;
@@ -19,7 +21,7 @@ use crate::configuration::Configuration;
 use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
 use crate::hardware_service;
-use crate::model_cache::ModelCache;
+use crate::model_cache::{KeptParts, ModelCache, Refusal};
 use crate::names::FileName;
 use crate::security::{AesKey, Salts, decrypt_whole};
 use crate::uplink::Uplink;
@@ -30,6 +32,7 @@ use self::session::Session;
 use self::upload::Turns;
 
 pub use self::load::{LoadError, Plaintext};
+pub use self::part::Wanted;
 pub use self::resource_api::ApiError;
 pub use self::token::{Token, TokenReader};
 pub use self::upload::{ReceivedUpload, Upload, UploadError};
@@ -39,6 +42,8 @@ pub use self::upload::{ReceivedUpload, Upload, UploadError};
 pub enum LoginError {
     /// The Resource API refused, or could not be asked.
     Api(ApiError),
+    /// The Resource API is away, and the login without it failed.
+    Offline(ApiError, Refusal),
     /// Logged in, but the CDN configuration could not be fetched.
     CdnConfigUnavailable(String),
     /// Logged in, but the CDN configuration is not one.
@@ -49,6 +54,7 @@ impl fmt::Display for LoginError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Api(error) => write!(f, "login failed: {error}"),
+            Self::Offline(away, refusal) => write!(f, "login failed: {away}; offline: {refusal}"),
             Self::CdnConfigUnavailable(reason) => {
                 write!(f, "logged in, but the CDN configuration cannot be read: {reason}")
             }
@@ -71,6 +77,12 @@ struct Login {
     cdn: Mutex<Option<Arc<CdnManager>>>,
 }
 
+impl Login {
+    fn new(session: Session) -> Self {
+        Self { session, cdn: Mutex::default() }
+    }
+}
+
 /// The one client of this process. It is created at the start; the credentials come with the first login.
 pub struct ApiClient {
     api: ResourceApi,
@@ -80,6 +92,7 @@ pub struct ApiClient {
     salts: Salts,
     resource_key: AesKey,
     cache: ModelCache,
+    kept: Arc<KeptParts>,
     uploads: Turns,
     login: RwLock<Option<Arc<Login>>>,
 }
@@ -92,6 +105,9 @@ impl ApiClient {
     pub fn new(configuration: &Configuration) -> Result<Self, String> {
         let uplink = Uplink::new(configuration.ca_cert_path.as_deref())?;
         let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
+        let cache = ModelCache::open(&configuration.model_cache_dir);
+        let kept = Arc::new(KeptParts::open(&configuration.model_cache_dir, configuration.offline_limit));
+        offline::sweep_now_and_then(&kept);
         Ok(Self {
             api: ResourceApi::new(uplink.clone(), &configuration.resource_api_url, tokens),
             uplink,
@@ -99,7 +115,8 @@ impl ApiClient {
             hardware: hardware(configuration),
             salts: configuration.salts.clone(),
             resource_key: AesKey::of_resources(&configuration.salts),
-            cache: ModelCache::open(&configuration.model_cache_dir),
+            cache,
+            kept,
             uploads: Turns::default(),
             login: RwLock::new(None),
         })
@@ -108,16 +125,24 @@ impl ApiClient {
     /// Who is logged in, if anybody.
     #[must_use]
     pub fn user(&self) -> Option<User> {
-        self.current().map(|login| login.session.user().clone())
+        self.current().map(|login| login.session.user())
     }
 
-    /// Proves the credentials and loads the CDN configuration; then they replace those that were in force.
+    /// Proves the credentials and loads the CDN configuration; then they replace those that were in force. While the Resource
+    /// API is away, a kept small part can prove them.
     ///
     /// # Errors
     /// See [`LoginError`]. The credentials that worked before stay in force.
     pub fn login(&self, credentials: Credentials) -> Result<(), LoginError> {
-        let login = Login { session: Session::open(&self.api, credentials)?, cdn: Mutex::default() };
-        self.cdn(&login)?;
+        let login = match self.open_session(&credentials) {
+            Ok(session) => {
+                let login = Login::new(session);
+                self.cdn(&login)?;
+                login
+            }
+            Err(error) if error.is_away() => self.login_offline(credentials, error)?,
+            Err(error) => return Err(error.into()),
+        };
         self.replace(login);
         Ok(())
     }
@@ -128,8 +153,8 @@ impl ApiClient {
     /// # Errors
     /// See [`ApiError`]. The credentials that worked before stay in force.
     pub fn login_for_unlock(&self, credentials: Credentials) -> Result<(), ApiError> {
-        let session = Session::open(&self.api, credentials)?;
-        self.replace(Login { session, cdn: Mutex::default() });
+        let session = self.open_session(&credentials)?;
+        self.replace(Login::new(session));
         Ok(())
     }
 
@@ -155,17 +180,23 @@ impl ApiClient {
         *self.login.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(login));
     }
 
-    /// A file from the Resource API, decrypted with the API key.
-    fn resource(&self, login: &Login, folder: &str, file_name: &str) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+    /// A file from the Resource API, as it came and decrypted with the API key.
+    fn fetch(
+        &self,
+        login: &Login,
+        folder: &str,
+        file_name: &str,
+    ) -> Result<(Zeroizing<Vec<u8>>, Zeroizing<Vec<u8>>), ApiError> {
         let credentials = login.session.credentials();
         let encrypted = login
             .session
             .call(&self.api, |token| self.api.resource(token, credentials, &self.hardware, folder, file_name))?;
-        decrypt_whole(&encrypted, &AesKey::of_api(credentials, &self.hardware, &self.salts))
-            .map(Zeroizing::new)
-            .map_err(|error| {
-                ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)"))
-            })
+        match decrypt_whole(&encrypted, &AesKey::of_api(credentials, &self.hardware, &self.salts)) {
+            Ok(plain) => Ok((encrypted, Zeroizing::new(plain))),
+            Err(error) => {
+                Err(ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)")))
+            }
+        }
     }
 
     /// The CDN of this login, whose configuration is fetched once.
@@ -177,7 +208,8 @@ impl ApiClient {
         let yaml = match &self.cdn_config_path {
             Some(path) => read_config(path).map_err(LoginError::CdnConfigUnavailable)?,
             None => self
-                .resource(login, "", CDN_CONFIG_FILE)
+                .fetch(login, "", CDN_CONFIG_FILE)
+                .map(|(_, yaml)| yaml)
                 .map_err(|error| LoginError::CdnConfigUnavailable(error.to_string()))?,
         };
         let config = CdnConfig::from_yaml(&yaml).map_err(LoginError::CdnConfig)?;

@@ -1,13 +1,17 @@
 //! The command line: what a person types, and the exit status they get.
 
-mod healthcheck;
+mod call;
+mod client;
 mod pack;
+mod progress;
+mod terminal;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::call::RunningService;
 use crate::api_client::hardware;
 use crate::configuration::Configuration;
 use crate::http::{Listener, Server};
@@ -19,11 +23,17 @@ loader: downloads, decrypts, encrypts and uploads AI models, and unlocks the con
 
 Usage:
   loader                 serve the HTTP API (configured by environment variables)
+  loader status [--json] what the running service at BIND_ADDR is and does
+  loader login [EMAIL] [--password-stdin]
+                         log the running service in; the password is asked for, or read from standard input
+  loader unlock [EMAIL] [--password-stdin]
+                         unlock the container images and follow that to its end
   loader fingerprint     print the hardware string, to register this box
   loader healthcheck     ask the running service at BIND_ADDR; exit status 0 if it is healthy, else 1
   loader pack --key-file FILE [IN] [OUT]
                          encrypt a docker save tar into an archive for IMAGES_PATH
                          (default: standard input and output; FILE holds the key fragment)
+  loader COMMAND --help  print more about a command
   loader --help          print this text
   loader --version       print the version
 
@@ -46,9 +56,121 @@ Environment (name, default, meaning):
   CLIENT_STALL_SECONDS   30                            a client that moves nothing for so long is cut off, 1 to 3600
   CLIENT_TOKEN           (none)                        bearer token that clients must send
   JWT_PUBLIC_KEY_PATH    (none)                        PEM; verifies the Resource API's tokens
+  OFFLINE_HOURS          0                             how long models load again without the Resource API, 0 to 8760
 
 Exit status: 0 done or stopped by a signal, 1 failed, 2 wrong usage or configuration.
 ";
+
+/// What every command that talks to the service says of it.
+macro_rules! of_the_service {
+    () => {
+        "
+The service is found by BIND_ADDR and, where it wants one, told CLIENT_TOKEN, both from the environment.
+Exit status: 0 done, 1 failed, 2 wrong usage.
+"
+    };
+}
+
+/// What the commands that need an account say of it.
+macro_rules! of_the_account {
+    () => {
+        "
+  EMAIL, --email EMAIL   the account at the Resource API; asked for if it is missing
+  --password-stdin       read the password from the first line of standard input, such as a pipe;
+                         else it is asked for without showing it, which needs a terminal (ssh -t)
+"
+    };
+}
+
+/// A command: what it does with the words behind its name, and what its help says.
+struct Command {
+    name: &'static str,
+    help: &'static str,
+    run: fn(&[&str]) -> Result<(), Failure>,
+}
+
+const COMMANDS: [Command; 6] = [
+    Command {
+        name: "status",
+        help: concat!(
+            "\
+Usage: loader status [--json]
+
+Prints who is logged in at the running service, its model cache, and where the unlock is.
+
+  --json                 print the service's answer to GET /status as it is
+",
+            of_the_service!()
+        ),
+        run: client::status,
+    },
+    Command {
+        name: "login",
+        help: concat!(
+            "\
+Usage: loader login [EMAIL] [--password-stdin]
+
+Logs the running service in to the Resource API, so that it can load and upload models.
+",
+            of_the_account!(),
+            of_the_service!()
+        ),
+        run: client::login,
+    },
+    Command {
+        name: "unlock",
+        help: concat!(
+            "\
+Usage: loader unlock [EMAIL] [--password-stdin]
+
+Has the running service decrypt the archive at its IMAGES_PATH into docker load, and follows that until it is ready or
+failed: with a bar on a terminal, with a line for each step and every 10 s elsewhere. Ctrl-C stops the following only.
+",
+            of_the_account!(),
+            of_the_service!()
+        ),
+        run: client::unlock,
+    },
+    Command {
+        name: "fingerprint",
+        help: "\
+Usage: loader fingerprint
+
+Prints the hardware string of this box, which the Resource API must know, or HARDWARE_ID where that is set.
+",
+        run: fingerprint,
+    },
+    Command {
+        name: "healthcheck",
+        help: concat!(
+            "\
+Usage: loader healthcheck
+
+Asks the running service whether it is healthy. Silent if it is.
+",
+            of_the_service!()
+        ),
+        run: healthcheck,
+    },
+    Command {
+        name: "pack",
+        help: "\
+Usage: loader pack --key-file FILE [IN] [OUT]
+
+Encrypts a docker save tar into an archive for IMAGES_PATH.
+
+  --key-file FILE        holds the key fragment
+  IN, OUT                files; a hyphen or nothing: standard input and output
+
+Shows how far it is on standard error: with a bar on a terminal, with a line every 10 s elsewhere.
+Exit status: 0 done, 1 failed, 2 wrong usage.
+",
+        run: pack,
+    },
+];
+
+/// How long a healthy service may take to say so.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long running transfers may go on after a signal.
 const FINISH_LIMIT: Duration = Duration::from_secs(10);
@@ -81,10 +203,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         [] => serve(),
         ["--help" | "-h" | "help"] => print(HELP),
         ["--version" | "-V"] => print(concat!("loader ", env!("CARGO_PKG_VERSION"), "\n")),
-        ["fingerprint"] => fingerprint(),
-        ["healthcheck"] => healthcheck(),
-        ["pack", ref rest @ ..] => pack(rest),
-        _ => Err(Failure::usage(format!("unknown arguments: {}; see loader --help", words.join(" ")))),
+        [name, ref rest @ ..] => match COMMANDS.iter().find(|command| command.name == name) {
+            Some(command) if rest.iter().any(|word| matches!(*word, "--help" | "-h")) => print(command.help),
+            Some(command) => (command.run)(rest),
+            None => Err(Failure::usage(format!("unknown arguments: {}; see loader --help", words.join(" ")))),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,14 +230,27 @@ fn configuration() -> Result<Configuration, Failure> {
     Configuration::from_environment().map_err(Failure::usage)
 }
 
-fn fingerprint() -> Result<(), Failure> {
+fn fingerprint(words: &[&str]) -> Result<(), Failure> {
+    no_arguments(words)?;
     print(&format!("{}\n", hardware(&configuration()?)))
 }
 
-fn healthcheck() -> Result<(), Failure> {
-    let address = configuration()?.bind_address;
-    healthcheck::ask(&address)
-        .map_err(|reason| Failure::runtime(format!("the service at {address} is not healthy: {reason}")))
+fn healthcheck(words: &[&str]) -> Result<(), Failure> {
+    no_arguments(words)?;
+    let service = RunningService(Configuration::for_clients().map_err(Failure::usage)?);
+    match service.call("/health", None, HEALTH_PATIENCE) {
+        Ok(answer) if answer.status == 200 => Ok(()),
+        Ok(answer) => Err(format!("it answered {} at {}", answer.status, service.address())),
+        Err(reason) => Err(reason),
+    }
+    .map_err(|reason| Failure::runtime(format!("the service is not healthy: {reason}")))
+}
+
+fn no_arguments(words: &[&str]) -> Result<(), Failure> {
+    if words.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("unknown arguments: {}; this command has none", words.join(" "))))
 }
 
 fn pack(words: &[&str]) -> Result<(), Failure> {

@@ -65,6 +65,8 @@ pub struct Configuration {
     pub client_token: Option<Secret>,
     /// `JWT_PUBLIC_KEY_PATH`.
     pub jwt_public_key_path: Option<PathBuf>,
+    /// `OFFLINE_HOURS`: how long a model may be loaded again without the Resource API; zero: never.
+    pub offline_limit: Duration,
 }
 
 /// A variable whose value cannot be used. Its text is one line that names the variable.
@@ -92,11 +94,16 @@ impl Configuration {
     /// # Errors
     /// The first variable with a value that cannot be used.
     pub fn from_environment() -> Result<Self, ConfigurationError> {
-        Self::from_lookup(|name| match std::env::var(name) {
-            Ok(value) => Ok(Some(value)),
-            Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => Err(bad(name, "is not valid UTF-8 text")),
-        })
+        Self::from_lookup(variable)
+    }
+
+    /// What a command that talks to the running service needs of it, `BIND_ADDR` and `CLIENT_TOKEN`; all else is the
+    /// default. A technician may not be able to read the service's files.
+    ///
+    /// # Errors
+    /// The first of the two with a value that cannot be used.
+    pub fn for_clients() -> Result<Self, ConfigurationError> {
+        Self::from_lookup(|name| if matches!(name, "BIND_ADDR" | "CLIENT_TOKEN") { variable(name) } else { Ok(None) })
     }
 
     /// The same with another source of values, for tests.
@@ -172,7 +179,16 @@ impl Configuration {
             client_stall_limit: client_stall_limit(&text("CLIENT_STALL_SECONDS", "30")?)?,
             client_token,
             jwt_public_key_path: file("JWT_PUBLIC_KEY_PATH")?,
+            offline_limit: offline_limit(&text("OFFLINE_HOURS", "0")?)?,
         })
+    }
+}
+
+fn variable(name: &'static str) -> Result<Option<String>, ConfigurationError> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(bad(name, "is not valid UTF-8 text")),
     }
 }
 
@@ -234,6 +250,14 @@ fn client_stall_limit(value: &str) -> Result<Duration, ConfigurationError> {
     }
 }
 
+/// A year at most: more is a slip of the finger.
+fn offline_limit(value: &str) -> Result<Duration, ConfigurationError> {
+    match value.parse::<u64>() {
+        Ok(hours @ 0..=8760) => Ok(Duration::from_secs(hours * 3600)),
+        _ => Err(bad("OFFLINE_HOURS", "is not a number of hours from 0 (off) to 8760")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,6 +281,7 @@ mod tests {
         assert_eq!(configuration.handler_threads, 4);
         assert_eq!(configuration.max_upload_bytes, 17_179_869_184);
         assert_eq!(configuration.client_stall_limit, Duration::from_secs(30));
+        assert_eq!(configuration.offline_limit, Duration::ZERO);
         assert_eq!(configuration.default_salts, ["HARDWARE_SALT", "API_KEY_SALT", "RESOURCE_KEY_SALT"]);
         assert!(configuration.client_token.is_none() && configuration.hardware_id.is_none());
     }
@@ -281,6 +306,9 @@ mod tests {
             ("CLIENT_STALL_SECONDS", "0"),
             ("CLIENT_STALL_SECONDS", "3601"),
             ("CLIENT_STALL_SECONDS", "30s"),
+            ("OFFLINE_HOURS", "-1"),
+            ("OFFLINE_HOURS", "1.5"),
+            ("OFFLINE_HOURS", "8761"),
             ("CLIENT_TOKEN", "line\nbreak"),
             ("API_KEY_SALT", ""),
         ] {

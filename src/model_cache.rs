@@ -5,11 +5,15 @@
 //! - `folder/name.big`: the big part, as the CDN has it;
 //! - `folder/name.big.json`: its `Record`, which says to which small part it belongs. A big part without
 //!   a fitting record is not used;
+//! - `folder/name.big.small.json`: with `OFFLINE_HOURS`, the small part as the Resource API encrypted it, and since when;
 //! - `folder/name.big.part`, `folder/name.big.part.json`: a download that has not ended, kept to be resumed;
+//! - `.clock.json`: with `OFFLINE_HOURS`, the box clock that those times are of;
 //! - `.spool/`: uploads that are being received. No folder can have this name.
 
 mod cached;
 mod fill;
+mod kept;
+mod proofs;
 mod record;
 mod spool;
 
@@ -20,16 +24,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use self::fill::Fill;
+use self::proofs::Proofs;
 use self::record::Record;
 use crate::cdn_manager::BigObject;
 use crate::security::{Hasher, VerifyReader};
 use crate::storage::{create_dir, create_parent};
 
 pub use self::cached::{Cached, CachedReader};
+pub use self::kept::{KeptParts, Refusal};
 pub use self::spool::Spool;
 
 /// The name of the directory for uploads that are being received.
 const SPOOL_DIR: &str = ".spool";
+
+/// What is behind the name of a big part in that of its kept small part.
+const KEPT_SUFFIX: &str = ".small.json";
 
 /// Opens the download of an object at an offset.
 pub type OpenAt = Arc<dyn Fn(u64) -> Box<dyn Read + Send> + Send + Sync>;
@@ -45,6 +54,7 @@ pub struct ModelCache {
 struct Fills {
     running: Mutex<HashMap<PathBuf, Arc<Fill>>>,
     ended: Condvar,
+    proofs: Arc<Proofs>,
 }
 
 impl Fills {
@@ -66,6 +76,11 @@ impl Entry {
 
     fn part(&self) -> PathBuf {
         self.with_suffix(".part")
+    }
+
+    /// The small part as the Resource API encrypted it, if it is kept.
+    fn kept(&self) -> PathBuf {
+        self.with_suffix(KEPT_SUFFIX)
     }
 
     fn part_record(&self) -> PathBuf {
@@ -109,7 +124,7 @@ impl ModelCache {
             running.get(&entry.big).is_some_and(|fill| fill.is_whole_for(small_sha256))
         };
         drop(self.fills.ended.wait_while(running, is_ending));
-        Cached::open(entry, small_sha256)
+        Cached::open(entry, small_sha256, &self.fills.proofs)
     }
 
     /// The bytes of `object`, which belongs to the small part with the hash `small_sha256`, while they fill the cache. A
@@ -187,6 +202,7 @@ impl ModelCache {
                 let file = file?.path();
                 let name = file.to_string_lossy();
                 let orphan = name.ends_with(".big.json.tmp")
+                    || name.ends_with(".big.small.json.tmp")
                     || name.ends_with(".big.part.json.tmp")
                     || name
                         .strip_suffix(".json")

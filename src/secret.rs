@@ -38,6 +38,17 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A flat JSON object of texts. It may hold a password, so it is wiped when dropped.
+#[must_use]
+pub fn json_object<const N: usize>(fields: [(&str, &str); N]) -> Zeroizing<Vec<u8>> {
+    let object = fields.map(|(name, value)| {
+        // Text always has a JSON form.
+        Zeroizing::new(format!("\"{name}\":{}", serde_json::to_string(value).unwrap_or_default()))
+    });
+    let fields: Vec<&str> = object.iter().map(|field| field.as_str()).collect();
+    Zeroizing::new(format!("{{{}}}", fields.join(",")).into_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::Secret;

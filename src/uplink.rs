@@ -107,6 +107,17 @@ impl UplinkError {
         !matches!(self, Self::Tls { .. } | Self::Unusable { .. })
     }
 
+    /// Whether nothing answers at the server's address, or nothing that is able to: no connection, silence, or 5xx.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        match self {
+            // Behind a hotel's login page every certificate is wrong.
+            Self::Unreachable { .. } | Self::Tls { .. } | Self::Stalled { .. } | Self::Interrupted { .. } => true,
+            Self::Unavailable { status, .. } => status.is_server_error(),
+            Self::Unusable { .. } => false,
+        }
+    }
+
     /// How long the server asked to wait.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

@@ -85,7 +85,7 @@ fn big_parts_that_were_swapped_in_the_cache_are_noticed() {
 }
 
 /// As decaying storage does it: the file's time stays.
-fn flip_byte(path: &std::path::Path, offset: u64) {
+pub fn flip_byte(path: &std::path::Path, offset: u64) {
     let modified = fs::metadata(path).unwrap().modified().unwrap();
     let mut file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];

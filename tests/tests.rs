@@ -5,15 +5,18 @@ mod support;
 mod world;
 
 mod atomic_uploads;
+mod client_commands;
 mod clients;
 mod command_line;
 mod full_disk;
 mod hardware;
 mod http_api;
 mod image;
+mod offline;
 mod pairs;
 mod peer;
 mod power_cuts;
+mod ranges;
 mod resource_api;
 mod resumption;
 mod security;

@@ -3,21 +3,28 @@
 
 use std::fmt;
 use std::io::{self, BufRead, Cursor, Read};
+use std::ops::Range;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::{ApiClient, ApiError, Login, LoginError, small_name};
+use super::offline::{SmallPart, Source};
+use super::part::{RangeReader, Wanted, entity_tag};
+use super::{ApiClient, ApiError, Login, LoginError};
 use crate::cdn_manager::CdnError;
-use crate::model_cache::Entry;
+use crate::model_cache::{Cached, Entry, Refusal};
 use crate::names::{FileName, Folder};
-use crate::security::{DecryptError, DecryptReader, HELD_BACK, plain_length, sha256_hex};
+use crate::security::{BLOCK, DecryptError, DecryptReader, HELD_BACK, plain_length, sha256_hex};
 
-/// A model's plaintext: its exact length, and its bytes. A read that fails means that the bytes given out so far may be
-/// wrong; at least the last one has then not been given out.
+/// A model's plaintext, or a range of it: its exact length, and its bytes. A read that fails means that the bytes given out
+/// so far may be wrong; at least the last one has then not been given out.
 pub struct Plaintext {
-    /// Length in bytes.
+    /// Length of the whole plaintext in bytes.
     pub length: u64,
+    /// Which bytes of it these are, if a range was asked for.
+    pub range: Option<Range<u64>>,
+    /// The strong entity tag of the plaintext, with its quotes.
+    pub tag: String,
     /// The bytes.
     pub reader: Box<dyn BufRead + Send>,
 }
@@ -29,6 +36,13 @@ pub enum LoadError {
     NotLoggedIn,
     /// The small part could not be fetched.
     Small(ApiError),
+    /// The Resource API is away, and what is kept cannot be used.
+    Offline(ApiError, Refusal),
+    /// The range that was asked for begins behind the end.
+    NoSuchRange {
+        /// Length of the plaintext in bytes.
+        length: u64,
+    },
     /// The CDN configuration could not be loaded.
     Config(LoginError),
     /// The big part could not be fetched.
@@ -46,6 +60,10 @@ impl fmt::Display for LoadError {
         match self {
             Self::NotLoggedIn => f.write_str("log in first: POST /login with email and password"),
             Self::Small(error) => write!(f, "the small part of the model cannot be fetched: {error}"),
+            Self::Offline(away, refusal) => {
+                write!(f, "the small part of the model cannot be fetched: {away}; offline: {refusal}")
+            }
+            Self::NoSuchRange { length } => write!(f, "the range begins behind the model's {length} bytes"),
             Self::Config(error) => write!(f, "the big part of the model cannot be fetched: {error}"),
             Self::Big(error) => write!(f, "the big part of the model cannot be fetched: {error}"),
             Self::TornPair => f.write_str(
@@ -67,28 +85,46 @@ enum Attempt {
 }
 
 impl ApiClient {
-    /// Loads a model. Everything that can be known before the first byte has been checked when this returns.
+    /// Loads a model, or a range of it. Everything that can be known before the first byte has been checked when this returns.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub fn load(&self, folder: &Folder, file_name: &FileName) -> Result<Plaintext, LoadError> {
+    pub fn load(&self, folder: &Folder, file_name: &FileName, wanted: &Wanted) -> Result<Plaintext, LoadError> {
         let login = self.current().ok_or(LoadError::NotLoggedIn)?;
-        match self.try_load(&login, folder, file_name)? {
+        match self.try_load(&login, folder, file_name, wanted)? {
             Attempt::Loaded(plaintext) => Ok(plaintext),
-            Attempt::Mismatch(_) => match self.try_load(&login, folder, file_name)? {
+            Attempt::Mismatch(_) => match self.try_load(&login, folder, file_name, wanted)? {
                 Attempt::Loaded(plaintext) => Ok(plaintext),
                 Attempt::Mismatch(error) => Err(error),
             },
         }
     }
 
-    fn try_load(&self, login: &Login, folder: &Folder, file_name: &FileName) -> Result<Attempt, LoadError> {
-        let small = self.resource(login, folder, &small_name(file_name)).map_err(LoadError::Small)?;
-        let small_sha256 = sha256_hex(&small);
+    fn try_load(
+        &self,
+        login: &Login,
+        folder: &Folder,
+        file_name: &FileName,
+        wanted: &Wanted,
+    ) -> Result<Attempt, LoadError> {
         let entry = self.cache.entry(folder, file_name);
-        if let Some(attempt) = self.cached_plaintext(&entry, &small, &small_sha256)? {
-            return Ok(attempt);
-        }
+        let SmallPart { plain: small, source } = self.small_part(login, folder, file_name, &entry)?;
+        let small_sha256 = sha256_hex(&small);
+        let cached = self.cached_plaintext(&entry, &small, &small_sha256, wanted)?;
+        let keep = match (source, cached) {
+            (Source::Api(keep), Some(attempt)) => {
+                if let Attempt::Loaded(_) = attempt {
+                    keep.now();
+                }
+                return Ok(attempt);
+            }
+            (Source::Kept(away), Some(attempt)) => {
+                log::warn!("{}/{} is loaded offline: {away}", &**folder, &**file_name);
+                return Ok(attempt);
+            }
+            (Source::Kept(away), None) => return Err(LoadError::Offline(away, Refusal::DoesNotOpen)),
+            (Source::Api(keep), None) => keep,
+        };
 
         let cdn = self.cdn(login).map_err(LoadError::Config)?;
         let object = cdn.find(folder, file_name, &small_sha256).map_err(LoadError::Big)?;
@@ -106,17 +142,20 @@ impl ApiClient {
             let object = object.clone();
             Arc::new(move |offset| Box::new(cdn.read(&object, offset)) as Box<dyn Read + Send>)
         };
-        let mut big = self.cache.fetch(&entry, &object, &small_sha256, open);
+        let mut big = keep.at_end_of(self.cache.fetch(&entry, &object, &small_sha256, open));
         let Some(length) = length else {
             // The CDN serves no ranges, so the padding is known when the whole is here.
             log::info!("the CDN serves no ranges: the model is downloaded before it is given out");
             io::copy(&mut big, &mut io::sink()).map_err(LoadError::Io)?;
             drop(big);
-            let attempt = self.cached_plaintext(&entry, &small, &small_sha256)?;
+            let attempt = self.cached_plaintext(&entry, &small, &small_sha256, wanted)?;
             let uncached = || io::Error::other("the CDN serves no ranges, and the cache could not take the download");
             return attempt.ok_or_else(|| LoadError::Io(uncached()));
         };
-        Ok(Attempt::Loaded(self.plaintext(length, small, big)))
+        let tag = entity_tag(&small_sha256);
+        let range = wanted.of(length, &tag).map_err(|_| LoadError::NoSuchRange { length })?;
+        let reader = self.plaintext(small, big, range.as_ref());
+        Ok(Attempt::Loaded(Plaintext { length, range, tag, reader }))
     }
 
     fn cached_plaintext(
@@ -124,16 +163,24 @@ impl ApiClient {
         entry: &Entry,
         small: &Zeroizing<Vec<u8>>,
         small_sha256: &str,
+        wanted: &Wanted,
     ) -> Result<Option<Attempt>, LoadError> {
         let Some(cached) = self.cache.lookup(entry, small_sha256) else { return Ok(None) };
         let tail = cached.tail(HELD_BACK).map_err(LoadError::Io)?;
-        match self.plain_length(small, cached.length(), &tail) {
-            Ok(length) => Ok(Some(Attempt::Loaded(self.plaintext(length, small.clone(), cached.into_reader())))),
+        let length = match self.plain_length(small, cached.length(), &tail) {
+            Ok(length) => length,
             Err(error) => {
                 cached.evict();
-                Ok(Some(Attempt::Mismatch(LoadError::Decrypt(error))))
+                return Ok(Some(Attempt::Mismatch(LoadError::Decrypt(error))));
             }
-        }
+        };
+        let tag = entity_tag(small_sha256);
+        let range = wanted.of(length, &tag).map_err(|_| LoadError::NoSuchRange { length })?;
+        let reader = range
+            .as_ref()
+            .and_then(|range| self.stretch(small, &cached, range))
+            .unwrap_or_else(|| self.plaintext(small.clone(), cached.into_reader(), range.as_ref()));
+        Ok(Some(Attempt::Loaded(Plaintext { length, range, tag, reader })))
     }
 
     /// The length of the plaintext of both parts, from the last two cipher blocks of them together.
@@ -145,8 +192,35 @@ impl ApiClient {
         plain_length(small.len() as u64 + big_length, tail, &self.resource_key)
     }
 
-    fn plaintext(&self, length: u64, small: Zeroizing<Vec<u8>>, big: impl Read + Send + 'static) -> Plaintext {
-        let joined = Cursor::new(small).chain(big);
-        Plaintext { length, reader: Box::new(DecryptReader::new(joined, self.resource_key.clone())) }
+    /// The plaintext of both parts. Of a range, what comes before and behind it is decrypted and left out: only at the end of
+    /// the big part it is known whether its bytes are the right ones.
+    fn plaintext(
+        &self,
+        small: Zeroizing<Vec<u8>>,
+        big: impl Read + Send + 'static,
+        range: Option<&Range<u64>>,
+    ) -> Box<dyn BufRead + Send> {
+        let whole = DecryptReader::new(Cursor::new(small).chain(big), self.resource_key.clone());
+        match range {
+            Some(range) => Box::new(RangeReader::new(whole, range.start, range.end - range.start)),
+            None => Box::new(whole),
+        }
+    }
+
+    /// A range of the plaintext from the cipher blocks that hold it, if the cache can tell that they are the right ones.
+    fn stretch(
+        &self,
+        small: &Zeroizing<Vec<u8>>,
+        cached: &Cached,
+        range: &Range<u64>,
+    ) -> Option<Box<dyn BufRead + Send>> {
+        let block = BLOCK as u64;
+        // Plaintext lies one block behind its place, and the block before it is its initialization vector.
+        let (start, end) = (range.start / block * block, (range.end.div_ceil(block) + 1) * block);
+        let small_length = small.len() as u64;
+        let of_small = Zeroizing::new(small[start.min(small_length) as usize..end.min(small_length) as usize].to_vec());
+        let of_big = cached.stretch(start.saturating_sub(small_length)..end.saturating_sub(small_length))?;
+        let blocks = DecryptReader::of_stretch(Cursor::new(of_small).chain(of_big), self.resource_key.clone());
+        Some(Box::new(RangeReader::new(blocks, range.start - start, range.end - range.start)))
     }
 }

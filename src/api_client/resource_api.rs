@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::token::{Token, TokenReader};
 use crate::constants::MAX_RESOURCE_BYTES;
 use crate::credentials::Credentials;
-use crate::secret::Secret;
+use crate::secret::{Secret, json_object};
 use crate::uplink::{Answer, Payload, Uplink, UplinkError};
 
 /// Why a call to the Resource API did not give what was asked.
@@ -54,6 +54,23 @@ impl From<UplinkError> for ApiError {
     }
 }
 
+impl ApiError {
+    /// Whether the Resource API is away: nothing answers, or nothing that is able to.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Uplink(error) if error.is_away())
+    }
+
+    /// Whether the Resource API said that this user may not have this, or that it is gone.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Unauthorized(_) | Self::Business { .. } | Self::Unexpected(StatusCode::NOT_FOUND | StatusCode::GONE)
+        )
+    }
+}
+
 /// The Resource API at one address.
 pub struct ResourceApi {
     uplink: Uplink,
@@ -77,7 +94,7 @@ impl ResourceApi {
         struct Answer {
             token: Secret,
         }
-        let body = json([("email", credentials.email.as_str()), ("password", credentials.password.expose())]);
+        let body = credentials.to_json();
         let answer = self.ask(&Method::POST, "/login", None, "application/json", &body)?;
         let answer = accepted(answer, Some(&credentials.password))?;
         let answer: Answer =
@@ -98,7 +115,7 @@ impl ResourceApi {
         file_name: &str,
     ) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let password = credentials.password.expose();
-        let body = json([("password", password), ("hardware", hardware), ("fileName", file_name)]);
+        let body = json_object([("password", password), ("hardware", hardware), ("fileName", file_name)]);
         let path = format!("/resources/get/{folder}");
         let answer = self.ask(&Method::POST, &path, Some(token), "application/json", &body)?;
         accepted(answer, Some(&credentials.password))
@@ -162,16 +179,6 @@ impl ResourceApi {
                 .map_err(|_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() })
         })
     }
-}
-
-/// A flat JSON object. It may hold a password, so it is wiped when dropped.
-fn json<const N: usize>(fields: [(&str, &str); N]) -> Zeroizing<Vec<u8>> {
-    let object = fields.map(|(name, value)| {
-        // Text always has a JSON form.
-        Zeroizing::new(format!("\"{name}\":{}", serde_json::to_string(value).unwrap_or_default()))
-    });
-    let fields: Vec<&str> = object.iter().map(|field| field.as_str()).collect();
-    Zeroizing::new(format!("{{{}}}", fields.join(",")).into_bytes())
 }
 
 /// The body if the answer is a success; else what it means. An API that repeats `secret` in its message is not quoted

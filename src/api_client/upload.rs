@@ -168,8 +168,8 @@ impl ApiClient {
                 }
                 result => result?,
             }
-            match self.resource(&upload.login, folder, &small_name(file_name)) {
-                Ok(small) if sha256_hex(&small) != in_force => in_force = sha256_hex(&small),
+            match self.fetch(&upload.login, folder, &small_name(file_name)) {
+                Ok((_, small)) if sha256_hex(&small) != in_force => in_force = sha256_hex(&small),
                 Ok(_) => return Ok(()),
                 Err(error) => {
                     log::warn!("whether {} was uploaded by another box meanwhile is not known: {error}", &**file_name);

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use super::progress::Progress;
+use crate::constants::CHUNK;
 use crate::security::{AesKey, EncryptWriter};
 
 /// The arguments of `loader pack`.
@@ -48,8 +50,13 @@ pub(super) fn pack(arguments: &Arguments) -> Result<(), String> {
         return Err(format!("{} is empty; it must hold the key fragment", key_file.display()));
     }
     let key = AesKey::from_secret(&fragment);
+    let mut total = 0;
     let input: Box<dyn Read> = match &arguments.input {
-        Some(path) => Box::new(File::open(path).map_err(|error| named(path, error))?),
+        Some(path) => {
+            let file = File::open(path).map_err(|error| named(path, error))?;
+            total = file.metadata().map_or(0, |metadata| metadata.len());
+            Box::new(file)
+        }
         None if io::stdin().is_terminal() => {
             return Err("standard input is a terminal; pipe docker save into it".into());
         }
@@ -59,13 +66,13 @@ pub(super) fn pack(arguments: &Arguments) -> Result<(), String> {
         if io::stdout().is_terminal() {
             return Err("standard output is a terminal; name a file or redirect it".into());
         }
-        return encrypt(input, io::stdout().lock(), &key).map_err(|error| error.to_string());
+        return encrypt(input, total, io::stdout().lock(), &key).map_err(|error| error.to_string());
     };
     let mut partial = path.clone().into_os_string();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
     let written = File::create(&partial).and_then(|mut file| {
-        encrypt(input, &mut file, &key)?;
+        encrypt(input, total, &mut file, &key)?;
         file.sync_all()?;
         fs::rename(&partial, path)
     });
@@ -75,12 +82,37 @@ pub(super) fn pack(arguments: &Arguments) -> Result<(), String> {
     })
 }
 
-fn encrypt(mut input: impl Read, output: impl Write, key: &AesKey) -> io::Result<()> {
+/// Encrypts `total` bytes (0 if that is not known), and shows how far it is on standard error.
+fn encrypt(input: impl Read, total: u64, output: impl Write, key: &AesKey) -> io::Result<()> {
+    let mut progress = Progress::on(io::stderr());
+    let result = encrypt_all(input, output, key, |done| progress.show_long("encrypting", done, total));
+    match &result {
+        Ok(done) => progress.finish_bar("encrypted", *done, total),
+        Err(_) => progress.end(),
+    }
+    result.map(drop)
+}
+
+fn encrypt_all(mut input: impl Read, output: impl Write, key: &AesKey, mut show: impl FnMut(u64)) -> io::Result<u64> {
     let mut writer = EncryptWriter::new(output, key)?;
-    if io::copy(&mut input, &mut writer)? == 0 {
+    let (mut buffer, mut done) = (Zeroizing::new(vec![0; CHUNK]), 0);
+    loop {
+        match input.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                writer.write_all(&buffer[..count])?;
+                done += count as u64;
+                show(done);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if done == 0 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the input is empty; did docker save fail?"));
     }
-    writer.finish()?.flush()
+    writer.finish()?.flush()?;
+    Ok(done)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What `tiny_http` 0.12 hides about a connection, and its one deadly habit, in the one module with unsafe code.
+//! What `tiny_http` 0.12 hides about a connection, and its one deadly habit, in a module with unsafe code.
 //!
 //! - **The body.** When a body reader of `tiny_http` is dropped, or reaches the end of a connection, before it has given
 //!   all the bytes that `Content-Length` promised, it allocates a buffer for *all* the missing bytes. One header line with

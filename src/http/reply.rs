@@ -41,11 +41,20 @@ impl Reply {
         Self::json(200, &serde_json::json!({ "status": "ok" }))
     }
 
-    /// A model, streamed.
+    /// A model or a range of it, streamed.
     #[must_use]
     pub fn model(plaintext: Plaintext) -> Self {
-        let body = ReplyBody::Stream { length: plaintext.length, reader: plaintext.reader };
-        Self { status: 200, headers: Vec::new(), body }
+        let Plaintext { length, range, tag, reader } = plaintext;
+        let sent = range.as_ref().map_or(length, |range| range.end - range.start);
+        let body = ReplyBody::Stream { length: sent, reader };
+        let reply = Self { status: if range.is_some() { 206 } else { 200 }, headers: Vec::new(), body };
+        let reply = reply.with_header("Accept-Ranges", "bytes").with_header("ETag", tag);
+        match range {
+            Some(range) => {
+                reply.with_header("Content-Range", format!("bytes {}-{}/{length}", range.start, range.end - 1))
+            }
+            None => reply,
+        }
     }
 
     /// The same with one more header.

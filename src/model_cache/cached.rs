@@ -1,10 +1,13 @@
-//! A cached big part that a record vouches for, and the reader that checks it once more on its way out.
+//! A cached big part that a record vouches for, and the readers that check it once more on its way out.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use super::Entry;
+use super::proofs::{Proofs, StretchReader};
 use super::record::Record;
 use crate::security::{HashMismatch, Hasher, VerifyReader};
 use crate::storage::FileIdentity;
@@ -14,14 +17,15 @@ pub struct Cached {
     entry: Entry,
     file: File,
     record: Record,
+    proofs: Arc<Proofs>,
 }
 
 impl Cached {
-    pub(super) fn open(entry: &Entry, small_sha256: &str) -> Option<Self> {
+    pub(super) fn open(entry: &Entry, small_sha256: &str, proofs: &Arc<Proofs>) -> Option<Self> {
         let record = Record::read(&entry.record()).filter(|record| record.small_sha256 == small_sha256)?;
         let file = File::open(&entry.big).ok()?;
         let unchanged = FileIdentity::of(&file).is_ok_and(|identity| identity == record.file);
-        unchanged.then(|| Self { entry: entry.clone(), file, record })
+        unchanged.then(|| Self { entry: entry.clone(), file, record, proofs: Arc::clone(proofs) })
     }
 
     /// Length in bytes.
@@ -46,7 +50,20 @@ impl Cached {
     #[must_use]
     pub fn into_reader(self) -> CachedReader {
         let sha256 = self.record.sha256.clone();
-        CachedReader { source: VerifyReader::new(self.file, Hasher::default(), sha256), entry: self.entry }
+        CachedReader {
+            source: VerifyReader::new(self.file, Hasher::default(), sha256),
+            entry: self.entry,
+            proofs: self.proofs,
+        }
+    }
+
+    /// A stretch of its bytes, if this process has hashed all of them once and so can check a stretch alone. As that of
+    /// [`into_reader`](Self::into_reader), the reader fails at the end if the bytes are not the right ones.
+    #[must_use]
+    pub fn stretch(&self, stretch: Range<u64>) -> Option<impl Read + Send + use<>> {
+        let proof = self.proofs.of(&self.record.sha256)?;
+        let source = StretchReader::new(self.file.try_clone().ok()?, proof, stretch)?;
+        Some(EvictReader { source, entry: self.entry.clone() })
     }
 
     /// Takes it out of the cache.
@@ -59,16 +76,36 @@ impl Cached {
 pub struct CachedReader {
     source: VerifyReader<File>,
     entry: Entry,
+    proofs: Arc<Proofs>,
 }
 
 impl Read for CachedReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.source.read(out).inspect_err(|error| {
-            if error.get_ref().is_some_and(|inner| inner.is::<HashMismatch>()) {
-                log::warn!("{} is damaged and will be downloaded again", self.entry.big.display());
-                evict(&self.entry);
-            }
-        })
+        let count = self.source.read(out).inspect_err(|error| evict_if_damaged(&self.entry, error))?;
+        if count == 0
+            && let Some(proof) = self.source.take_proof()
+        {
+            self.proofs.add(proof);
+        }
+        Ok(count)
+    }
+}
+
+struct EvictReader {
+    source: StretchReader,
+    entry: Entry,
+}
+
+impl Read for EvictReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.source.read(out).inspect_err(|error| evict_if_damaged(&self.entry, error))
+    }
+}
+
+fn evict_if_damaged(entry: &Entry, error: &io::Error) {
+    if error.get_ref().is_some_and(|inner| inner.is::<HashMismatch>()) {
+        log::warn!("{} is damaged and will be downloaded again", entry.big.display());
+        evict(entry);
     }
 }
 

@@ -11,11 +11,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::proofs::Proofs;
 use super::record::{PartRecord, Record};
 use super::{Entry, Fills, OpenAt, verified};
 use crate::cdn_manager::BigObject;
 use crate::constants::CHUNK;
-use crate::security::{HashMismatch, Hasher};
+use crate::security::{HashMismatch, Hasher, Proof};
 use crate::storage::{create_parent, open_private, rename_durably};
 use crate::threads;
 
@@ -90,7 +91,7 @@ impl Fill {
         let worker = Arc::clone(&fill);
         threads::spawn("download", move || {
             let ended = Ended { fill: &worker, fills: &fills };
-            worker.run(resumed);
+            worker.run(resumed, &fills.proofs);
             drop(ended);
         })?;
         Ok((fill, reader))
@@ -125,15 +126,16 @@ impl Fill {
         self.changed.notify_all();
     }
 
-    fn run(&self, resumed: u64) {
+    fn run(&self, resumed: u64, proofs: &Proofs) {
         match self.download(resumed) {
-            Ok(Some(sha256)) => {
+            Ok(Some(proof)) => {
                 // Readers may end now; that the file survives a power cut need not keep them waiting.
                 self.end(Outcome::Verified);
-                if let Err(error) = self.keep(&sha256) {
+                if let Err(error) = self.keep(proof.sha256()) {
                     log::warn!("{} is not kept in the cache: {error}", self.entry.big.display());
                     self.discard();
                 }
+                proofs.add(proof);
             }
             Ok(None) => self.keep_part(),
             Err(error) if error.get_ref().is_some_and(|inner| inner.is::<HashMismatch>()) => {
@@ -147,8 +149,8 @@ impl Fill {
         }
     }
 
-    /// Brings the bytes in. Answers the hash of the whole, or nothing if it stopped before the end without an error.
-    fn download(&self, resumed: u64) -> io::Result<Option<String>> {
+    /// Brings the bytes in. Answers the proof of the whole, or nothing if it stopped before the end without an error.
+    fn download(&self, resumed: u64) -> io::Result<Option<Proof>> {
         let mut hasher = self.hash_of_resumed(resumed)?;
         let mut source = (self.open)(resumed);
         let mut buffer = vec![0; CHUNK];
@@ -194,10 +196,12 @@ impl Fill {
         if available != self.object.length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let sha256 = hasher.finish();
+        let proof = hasher.prove();
         match &self.object.sha256 {
-            Some(expected) if *expected != sha256 => Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch)),
-            _ => Ok(Some(sha256)),
+            Some(expected) if expected != proof.sha256() => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch))
+            }
+            _ => Ok(Some(proof)),
         }
     }
 

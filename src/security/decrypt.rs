@@ -61,6 +61,8 @@ pub struct DecryptReader<R> {
     plain_start: usize,
     plain_end: usize,
     filled: usize,
+    /// Whether the source ends with the padded last block.
+    padded: bool,
 }
 
 /// Where a [`DecryptReader`] is.
@@ -80,6 +82,17 @@ impl<R: Read> DecryptReader<R> {
     /// Decrypts `source`, which begins with the initialization vector, with `key`.
     #[must_use]
     pub fn new(source: R, key: AesKey) -> Self {
+        Self::with(source, key, true)
+    }
+
+    /// Decrypts a stretch of whole blocks: `source` begins with the block before them, which is their initialization
+    /// vector. Padding that is in the stretch is given out.
+    #[must_use]
+    pub fn of_stretch(source: R, key: AesKey) -> Self {
+        Self::with(source, key, false)
+    }
+
+    fn with(source: R, key: AesKey, padded: bool) -> Self {
         Self {
             source,
             key,
@@ -88,6 +101,7 @@ impl<R: Read> DecryptReader<R> {
             plain_start: 0,
             plain_end: 0,
             filled: 0,
+            padded,
         }
     }
 
@@ -146,7 +160,7 @@ impl<R: Read> DecryptReader<R> {
                 return Err(DecryptError::NotWholeBlocks.into());
             }
             decrypt_blocks(&mut cipher, &mut self.buffer[..self.filled]);
-            self.plain_end = unpadded_length(&self.buffer[..self.filled])?;
+            self.plain_end = if self.padded { unpadded_length(&self.buffer[..self.filled])? } else { self.filled };
             self.state = State::Finished;
         } else {
             self.plain_end = (self.filled - HELD_BACK) / BLOCK * BLOCK;
@@ -289,6 +303,18 @@ mod tests {
             let tail = encrypted[encrypted.len() - HELD_BACK..].try_into().unwrap();
             assert_eq!(plain_length(encrypted.len() as u64, &tail, &key()), Ok(size as u64));
             assert_eq!(decrypt_whole(&encrypted, &key()), Ok(plain));
+        }
+    }
+
+    #[test]
+    fn a_stretch_of_blocks_decrypts_without_the_rest() {
+        let plain: Vec<u8> = (0..1000).map(|i| (i * 7 % 251) as u8).collect();
+        let encrypted = encrypted(&plain);
+        for (first, last) in [(0, 1), (0, 62), (1, 2), (30, 62), (61, 62)] {
+            let mut out = Vec::new();
+            let stretch = Dribble(&encrypted[first * BLOCK..(last + 1) * BLOCK], 100, false);
+            DecryptReader::of_stretch(stretch, key()).read_to_end(&mut out).unwrap();
+            assert!(out == plain[first * BLOCK..last * BLOCK], "blocks {first} to {last}");
         }
     }
 

@@ -5,20 +5,95 @@ use std::io::{self, Read, Write};
 
 use sha2::{Digest, Sha256};
 
+/// How far apart the checkpoints of a [`Proof`] are, in bytes: so much at each end of a range is read besides it.
+const CHECKPOINT: u64 = 8 << 20;
+
 /// A running SHA-256. Cloning it keeps the state so far.
 #[derive(Clone, Default)]
-pub struct Hasher(Sha256);
+pub struct Hasher {
+    sha: Sha256,
+    length: u64,
+    checkpoints: Vec<Sha256>,
+}
 
 impl Hasher {
     /// Adds `bytes`.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        loop {
+            let room = CHECKPOINT - self.length % CHECKPOINT;
+            if (bytes.len() as u64) < room {
+                self.sha.update(bytes);
+                self.length += bytes.len() as u64;
+                return;
+            }
+            let (head, rest) = bytes.split_at(room as usize);
+            self.sha.update(head);
+            self.length += room;
+            self.checkpoints.push(self.sha.clone());
+            bytes = rest;
+        }
     }
 
     /// The hash of all bytes added, in lower-case hex.
     #[must_use]
     pub fn finish(self) -> String {
-        hex(&self.0.finalize())
+        hex(&self.sha.finalize())
+    }
+
+    /// The hash of all bytes added, and what it takes to check stretches of them later.
+    #[must_use]
+    pub fn prove(self) -> Proof {
+        Proof { sha256: hex(&self.sha.finalize()), length: self.length, checkpoints: self.checkpoints }
+    }
+}
+
+/// What is known of bytes that were hashed from end to end: their SHA-256, and its state every 8 MiB on the way (some
+/// hundred bytes each). With it a stretch in the middle is checked without the bytes far from it: from the state before
+/// it, hashing must come to the state behind it.
+pub struct Proof {
+    sha256: String,
+    length: u64,
+    checkpoints: Vec<Sha256>,
+}
+
+impl Proof {
+    /// SHA-256 of all bytes, in lower-case hex.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Length of all bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The last checkpoint that is not behind `position`, and the hasher there.
+    #[must_use]
+    pub fn checkpoint_before(&self, position: u64) -> (u64, Hasher) {
+        let passed = ((position / CHECKPOINT) as usize).min(self.checkpoints.len());
+        let sha = passed.checked_sub(1).map(|index| self.checkpoints[index].clone()).unwrap_or_default();
+        let length = passed as u64 * CHECKPOINT;
+        (length, Hasher { sha, length, checkpoints: Vec::new() })
+    }
+
+    /// The first checkpoint at or behind `position`; the end of all bytes is one.
+    #[must_use]
+    pub fn checkpoint_after(&self, position: u64) -> u64 {
+        position.div_ceil(CHECKPOINT).saturating_mul(CHECKPOINT).min(self.length)
+    }
+
+    /// Whether `hasher`, which stands at a checkpoint, has seen the right bytes.
+    #[must_use]
+    pub fn confirms(&self, hasher: &Hasher) -> bool {
+        let seen = hasher.sha.clone().finalize();
+        if hasher.length == self.length {
+            return hex(&seen) == self.sha256;
+        }
+        let index = (hasher.length / CHECKPOINT) as usize;
+        let expected = index.checked_sub(1).and_then(|index| self.checkpoints.get(index));
+        expected.is_some_and(|expected| expected.clone().finalize() == seen)
     }
 }
 
@@ -62,7 +137,7 @@ pub struct VerifyReader<R> {
 
 enum State {
     Hashing(Hasher),
-    Matched,
+    Matched(Option<Proof>),
     Mismatched,
 }
 
@@ -71,6 +146,14 @@ impl<R: Read> VerifyReader<R> {
     /// (lower-case hex).
     pub fn new(source: R, hasher: Hasher, expected: impl Into<String>) -> Self {
         Self { source, expected: expected.into(), state: State::Hashing(hasher) }
+    }
+
+    /// What was learned of the bytes, once, when their end was read and their hash was the expected one.
+    pub fn take_proof(&mut self) -> Option<Proof> {
+        match &mut self.state {
+            State::Matched(proof) => proof.take(),
+            _ => None,
+        }
     }
 }
 
@@ -85,8 +168,9 @@ impl<R: Read> Read for VerifyReader<R> {
                 hasher.update(&out[..count]);
                 return Ok(count);
             }
-            let matched = std::mem::take(hasher).finish() == self.expected;
-            self.state = if matched { State::Matched } else { State::Mismatched };
+            let proof = std::mem::take(hasher).prove();
+            let matched = proof.sha256 == self.expected;
+            self.state = if matched { State::Matched(Some(proof)) } else { State::Mismatched };
         }
         match self.state {
             State::Mismatched => Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch)),
@@ -130,6 +214,33 @@ mod tests {
         assert_eq!(reader.read(&mut out).unwrap(), 3);
         for _ in 0..3 {
             assert!(reader.read(&mut out).unwrap_err().get_ref().unwrap().is::<HashMismatch>());
+        }
+    }
+
+    #[test]
+    fn a_proof_confirms_stretches_of_the_right_bytes_only() {
+        let step = CHECKPOINT as usize;
+        for length in [0, 5, step - 1, step, step + 1, 2 * step, 2 * step + 7] {
+            let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
+            let mut hasher = Hasher::default();
+            bytes.chunks(1_000_003).for_each(|bytes| hasher.update(bytes));
+            assert_eq!(hasher.clone().finish(), sha256_hex(&bytes));
+            let proof = hasher.prove();
+            for position in [0, length / 2, length.saturating_sub(1), length] {
+                let (start, at_start) = proof.checkpoint_before(position as u64);
+                let end = proof.checkpoint_after(position as u64 + 1);
+                assert!(start <= position as u64 && end >= position as u64 && end <= length as u64);
+                let mut stretch = bytes[start as usize..end as usize].to_vec();
+                let mut right = at_start.clone();
+                right.update(&stretch);
+                assert!(proof.confirms(&right), "length {length}, position {position}");
+                if let Some(byte) = stretch.last_mut() {
+                    *byte ^= 1;
+                    let mut wrong = at_start;
+                    wrong.update(&stretch);
+                    assert!(!proof.confirms(&wrong), "length {length}, position {position}");
+                }
+            }
         }
     }
 

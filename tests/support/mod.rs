@@ -16,6 +16,7 @@ pub mod docker;
 pub mod multipart;
 pub mod process;
 pub mod protocol;
+pub mod pty;
 pub mod raw;
 pub mod resource_api;
 pub mod resource_server;

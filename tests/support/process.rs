@@ -30,6 +30,7 @@ pub const VARIABLES: [&str; 18] = [
     "CLIENT_STALL_SECONDS",
     "CLIENT_TOKEN",
     "JWT_PUBLIC_KEY_PATH",
+    "OFFLINE_HOURS",
 ];
 /// A proxy would stand between the loader and the servers of a test.
 const CLEARED: [&str; 6] = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];

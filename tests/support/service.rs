@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Output};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -301,7 +301,17 @@ impl Service {
 
     /// Runs a second process of the program to its end, with the environment of this one: for `loader healthcheck`.
     pub fn run(&self, args: &[&str]) -> Output {
-        run_to_end(command(&self.binary, self.dir.path(), &lock(&self.env), &self.bind), args, b"", START + END)
+        self.run_with(args, b"")
+    }
+
+    /// The same with this standard input.
+    pub fn run_with(&self, args: &[&str], stdin: &[u8]) -> Output {
+        run_to_end(self.command(), args, stdin, START + END)
+    }
+
+    /// A second process of the program, not started yet.
+    pub fn command(&self) -> Command {
+        command(&self.binary, self.dir.path(), &lock(&self.env), &self.bind)
     }
 
     /// SIGTERM, and how it ended; panics where it does not end.

@@ -1,7 +1,9 @@
-//! `POST /load/{filename}`: a model's plaintext.
+//! `POST /load/{filename}`: a model's plaintext, or the range of it that a `Range` header names.
 
 use serde::Deserialize;
 
+use crate::api_client::{LoadError, Wanted};
+use crate::byte_range::ByteRange;
 use crate::constants::DEFAULT_FOLDER;
 use crate::http::json::read_json;
 use crate::http::{Exchange, Reply};
@@ -16,6 +18,15 @@ struct Request {
 }
 
 impl Request {
+    /// That of a request without a body, whose folder may be in the query. `curl` resumes a transfer (`-C -`) only if it does
+    /// not send any.
+    fn without_body(url: &str) -> Self {
+        let query = url.split_once('?').map_or("", |(_, query)| query);
+        // A folder has no character that needs an encoding.
+        let folder = query.split('&').find_map(|field| field.strip_prefix("folder="));
+        Self { filename: None, folder: folder.map(str::to_owned) }
+    }
+
     fn names(self, path_name: String) -> Result<(Folder, FileName), NameError> {
         let folder = Folder::new(self.folder.unwrap_or_else(|| DEFAULT_FOLDER.to_owned()))?;
         Ok((folder, FileName::new(self.filename.unwrap_or(path_name))?))
@@ -23,16 +34,25 @@ impl Request {
 }
 
 pub(in crate::http) fn load(service: &Service, exchange: &mut Exchange, path_name: String) -> Reply {
-    let request: Request = match read_json(exchange, &["filename", "folder"]) {
-        Ok(request) => request,
-        Err(reply) => return reply,
+    let has_body = exchange.body().declared_length() != Some(0) || exchange.header("Content-Type").is_some();
+    let request: Request = match has_body.then(|| read_json(exchange, &["filename", "folder"])) {
+        None => Request::without_body(exchange.url()),
+        Some(Ok(request)) => request,
+        Some(Err(reply)) => return reply,
     };
     let (folder, file_name) = match request.names(path_name) {
         Ok(names) => names,
         Err(error) => return Reply::error(422, error),
     };
-    match service.client.load(&folder, &file_name) {
+    let wanted = Wanted {
+        range: exchange.header("Range").and_then(ByteRange::parse),
+        if_tag: exchange.header("If-Range").map(str::to_owned),
+    };
+    match service.client.load(&folder, &file_name, &wanted) {
         Ok(plaintext) => Reply::model(plaintext),
+        Err(error @ LoadError::NoSuchRange { length }) => Reply::error(416, error)
+            .with_header("Accept-Ranges", "bytes")
+            .with_header("Content-Range", format!("bytes */{length}")),
         Err(error) => {
             log::warn!("{}/{} was not loaded: {error}", &*folder, &*file_name);
             Reply::error(500, error)
