@@ -19,7 +19,7 @@ use crate::configuration::Configuration;
 use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
 use crate::hardware_service;
-use crate::model_cache::ModelCache;
+use crate::model_cache::{CacheSummary, ModelCache};
 use crate::security::{AesKey, Salts, decrypt_whole};
 use crate::uplink::Uplink;
 use crate::user::User;
@@ -145,6 +145,12 @@ impl ApiClient {
     /// Removes the files of uploads that were cut off, since the process is about to end.
     pub fn stop(&self) {
         self.cache.remove_spooled();
+    }
+
+    /// What is cached, without a look at the disk.
+    #[must_use]
+    pub fn cache_summary(&self) -> CacheSummary {
+        self.cache.summary()
     }
 
     fn current(&self) -> Option<Arc<Login>> {

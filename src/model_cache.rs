@@ -9,6 +9,7 @@
 //! - `.spool/`: uploads that are being received. No folder can have this name.
 
 mod cached;
+mod catalog;
 mod fill;
 mod record;
 mod spool;
@@ -19,13 +20,16 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use self::catalog::Catalog;
 use self::fill::Fill;
 use self::record::Record;
 use crate::cdn_manager::BigObject;
+use crate::metrics;
 use crate::security::{Hasher, VerifyReader};
 use crate::storage::{create_dir, create_parent};
 
 pub use self::cached::{Cached, CachedReader};
+pub use self::catalog::{CacheSummary, CachedModel};
 pub use self::spool::Spool;
 
 /// The name of the directory for uploads that are being received.
@@ -38,6 +42,7 @@ pub type OpenAt = Arc<dyn Fn(u64) -> Box<dyn Read + Send> + Send + Sync>;
 pub struct ModelCache {
     root: PathBuf,
     fills: Arc<Fills>,
+    catalog: Arc<Catalog>,
 }
 
 /// The downloads that are running, by the file that they fill.
@@ -57,6 +62,7 @@ impl Fills {
 #[derive(Clone, Debug)]
 pub struct Entry {
     big: PathBuf,
+    catalog: Arc<Catalog>,
 }
 
 impl Entry {
@@ -66,6 +72,16 @@ impl Entry {
 
     fn part(&self) -> PathBuf {
         self.with_suffix(".part")
+    }
+
+    /// The big part is there now, and whole.
+    fn is_cached(&self, bytes: u64) {
+        self.catalog.insert(&self.big, bytes);
+    }
+
+    /// The big part is gone.
+    fn is_gone(&self) {
+        self.catalog.remove(&self.big);
     }
 
     fn part_record(&self) -> PathBuf {
@@ -86,8 +102,8 @@ impl ModelCache {
     /// A cache that cannot be created is a warning, not an error: loads then stream without it.
     #[must_use]
     pub fn open(root: &Path) -> Self {
-        let cache = Self { root: root.to_owned(), fills: Arc::default() };
-        if let Err(error) = create_dir(root).and_then(|()| cache.remove_leftovers()) {
+        let cache = Self { root: root.to_owned(), fills: Arc::default(), catalog: Arc::default() };
+        if let Err(error) = create_dir(root).and_then(|()| cache.take_stock()) {
             log::warn!("the model cache at {} cannot be used: {error}", root.display());
         }
         cache
@@ -97,7 +113,8 @@ impl ModelCache {
     /// [`names`](crate::names): they become parts of a path.
     #[must_use]
     pub fn entry(&self, folder: &str, file_name: &str) -> Entry {
-        Entry { big: self.root.join(folder).join(format!("{file_name}.big")) }
+        let big = self.root.join(folder).join(format!("{file_name}.big"));
+        Entry { big, catalog: Arc::clone(&self.catalog) }
     }
 
     /// The cached big part, if there is one that was proven to belong to the small part with this hash.
@@ -109,7 +126,22 @@ impl ModelCache {
             running.get(&entry.big).is_some_and(|fill| fill.is_whole_for(small_sha256))
         };
         drop(self.fills.ended.wait_while(running, is_ending));
-        Cached::open(entry, small_sha256)
+        let cached = Cached::open(entry, small_sha256);
+        match &cached {
+            Some(_) => metrics::CACHE_HITS.add(),
+            None => metrics::CACHE_MISSES.add(),
+        }
+        if cached.is_none() && !entry.big.exists() {
+            // Somebody may have removed it by hand.
+            entry.is_gone();
+        }
+        cached
+    }
+
+    /// What is cached, without a look at the disk.
+    #[must_use]
+    pub fn summary(&self) -> CacheSummary {
+        self.catalog.summary()
     }
 
     /// The bytes of `object`, which belongs to the small part with the hash `small_sha256`, while they fill the cache. A
@@ -158,7 +190,9 @@ impl ModelCache {
     pub fn adopt(&self, entry: &Entry, spool: Spool, sha256: &str, small_sha256: &str) -> io::Result<()> {
         create_parent(&entry.big)?;
         let file = spool.move_to(&entry.big)?;
-        Record::new(&file, sha256, small_sha256)?.write(&entry.record())
+        let record = Record::new(&file, sha256, small_sha256)?;
+        entry.is_cached(record.file.length);
+        record.write(&entry.record())
     }
 
     /// Removes uploads that were not received to their end.
@@ -171,7 +205,8 @@ impl ModelCache {
         }
     }
 
-    fn remove_leftovers(&self) -> io::Result<()> {
+    /// Removes what is unfinished, and notes what is there.
+    fn take_stock(&self) -> io::Result<()> {
         self.remove_spooled();
         for folder in fs::read_dir(&self.root)? {
             let folder = folder?.path();
@@ -189,6 +224,8 @@ impl ModelCache {
                     || (name.ends_with(".big.part") && !Path::new(&format!("{name}.json")).exists());
                 if orphan {
                     fs::remove_file(&file)?;
+                } else if name.ends_with(".big") && Path::new(&format!("{name}.json")).exists() {
+                    self.catalog.insert(&file, fs::metadata(&file)?.len());
                 }
             }
         }

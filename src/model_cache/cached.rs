@@ -74,6 +74,7 @@ impl Read for CachedReader {
 
 /// The record goes first: a big part without one is not used, whatever happens next.
 fn evict(entry: &Entry) {
+    entry.is_gone();
     for path in [entry.record(), entry.big.clone()] {
         if let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound

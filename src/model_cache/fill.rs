@@ -211,7 +211,9 @@ impl Fill {
     /// Gives the finished file its name and its record. The data goes first: a record that does not fit its file is void.
     fn keep(&self, sha256: &str) -> io::Result<()> {
         rename_durably(&self.file, &self.entry.part(), &self.entry.big)?;
-        Record::new(&self.file, sha256, &self.small_sha256)?.write(&self.entry.record())?;
+        let record = Record::new(&self.file, sha256, &self.small_sha256)?;
+        self.entry.is_cached(record.file.length);
+        record.write(&self.entry.record())?;
         fs::remove_file(self.entry.part_record())
     }
 
