@@ -26,7 +26,6 @@ use crate::user::User;
 
 use self::resource_api::ResourceApi;
 use self::session::Session;
-use self::token::TokenReader;
 use self::upload::Turns;
 
 pub use self::load::{LoadError, Plaintext};
