@@ -26,7 +26,9 @@ fn pairs(line: &str) -> Vec<(String, String)> {
             };
             quoted.find(closes).unwrap_or_else(|| panic!("{line}")) + 2
         } else {
-            value.find(' ').unwrap_or(value.len())
+            let end = value.find(' ').unwrap_or(value.len());
+            assert!(!value[..end].contains(['"', '=', '\\']) && !value[..end].contains(char::is_control), "{line}");
+            end
         };
         pairs.push((key.to_owned(), value[..end].to_owned()));
         rest = &value[end..];
