@@ -21,7 +21,7 @@ use crate::configuration::Configuration;
 use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
 use crate::hardware_service;
-use crate::model_cache::{KeptParts, ModelCache, Refusal};
+use crate::model_cache::{CacheSummary, KeptParts, ModelCache, Refusal};
 use crate::names::FileName;
 use crate::security::{AesKey, Salts, decrypt_whole};
 use crate::uplink::Uplink;
@@ -170,6 +170,12 @@ impl ApiClient {
     /// Removes the files of uploads that were cut off, since the process is about to end.
     pub fn stop(&self) {
         self.cache.remove_spooled();
+    }
+
+    /// What is cached, without a look at the disk.
+    #[must_use]
+    pub fn cache_summary(&self) -> CacheSummary {
+        self.cache.summary()
     }
 
     fn current(&self) -> Option<Arc<Login>> {

@@ -1,7 +1,11 @@
 //! Log lines: info and below to stdout, warnings and errors to stderr, all of them to a daily file.
 //!
-//! Only this program's own lines are written. Its libraries log headers and bytes at the lower levels, and those hold
-//! tokens and signatures.
+//! One line an event, in `key=value` form: `time`, `level`, `message`, the `request` it belongs to, then what the event
+//! itself carries. Only this program's own lines are written. Its libraries log headers and bytes at the lower levels, and
+//! those hold tokens and signatures.
+
+mod line;
+mod request;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,7 +14,12 @@ use std::path::{Path, PathBuf};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{CombinedLogger, Config, ConfigBuilder, SharedLogger, WriteLogger};
+use time::macros::format_description;
 use time::{Date, OffsetDateTime};
+
+use self::line::Lines;
+
+pub use self::request::{Current, RequestId};
 
 /// How many daily files are kept, today's included.
 const KEPT_FILES: usize = 7;
@@ -29,7 +38,8 @@ pub fn start(level: LevelFilter, directory: Option<&Path>) {
         loggers.push(WriteLogger::new(level, config(), io::LineWriter::new(file)));
     }
     // It fails only where a logger is set already, which a second start in one process would be.
-    let _ = CombinedLogger::init(loggers);
+    let _ = log::set_boxed_logger(Box::new(Lines::to(*CombinedLogger::new(loggers))));
+    log::set_max_level(level);
     if let (Some(error), Some(directory)) = (unusable, directory) {
         log::warn!(
             "LOG_DIR {} cannot be used, logging goes on without files until it can: {error}",
@@ -38,9 +48,14 @@ pub fn start(level: LevelFilter, directory: Option<&Path>) {
     }
 }
 
+/// The time is the one part of a line that `simplelog` writes; the rest is [`Lines`]'.
 fn config() -> Config {
     ConfigBuilder::new()
-        .set_time_format_rfc3339()
+        .set_time_format_custom(format_description!(
+            "time=[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
+        ))
+        .set_time_level(LevelFilter::Error)
+        .set_max_level(LevelFilter::Off)
         .set_target_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
         .set_thread_level(LevelFilter::Off)

@@ -11,6 +11,7 @@
 //! - `.spool/`: uploads that are being received. No folder can have this name.
 
 mod cached;
+mod catalog;
 mod fill;
 mod kept;
 mod proofs;
@@ -23,14 +24,17 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use self::catalog::Catalog;
 use self::fill::Fill;
 use self::proofs::Proofs;
 use self::record::Record;
 use crate::cdn_manager::BigObject;
+use crate::metrics;
 use crate::security::{Hasher, VerifyReader};
 use crate::storage::{create_dir, create_parent};
 
 pub use self::cached::{Cached, CachedReader};
+pub use self::catalog::{CacheSummary, CachedModel};
 pub use self::kept::{KeptParts, Refusal};
 pub use self::spool::Spool;
 
@@ -47,6 +51,7 @@ pub type OpenAt = Arc<dyn Fn(u64) -> Box<dyn Read + Send> + Send + Sync>;
 pub struct ModelCache {
     root: PathBuf,
     fills: Arc<Fills>,
+    catalog: Arc<Catalog>,
 }
 
 /// The downloads that are running, by the file that they fill.
@@ -67,11 +72,12 @@ impl Fills {
 #[derive(Clone, Debug)]
 pub struct Entry {
     big: PathBuf,
+    catalog: Arc<Catalog>,
 }
 
 impl Entry {
     fn record(&self) -> PathBuf {
-        self.with_suffix(".json")
+        record_of(&self.big)
     }
 
     fn part(&self) -> PathBuf {
@@ -83,16 +89,35 @@ impl Entry {
         self.with_suffix(KEPT_SUFFIX)
     }
 
+    /// The big part is there now, and whole.
+    fn is_cached(&self, bytes: u64) {
+        self.catalog.insert(&self.big, bytes);
+    }
+
+    /// The big part is gone.
+    fn is_gone(&self) {
+        self.catalog.remove(&self.big);
+    }
+
     fn part_record(&self) -> PathBuf {
         self.with_suffix(".part.json")
     }
 
-    /// Not `with_extension`, which would cut the model's own.
     fn with_suffix(&self, suffix: &str) -> PathBuf {
-        let mut path = self.big.clone().into_os_string();
-        path.push(suffix);
-        path.into()
+        with_suffix(&self.big, suffix)
     }
+}
+
+/// Where the record of a cached big part is.
+fn record_of(big: &Path) -> PathBuf {
+    with_suffix(big, ".json")
+}
+
+/// Not `with_extension`, which would cut the model's own.
+fn with_suffix(big: &Path, suffix: &str) -> PathBuf {
+    let mut path = big.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 impl ModelCache {
@@ -101,8 +126,8 @@ impl ModelCache {
     /// A cache that cannot be created is a warning, not an error: loads then stream without it.
     #[must_use]
     pub fn open(root: &Path) -> Self {
-        let cache = Self { root: root.to_owned(), fills: Arc::default() };
-        if let Err(error) = create_dir(root).and_then(|()| cache.remove_leftovers()) {
+        let cache = Self { root: root.to_owned(), fills: Arc::default(), catalog: Arc::default() };
+        if let Err(error) = create_dir(root).and_then(|()| cache.take_stock()) {
             log::warn!("the model cache at {} cannot be used: {error}", root.display());
         }
         cache
@@ -112,7 +137,8 @@ impl ModelCache {
     /// [`names`](crate::names): they become parts of a path.
     #[must_use]
     pub fn entry(&self, folder: &str, file_name: &str) -> Entry {
-        Entry { big: self.root.join(folder).join(format!("{file_name}.big")) }
+        let big = self.root.join(folder).join(format!("{file_name}.big"));
+        Entry { big, catalog: Arc::clone(&self.catalog) }
     }
 
     /// The cached big part, if there is one that was proven to belong to the small part with this hash.
@@ -124,7 +150,22 @@ impl ModelCache {
             running.get(&entry.big).is_some_and(|fill| fill.is_whole_for(small_sha256))
         };
         drop(self.fills.ended.wait_while(running, is_ending));
-        Cached::open(entry, small_sha256, &self.fills.proofs)
+        let cached = Cached::open(entry, small_sha256, &self.fills.proofs);
+        match &cached {
+            Some(_) => metrics::CACHE_HITS.add(),
+            None => metrics::CACHE_MISSES.add(),
+        }
+        if cached.is_none() && !entry.big.exists() {
+            // Somebody may have removed it by hand.
+            entry.is_gone();
+        }
+        cached
+    }
+
+    /// What is cached, without a look at the disk.
+    #[must_use]
+    pub fn summary(&self) -> CacheSummary {
+        self.catalog.summary()
     }
 
     /// The bytes of `object`, which belongs to the small part with the hash `small_sha256`, while they fill the cache. A
@@ -173,8 +214,11 @@ impl ModelCache {
     pub fn adopt(&self, entry: &Entry, spool: Spool, sha256: &str, small_sha256: &str) -> io::Result<()> {
         create_parent(&entry.big)?;
         // In this order, as for a download: see `Fill::keep`.
-        Record::new(spool.file(), sha256, small_sha256)?.write(&entry.record())?;
-        spool.move_to(&entry.big)
+        let record = Record::new(spool.file(), sha256, small_sha256)?;
+        record.write(&entry.record())?;
+        spool.move_to(&entry.big)?;
+        entry.is_cached(record.file.length);
+        Ok(())
     }
 
     /// Removes uploads that were not received to their end.
@@ -187,7 +231,8 @@ impl ModelCache {
         }
     }
 
-    fn remove_leftovers(&self) -> io::Result<()> {
+    /// Removes what is unfinished, and notes what is there.
+    fn take_stock(&self) -> io::Result<()> {
         self.remove_spooled();
         for folder in fs::read_dir(&self.root)? {
             let folder = folder?.path();
@@ -210,6 +255,8 @@ impl ModelCache {
                     || (name.ends_with(".big.part") && !Path::new(&format!("{name}.json")).exists());
                 if orphan {
                     fs::remove_file(&file)?;
+                } else if name.ends_with(".big") && Path::new(&format!("{name}.json")).exists() {
+                    self.catalog.insert(&file, fs::metadata(&file)?.len());
                 }
             }
         }

@@ -7,9 +7,9 @@ use crate::api_client::ApiClient;
 use crate::configuration::Configuration;
 use crate::credentials::Credentials;
 use crate::docker::Docker;
-use crate::threads;
 use crate::unlock::Unlock;
 use crate::unlock_state::{Claim, UnlockMonitor, UnlockState, UnlockStatus};
+use crate::{metrics, threads};
 
 /// The record of the last unlock, in the cache's root. No folder can have this name.
 const UNLOCK_RECORD: &str = ".unlock.json";
@@ -30,6 +30,8 @@ impl Service {
     /// # Errors
     /// One line that names the environment variable whose file cannot be used.
     pub fn new(configuration: Configuration) -> Result<Self, String> {
+        // The first look starts the clock.
+        let _ = metrics::uptime();
         let client = ApiClient::new(&configuration)?;
         Ok(Self { client, configuration, docker: Docker::default(), monitor: UnlockMonitor::default() })
     }

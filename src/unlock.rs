@@ -13,7 +13,9 @@ use crate::binary_split::{
 use crate::constants::CHUNK;
 use crate::credentials::Credentials;
 use crate::docker::{Docker, DockerError, Load};
+use crate::metrics::Stage;
 use crate::storage::{read_document, write_document};
+use crate::transfer::Transfer;
 use crate::unlock_state::{UnlockMonitor, UnlockState};
 
 /// The version that any archive satisfies.
@@ -156,6 +158,7 @@ impl Unlock<'_> {
         let mut stream = Feed {
             source: archive.into_reader(),
             load: &mut load,
+            transfer: Transfer::begin(Stage::Unlock, self.images_path.to_string_lossy(), 0, Some(total)),
             report: &|done| self.monitor.progress(done, total),
             done: 0,
             broken: None,
@@ -218,6 +221,7 @@ impl Unlock<'_> {
 struct Feed<'a, R> {
     source: R,
     load: &'a mut Load,
+    transfer: Transfer,
     report: &'a dyn Fn(u64),
     done: u64,
     broken: Option<Broken>,
@@ -246,6 +250,7 @@ impl<R: Read> Read for Feed<'_, R> {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         self.done += count as u64;
+        self.transfer.moved(count as u64);
         (self.report)(self.done);
         Ok(count)
     }

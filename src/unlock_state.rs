@@ -26,6 +26,17 @@ pub enum UnlockState {
 }
 
 impl UnlockState {
+    /// Every state, in order.
+    pub const ALL: [Self; 7] = [
+        Self::Idle,
+        Self::Authenticating,
+        Self::DownloadingKey,
+        Self::Decrypting,
+        Self::LoadingImages,
+        Self::Ready,
+        Self::Error,
+    ];
+
     /// Whether a worker is at work in this state.
     #[must_use]
     pub fn is_running(self) -> bool {
@@ -127,18 +138,7 @@ mod tests {
 
     #[test]
     fn states_have_their_names_on_the_wire() {
-        let names: Vec<String> = [
-            UnlockState::Idle,
-            UnlockState::Authenticating,
-            UnlockState::DownloadingKey,
-            UnlockState::Decrypting,
-            UnlockState::LoadingImages,
-            UnlockState::Ready,
-            UnlockState::Error,
-        ]
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+        let names: Vec<String> = UnlockState::ALL.iter().map(ToString::to_string).collect();
         assert_eq!(
             names,
             ["idle", "authenticating", "downloading_key", "decrypting", "loading_images", "ready", "error"]

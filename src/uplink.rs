@@ -19,6 +19,8 @@ use ureq::{Agent, Body, SendBody, Timeout};
 use zeroize::Zeroizing;
 
 use crate::constants::{AGENT, CHUNK, STALL_LIMIT};
+use crate::metrics;
+use crate::transfer::Transfer;
 
 /// A server that does not accept a connection within this time is unreachable.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -177,6 +179,8 @@ pub enum Payload<'a> {
         offset: u64,
         /// Its length in bytes.
         length: u64,
+        /// Is told what has been sent.
+        transfer: &'a Transfer,
     },
 }
 
@@ -309,9 +313,10 @@ fn run(agent: &Agent, mut request: Request<()>, payload: Payload<'_>) -> Result<
     match payload {
         Payload::None => agent.run(request.map(|()| SendBody::none())),
         Payload::Bytes(bytes) => agent.run(request.map(|()| bytes)),
-        Payload::File { file, offset, length } => {
+        Payload::File { file, offset, length, transfer } => {
+            transfer.continue_at(offset);
             request.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
-            let mut range = FileRange { file, offset, remaining: length };
+            let mut range = FileRange { file, offset, remaining: length, transfer };
             agent.run(request.map(|()| SendBody::from_reader(&mut range)))
         }
     }
@@ -345,6 +350,7 @@ impl Pauses {
 
     /// Sleeps for the next pause, or for as long as the server asked.
     pub fn pause(&mut self, asked: Option<Duration>) {
+        metrics::UPLINK_RETRIES.add();
         thread::sleep(asked.unwrap_or_else(|| jittered(FIRST_PAUSE * 2_u32.pow(self.0.min(10)))).min(LONGEST_PAUSE));
         self.0 += 1;
     }
@@ -384,6 +390,7 @@ struct FileRange<'a> {
     file: &'a File,
     offset: u64,
     remaining: u64,
+    transfer: &'a Transfer,
 }
 
 impl Read for FileRange<'_> {
@@ -392,6 +399,7 @@ impl Read for FileRange<'_> {
         let count = self.file.read_at(&mut out[..limit], self.offset)?;
         self.offset += count as u64;
         self.remaining -= count as u64;
+        self.transfer.moved(count as u64);
         Ok(count)
     }
 }

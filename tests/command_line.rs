@@ -145,7 +145,10 @@ fn warnings_go_to_stderr_and_everything_to_the_file() {
     let files: Vec<_> = std::fs::read_dir(service.log_dir()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(files.len(), 1);
     let text = std::fs::read_to_string(&files[0]).unwrap();
-    assert!(text.contains("[INFO] loader") && text.contains("[WARN]") && text.contains("stopped"), "{text}");
+    assert!(
+        text.contains("level=info message=\"loader ") && text.contains("level=warn") && text.contains("stopped"),
+        "{text}"
+    );
 }
 
 #[test]

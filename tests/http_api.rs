@@ -32,12 +32,62 @@ fn health_is_healthy() {
 }
 
 #[test]
-fn status_tells_whether_somebody_is_logged_in() {
+fn status_tells_who_is_logged_in_and_what_is_cached() {
     let world = World::new();
-    let expected = |authenticated| json!({"status": "healthy", "authenticated": authenticated, "modelCacheDir": world.service.cache_dir().to_str().unwrap()});
-    assert_eq!(world.service.get("/status").json(), expected(true));
+    let status = || {
+        let mut status = world.service.get("/status").json();
+        let uptime = status.as_object_mut().unwrap().remove("uptimeSeconds").unwrap();
+        assert!(uptime.as_u64().is_some_and(|seconds| seconds < 3600), "{uptime}");
+        status
+    };
+    let cached = |name: &str, size: usize| json!({"folder": world.folder, "name": name, "bytes": big_length(size)});
+    let expected = |user: serde_json::Value, models: &[serde_json::Value]| {
+        let bytes: u64 = models.iter().map(|model| model["bytes"].as_u64().unwrap()).sum();
+        json!({
+            "status": "healthy", "authenticated": !user.is_null(),
+            "modelCacheDir": world.service.cache_dir().to_str().unwrap(),
+            "version": env!("CARGO_PKG_VERSION"), "user": user,
+            "cache": {"bytes": bytes, "files": models.len(), "models": models},
+        })
+    };
+    let user = json!({"email": EMAIL, "role": "Operator"});
+    assert_eq!(status(), expected(user.clone(), &[]));
+    world.upload("b.bin", &[1; 50_000]);
+    world.upload("a.bin", &[1; 20_000]);
+    let both = [cached("a.bin", 20_000), cached("b.bin", 50_000)];
+    assert_eq!(status(), expected(user.clone(), &both));
+    // What is cached is found again at the start.
     world.service.restart();
-    assert_eq!(world.service.get("/status").json(), expected(false));
+    assert_eq!(status(), expected(json!(null), &both));
+    world.login();
+    // What was removed by hand, or fetched again, is noticed by the next load.
+    world.forget("a.bin");
+    for key in world.keys().iter().filter(|key| key.starts_with("a.bin")) {
+        world.s3.delete(&world.folder, key);
+    }
+    assert_eq!(world.service.load(&world.folder, "a.bin").status, 500);
+    assert_eq!(status(), expected(user.clone(), &both[1..]));
+    world.forget("b.bin");
+    world.loads("b.bin", &[1; 50_000]);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while status() != expected(user.clone(), &both[1..]) {
+        assert!(std::time::Instant::now() < deadline, "{}", status());
+    }
+    // One whose bytes have decayed is evicted.
+    let file = world.service.cache_file(&world.folder, "b.bin");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[100] ^= 1;
+    let times = std::fs::FileTimes::new().set_modified(std::fs::metadata(&file).unwrap().modified().unwrap());
+    std::fs::write(&file, bytes).unwrap();
+    std::fs::File::options().write(true).open(&file).unwrap().set_times(times).unwrap();
+    assert!(world.service.try_load(&world.folder, "b.bin").is_err());
+    assert_eq!(status(), expected(user, &[]));
+}
+
+/// Length of the big part of a model.
+fn big_length(size: usize) -> usize {
+    let encrypted = 16 + (size / 16 + 1) * 16;
+    encrypted - 3072.min(encrypted * 3 / 10)
 }
 
 #[test]
@@ -49,7 +99,7 @@ fn the_cache_directory_is_models_by_default() {
 #[test]
 fn unknown_paths_are_404_and_wrong_methods_405_with_allow() {
     let (service, _api) = alone();
-    for path in ["/", "/nope", "/health/", "/load", "/load/a/b", "/unlock/status/x"] {
+    for path in ["/nope", "//", "/health/", "/load", "/load/a/b", "/unlock/status/x"] {
         let reply = service.get(path);
         assert_eq!((reply.status, reply.json()), (404, json!({"detail": "Not Found"})), "{path}");
     }
@@ -71,7 +121,7 @@ fn unknown_paths_are_404_and_wrong_methods_405_with_allow() {
 #[test]
 fn head_works_where_get_does() {
     let (service, _api) = alone();
-    for path in ["/health", "/status", "/unlock/status"] {
+    for path in ["/", "/docs", "/openapi.json", "/health", "/status", "/unlock/status"] {
         let (get, head) = (service.get(path), service.call("HEAD", path, &[], b"").unwrap());
         assert_eq!((head.status, head.body.len()), (200, 0), "{path}");
         assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");

@@ -1,6 +1,7 @@
 //! The Resource API's calls (SPEC section 4), one function each.
 
 use std::fmt;
+use std::time::Instant;
 
 use http::{Method, Request, StatusCode, header};
 use serde::Deserialize;
@@ -9,6 +10,7 @@ use zeroize::Zeroizing;
 use super::token::{Token, TokenReader};
 use crate::constants::MAX_RESOURCE_BYTES;
 use crate::credentials::Credentials;
+use crate::metrics::{self, Stage};
 use crate::secret::{Secret, json_object};
 use crate::uplink::{Answer, Payload, Uplink, UplinkError};
 
@@ -165,7 +167,8 @@ impl ResourceApi {
         body: &[u8],
     ) -> Result<Answer, UplinkError> {
         let payload = if *method == Method::GET { Payload::None } else { Payload::Bytes(body) };
-        self.uplink.ask(payload, MAX_RESOURCE_BYTES, || {
+        let started = Instant::now();
+        let result = self.uplink.ask(payload, MAX_RESOURCE_BYTES, || {
             let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
             if let Some(token) = token {
                 let bearer = Zeroizing::new(format!("Bearer {}", token.expose()));
@@ -177,7 +180,10 @@ impl ResourceApi {
             request
                 .body(())
                 .map_err(|_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() })
-        })
+        });
+        let received = result.as_ref().map_or(0, |answer| answer.body.len());
+        metrics::moved(Stage::Api, (body.len() + received) as u64, started.elapsed());
+        result
     }
 }
 

@@ -8,7 +8,9 @@ use ureq::BodyReader;
 
 use super::s3::{CdnError, S3Account, S3Request, empty_sha256, object_name, refusal};
 use super::{META_SHA256, META_SMALL_SHA256};
+use crate::metrics::Stage;
 use crate::security::{HELD_BACK, is_sha256_hex};
+use crate::transfer::Transfer;
 use crate::uplink::{Pauses, Payload, Uplink, UplinkError};
 
 /// How often in a row a download is taken up again without a byte of progress. With the pauses between them these tries
@@ -116,11 +118,14 @@ pub struct ObjectReader {
     offset: u64,
     body: Option<BodyReader<'static>>,
     pauses: Pauses,
+    transfer: Transfer,
 }
 
 impl ObjectReader {
     pub(super) fn new(source: Source, object: BigObject, offset: u64) -> Self {
-        Self { source, object, offset, body: None, pauses: Pauses::default() }
+        let name = object_name(&object.bucket, &object.key);
+        let transfer = Transfer::begin(Stage::Download, name, offset, Some(object.length));
+        Self { source, object, offset, body: None, pauses: Pauses::default(), transfer }
     }
 
     fn name(&self) -> String {
@@ -219,6 +224,7 @@ impl Read for ObjectReader {
             match self.read_once(&mut out[..limit]) {
                 Ok(count) => {
                     self.offset += count as u64;
+                    self.transfer.moved(count as u64);
                     self.pauses = Pauses::default();
                     return Ok(count);
                 }

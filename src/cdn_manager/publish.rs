@@ -12,7 +12,9 @@ use serde::Deserialize;
 use super::s3::{CdnError, S3Account, S3Request, empty_sha256, xml};
 use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
 use crate::constants::CHUNK;
+use crate::metrics::Stage;
 use crate::security::{Hasher, sha256_hex};
+use crate::transfer::Transfer;
 use crate::uplink::{Answer, Payload, Uplink};
 
 /// The payload of a PUT or POST that has none: S3 wants to be told its length.
@@ -43,8 +45,10 @@ impl Destination<'_> {
     /// Stores `part` under `key`. Nobody sees the object before it is whole.
     pub(super) fn put(&self, key: &str, part: BigPart<'_>) -> Result<(), CdnError> {
         let metadata = metadata(Some(part.sha256), Some(part.small_sha256));
+        let name = super::s3::object_name(self.bucket, key);
+        let transfer = &Transfer::begin(Stage::Publish, name, 0, Some(part.length));
         if part.length <= self.limits.part {
-            let payload = Payload::File { file: part.file, offset: 0, length: part.length };
+            let payload = Payload::File { file: part.file, offset: 0, length: part.length, transfer };
             return self.ask(Method::PUT, key, &[], &metadata, payload, part.sha256).map(drop);
         }
         self.in_parts(key, &metadata, part.length, self.limits.part, |query, offset, length| {
@@ -52,7 +56,7 @@ impl Destination<'_> {
                 object: format!("local copy of {key}"),
                 reason: error.to_string(),
             })?;
-            let payload = Payload::File { file: part.file, offset, length };
+            let payload = Payload::File { file: part.file, offset, length, transfer };
             let answer = self.ask(Method::PUT, key, query, &[], payload, &sha256)?;
             let etag = answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
             etag.ok_or_else(|| self.bad(key, "it does not tell the part's ETag"))

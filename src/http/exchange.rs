@@ -5,12 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use log::Level;
 use tiny_http::{Method, Request};
 
 use super::connection::{ACCEPT_LOOP_PATIENCE, Listener, Peer, TamedReader, take_body};
 use super::pace::{Pace, PacedWriter};
 use super::reply::{Reply, ReplyBody, reason_phrase};
+use super::router::endpoint_of;
 use crate::constants::AGENT;
+use crate::logging::{Current, RequestId};
+use crate::metrics::{self, Stage};
+use crate::transfer::Transfer;
 
 /// A client that sends on although it was refused gets so long to read the answer before its connection ends.
 const LINGER: Duration = Duration::from_secs(1);
@@ -115,6 +120,7 @@ impl Body {
 ///
 /// Dropping it without an answer, as a panic does, answers 500.
 pub struct Exchange {
+    id: RequestId,
     method: Method,
     url: String,
     headers: Vec<tiny_http::Header>,
@@ -161,6 +167,7 @@ impl Exchange {
             _ => 0,
         };
         Self {
+            id: RequestId::next(),
             method: request.method().clone(),
             url: request.url().to_owned(),
             headers: request.headers().to_vec(),
@@ -180,6 +187,12 @@ impl Exchange {
             lingers: true,
             started: Instant::now(),
         }
+    }
+
+    /// The id of this request in the log and in `X-Request-Id`.
+    #[must_use]
+    pub fn id(&self) -> RequestId {
+        self.id
     }
 
     /// The method.
@@ -247,19 +260,30 @@ impl Exchange {
     /// A response that breaks off on its way ends the connection, so that the client cannot take it for complete. The answer
     /// is whether the connection goes on.
     pub fn answer(mut self, reply: Reply) -> bool {
+        let reply = checked(reply);
         let status = reply.status;
         let result = self.write(reply);
-        let milliseconds = self.started.elapsed().as_millis();
-        // The path is what a client sent: it is quoted, so that it cannot fake a line.
-        let (method, path) = (&self.method, self.url.split('?').next().unwrap_or_default());
-        match &result {
-            Ok(bytes) if status < 400 && matches!(path, "/health" | "/status" | "/unlock/status") => {
-                log::debug!("{method} {path:?}: {status}, {bytes} bytes, {milliseconds} ms");
-            }
-            Ok(bytes) => log::info!("{method} {path:?}: {status}, {bytes} bytes, {milliseconds} ms"),
-            Err(error) => log::warn!("{method} {path:?}: {status}, broken off after {milliseconds} ms: {error}"),
-        }
+        self.record(status, &result);
         self.end(result.is_ok())
+    }
+
+    /// One line in the log, and one count in the metrics. Probes and pages that poll are seen at level debug only.
+    fn record(&self, status: u16, result: &io::Result<u64>) {
+        let time = self.started.elapsed();
+        let endpoint = endpoint_of(&self.url);
+        metrics::request(endpoint, status, time);
+        let _current = Current::enter(self.id);
+        let method = self.method.as_str();
+        let path = self.url.split('?').next().unwrap_or_default();
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let polled = matches!(endpoint, "/health" | "/status" | "/unlock/status" | "/metrics");
+        match result {
+            Ok(bytes) => {
+                let level = if polled && status < 400 { Level::Debug } else { Level::Info };
+                log::log!(level, method, endpoint, path, status, bytes = *bytes, ms; "answered");
+            }
+            Err(error) => log::warn!(method, endpoint, path, status, ms, error:%; "the answer was broken off"),
+        }
     }
 
     /// Answers without waiting for anything, not even for a client that goes on sending what nobody will read.
@@ -279,6 +303,7 @@ impl Exchange {
     fn write(&mut self, reply: Reply) -> io::Result<u64> {
         let closes = !self.can_go_on();
         let Some(writer) = &mut self.writer else { return Ok(0) };
+        let reply = reply.with_header("X-Request-Id", self.id.to_string());
         let mut writer = PacedWriter { writer: &mut **writer, pace: Pace::new(self.patience) };
         write_reply(&mut writer, reply, self.method == Method::Head, closes)
     }
@@ -328,6 +353,18 @@ impl Exchange {
     }
 }
 
+/// The reply, or an error in its place: as long as no byte of a stream has been sent, its failure still is an answer.
+fn checked(mut reply: Reply) -> Reply {
+    let ReplyBody::Stream { reader, .. } = &mut reply.body else { return reply };
+    match reader.fill_buf() {
+        Ok(_) => reply,
+        Err(error) => {
+            log::warn!("the model cannot be loaded: {error}");
+            Reply::error(500, format!("the model cannot be loaded: {error}"))
+        }
+    }
+}
+
 fn write_reply(writer: &mut impl Write, reply: Reply, head_only: bool, closes: bool) -> io::Result<u64> {
     let head = head_of(&reply, closes);
     let (length, mut reader) = match reply.body {
@@ -340,18 +377,10 @@ fn write_reply(writer: &mut impl Write, reply: Reply, head_only: bool, closes: b
         }
         ReplyBody::Stream { length, reader } => (length, reader),
     };
-    // As long as no byte has been sent, a failure still is an answer.
-    if let Err(error) = reader.fill_buf() {
-        return write_reply(
-            writer,
-            Reply::error(500, format!("the model cannot be loaded: {error}")),
-            head_only,
-            closes,
-        );
-    }
     writer.write_all(&head)?;
     let mut sent = 0;
     if !head_only {
+        let transfer = Transfer::begin(Stage::Send, "the model", 0, Some(length));
         loop {
             let available = reader.fill_buf()?;
             if available.is_empty() {
@@ -360,6 +389,7 @@ fn write_reply(writer: &mut impl Write, reply: Reply, head_only: bool, closes: b
             writer.write_all(available)?;
             let count = available.len();
             sent += count as u64;
+            transfer.moved(count as u64);
             reader.consume(count);
         }
     }
@@ -384,8 +414,9 @@ impl Read for Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.writer.is_some() {
-            let answered = self.write(Reply::error(500, "the request could not be handled")).is_ok();
-            self.end(answered);
+            let result = self.write(Reply::error(500, "the request could not be handled"));
+            self.record(500, &result);
+            self.end(result.is_ok());
         }
     }
 }

@@ -29,6 +29,24 @@ impl Reply {
         Self { status, headers: Vec::new(), body: ReplyBody::Whole { content_type: "application/json", bytes } }
     }
 
+    /// A text of this program.
+    #[must_use]
+    pub fn text(content_type: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
+        Self { status: 200, headers: Vec::new(), body: ReplyBody::Whole { content_type, bytes: bytes.into() } }
+    }
+
+    /// A page for people: a browser takes nothing into it but the scripts and styles that `policy`, a
+    /// `Content-Security-Policy`, names.
+    #[must_use]
+    pub fn page(html: &'static str, policy: &'static str) -> Self {
+        Self::text("text/html; charset=utf-8", html)
+            .with_header("Content-Security-Policy", policy)
+            .with_header("X-Content-Type-Options", "nosniff")
+            .with_header("Referrer-Policy", "no-referrer")
+            // A page of the version before would not know this one's answers.
+            .with_header("Cache-Control", "no-cache")
+    }
+
     /// `{"detail": …}`, the body of every error.
     #[must_use]
     pub fn error(status: u16, detail: impl ToString) -> Self {

@@ -1,13 +1,19 @@
 //! From method and request target to a route.
 
-use std::borrow::Cow;
-
 use percent_encoding::percent_decode_str;
 use tiny_http::Method;
 
 /// The endpoints, with what their paths carry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
+    /// `GET /`
+    Page,
+    /// `GET /docs`
+    Docs,
+    /// `GET /openapi.json`
+    OpenApi,
+    /// `GET /metrics`
+    Metrics,
     /// `GET /health`
     Health,
     /// `GET /status`
@@ -41,31 +47,63 @@ pub enum RouteError {
 const READ: &str = "GET, HEAD";
 const WRITE: &str = "POST";
 
-impl Route {
-    /// The methods of this endpoint.
-    fn allow(&self) -> &'static str {
-        match self {
-            Self::Health | Self::Status | Self::UnlockStatus => READ,
-            Self::Login | Self::Load(_) | Self::Upload(_) | Self::Unlock => WRITE,
-        }
-    }
+/// One line of the table of endpoints.
+struct Endpoint {
+    /// The path; a segment in braces is any one.
+    pattern: &'static str,
+    /// Its methods, as `Allow` lists them.
+    allow: &'static str,
+    /// Makes the route of the segment in braces, which is empty where the path has none.
+    route: fn(&str) -> Route,
+}
 
+/// All endpoints: what is not here is not found.
+static ENDPOINTS: [Endpoint; 11] = [
+    Endpoint { pattern: "/", allow: READ, route: |_| Route::Page },
+    Endpoint { pattern: "/docs", allow: READ, route: |_| Route::Docs },
+    Endpoint { pattern: "/openapi.json", allow: READ, route: |_| Route::OpenApi },
+    Endpoint { pattern: "/metrics", allow: READ, route: |_| Route::Metrics },
+    Endpoint { pattern: "/health", allow: READ, route: |_| Route::Health },
+    Endpoint { pattern: "/status", allow: READ, route: |_| Route::Status },
+    Endpoint { pattern: "/login", allow: WRITE, route: |_| Route::Login },
+    Endpoint { pattern: "/load/{filename}", allow: WRITE, route: |name| Route::Load(name.to_owned()) },
+    Endpoint { pattern: "/upload/{filename}", allow: WRITE, route: |name| Route::Upload(name.to_owned()) },
+    Endpoint { pattern: "/unlock", allow: WRITE, route: |_| Route::Unlock },
+    Endpoint { pattern: "/unlock/status", allow: READ, route: |_| Route::UnlockStatus },
+];
+
+/// What stands for paths that are no endpoint's.
+const NO_ENDPOINT: &str = "other";
+
+/// The pattern of the endpoint that a request target leads to, such as `/load/{filename}`, or `other`: one of a few words
+/// whatever clients send, for logs and metrics.
+#[must_use]
+pub fn endpoint_of(url: &str) -> &'static str {
+    find(url).map_or(NO_ENDPOINT, |(endpoint, _)| endpoint.pattern)
+}
+
+impl Route {
     /// Whether the answer needs nothing but this process's memory.
     #[must_use]
     pub fn answers_from_memory(&self) -> bool {
-        matches!(self, Self::Health | Self::Status | Self::UnlockStatus)
+        match self {
+            Self::Page | Self::Docs | Self::OpenApi | Self::Metrics => true,
+            Self::Health | Self::Status | Self::UnlockStatus => true,
+            Self::Login | Self::Load(_) | Self::Upload(_) | Self::Unlock => false,
+        }
     }
 
     /// Whether a request can do more than look.
     #[must_use]
     pub fn changes_something(&self) -> bool {
-        self.allow() == WRITE
+        matches!(self, Self::Login | Self::Load(_) | Self::Upload(_) | Self::Unlock)
     }
 
-    /// Whether the route is open without the `CLIENT_TOKEN`.
+    /// Whether the route is open without the `CLIENT_TOKEN`. Besides the liveness probe these are the texts that are the
+    /// same for every box: a browser cannot send a token with the first page that it opens.
     #[must_use]
     pub fn is_public(&self) -> bool {
-        matches!(self, Self::Health)
+        matches!(self, Self::Health | Self::Page | Self::Docs | Self::OpenApi)
     }
 }
 
@@ -75,29 +113,38 @@ impl Route {
 /// # Errors
 /// See [`RouteError`].
 pub fn route(method: &Method, url: &str) -> Result<Route, RouteError> {
-    let path = path_of(url);
-    let mut segments = Vec::new();
-    for segment in path.strip_prefix('/').ok_or(RouteError::NotFound)?.split('/') {
-        segments.push(percent_decode_str(segment).decode_utf8().map_err(|_| RouteError::BadEncoding)?);
-    }
-    let segments: Vec<&str> = segments.iter().map(Cow::as_ref).collect();
-    let route = match segments[..] {
-        ["health"] => Route::Health,
-        ["status"] => Route::Status,
-        ["login"] => Route::Login,
-        ["load", name] => Route::Load(name.to_owned()),
-        ["upload", name] => Route::Upload(name.to_owned()),
-        ["unlock"] => Route::Unlock,
-        ["unlock", "status"] => Route::UnlockStatus,
-        _ => return Err(RouteError::NotFound),
-    };
-    let allow = route.allow();
+    let (endpoint, name) = find(url)?;
+    let allow = endpoint.allow;
     let allowed = match method {
         Method::Get | Method::Head => allow == READ,
         Method::Post => allow == WRITE,
         _ => false,
     };
-    if allowed { Ok(route) } else { Err(RouteError::MethodNotAllowed { allow }) }
+    if allowed { Ok((endpoint.route)(&name)) } else { Err(RouteError::MethodNotAllowed { allow }) }
+}
+
+/// The endpoint that a path leads to, and the segment that stands in its braces.
+fn find(url: &str) -> Result<(&'static Endpoint, String), RouteError> {
+    let path = path_of(url);
+    let mut segments = Vec::new();
+    for segment in path.strip_prefix('/').ok_or(RouteError::NotFound)?.split('/') {
+        segments.push(percent_decode_str(segment).decode_utf8().map_err(|_| RouteError::BadEncoding)?);
+    }
+    'endpoints: for endpoint in &ENDPOINTS {
+        let mut patterns = endpoint.pattern[1..].split('/');
+        let mut name = "";
+        for segment in &segments {
+            match patterns.next() {
+                Some(pattern) if pattern.starts_with('{') => name = segment,
+                Some(pattern) if pattern == segment => {}
+                _ => continue 'endpoints,
+            }
+        }
+        if patterns.next().is_none() {
+            return Ok((endpoint, name.to_owned()));
+        }
+    }
+    Err(RouteError::NotFound)
 }
 
 /// The path of a request target, which is a path or, for clients that take this for a proxy, a whole URL.
@@ -109,6 +156,12 @@ fn path_of(url: &str) -> &str {
     }
 }
 
+/// Pattern and methods of every endpoint.
+#[cfg(test)]
+pub(super) fn endpoints() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ENDPOINTS.iter().map(|endpoint| (endpoint.pattern, endpoint.allow))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +169,11 @@ mod tests {
     #[test]
     fn every_endpoint_is_found_by_its_method_and_no_other() {
         for (method, other, url, expected) in [
+            (Method::Get, Method::Post, "/", Route::Page),
+            (Method::Get, Method::Post, "http://box:8080?x", Route::Page),
+            (Method::Head, Method::Post, "/docs", Route::Docs),
+            (Method::Get, Method::Post, "/openapi.json", Route::OpenApi),
+            (Method::Get, Method::Post, "/metrics", Route::Metrics),
             (Method::Get, Method::Post, "/health", Route::Health),
             (Method::Head, Method::Put, "/health?x=1", Route::Health),
             (Method::Get, Method::Delete, "/status", Route::Status),
@@ -125,7 +183,7 @@ mod tests {
             (Method::Post, Method::Get, "/unlock", Route::Unlock),
             (Method::Get, Method::Post, "http://box:8080/unlock/status", Route::UnlockStatus),
         ] {
-            let allow = expected.allow();
+            let allow = if method == Method::Post { WRITE } else { READ };
             assert_eq!(route(&method, url), Ok(expected), "{method} {url}");
             assert_eq!(route(&other, url), Err(RouteError::MethodNotAllowed { allow }), "{other} {url}");
         }
@@ -141,10 +199,11 @@ mod tests {
     #[test]
     fn unknown_paths_are_not_found() {
         for url in
-            ["/", "", "*", "/health/", "//health", "/load", "/load/a/b", "/Health", "/unlock/status/x", "http://h"]
+            ["", "*", "//", "/health/", "//health", "/load", "/load/a/b", "/Health", "/unlock/status/x", "http://h//"]
         {
             assert_eq!(route(&Method::Get, url), Err(RouteError::NotFound), "{url}");
         }
+        assert_eq!((endpoint_of("/nope"), endpoint_of("/load/x%20y?z")), (NO_ENDPOINT, "/load/{filename}"));
         // An encoded slash makes no segment, and an empty name is for the route to refuse.
         assert_eq!(route(&Method::Post, "/load/"), Ok(Route::Load(String::new())));
     }

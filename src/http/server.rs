@@ -17,6 +17,8 @@ use super::router::{Route, RouteError, route};
 use super::routes;
 use super::sweep::{MAX_HEAD, Sweep};
 use super::watch::Watch;
+use crate::logging::Current;
+use crate::metrics;
 use crate::service::Service;
 use crate::threads;
 
@@ -181,6 +183,7 @@ impl Dispatcher {
                 in_flight.remove(peer);
             }
             drop(in_flight);
+            metrics::QUEUE_FULL.add();
             let reply = Reply::error(503, "all handlers are busy; try again in a moment");
             exchange.answer_at_once(reply.with_header("Retry-After", RETRY_AFTER_SECONDS));
         }
@@ -188,9 +191,11 @@ impl Dispatcher {
 
     /// The life of a handler thread.
     fn handle_queue(&self, queue: &Mutex<Receiver<Exchange>>) {
+        let _thread = metrics::HANDLERS.during();
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(exchange) = next else { return };
+            let _busy = metrics::HANDLERS_BUSY.during();
             let peer = exchange.peer().cloned();
             let mut current = Some(exchange);
             while let Some(mut exchange) = current {
@@ -248,6 +253,7 @@ impl Dispatcher {
 /// Answers one request, and whether its connection goes on. A panic on the way is an answer of 500, given by the exchange
 /// when it is dropped.
 fn answer(service: &Arc<Service>, mut exchange: Exchange) -> bool {
+    let _current = Current::enter(exchange.id());
     catch_unwind(AssertUnwindSafe(move || {
         let reply = reply_to(service, &mut exchange);
         exchange.answer(reply)
@@ -288,6 +294,10 @@ fn reply_to(service: &Arc<Service>, exchange: &mut Exchange) -> Reply {
         return Reply::error(401, detail).with_header("WWW-Authenticate", "Bearer");
     }
     match route {
+        Route::Page => routes::page(),
+        Route::Docs => routes::docs(),
+        Route::OpenApi => routes::openapi(),
+        Route::Metrics => routes::metrics(service),
         Route::Health => routes::health(),
         Route::Status => routes::status(service),
         Route::Login => routes::login(service, exchange),

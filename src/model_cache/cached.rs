@@ -111,6 +111,7 @@ fn evict_if_damaged(entry: &Entry, error: &io::Error) {
 
 /// The record goes first: a big part without one is not used, whatever happens next.
 fn evict(entry: &Entry) {
+    entry.is_gone();
     for path in [entry.record(), entry.big.clone()] {
         if let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound

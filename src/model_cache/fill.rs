@@ -222,8 +222,10 @@ impl Fill {
     /// Gives the finished file its record and its name. The record goes first: it is void until its file is there, while a
     /// file without a record would be downloaded again.
     fn keep(&self, sha256: &str) -> io::Result<()> {
-        Record::new(&self.file, sha256, &self.small_sha256)?.write(&self.entry.record())?;
+        let record = Record::new(&self.file, sha256, &self.small_sha256)?;
+        record.write(&self.entry.record())?;
         rename_durably(&self.file, &self.entry.part(), &self.entry.big)?;
+        self.entry.is_cached(record.file.length);
         fs::remove_file(self.entry.part_record())
     }
 

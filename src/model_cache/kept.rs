@@ -15,7 +15,7 @@ use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
 use serde::{Deserialize, Serialize};
 
 use super::record::Record;
-use super::{Entry, KEPT_SUFFIX};
+use super::{Entry, KEPT_SUFFIX, record_of};
 use crate::box_clock::{BoxClock, Reading};
 use crate::storage::{read_document, write_document};
 
@@ -236,7 +236,7 @@ impl KeptParts {
 fn opens(path: &Path, hash: &impl Fn(&[u8]) -> Option<String>) -> bool {
     let of_big = |path: &Path| {
         let big = path.to_str()?.strip_suffix(KEPT_SUFFIX)?;
-        Record::read(&Entry { big: big.into() }.record())
+        Record::read(&record_of(Path::new(big)))
     };
     let bytes = read_document::<Kept>(path).and_then(|kept| kept.bytes());
     let found = bytes.and_then(|bytes| hash(&bytes));

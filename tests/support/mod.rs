@@ -11,6 +11,7 @@
     clippy::must_use_candidate
 )]
 
+pub mod browser;
 pub mod client;
 pub mod docker;
 pub mod multipart;
@@ -137,4 +138,11 @@ pub fn loader_binary() -> PathBuf {
     let path = dir.join("loader");
     assert!(path.is_file(), "no loader program at {}: run `cargo build` with the same profile first", path.display());
     path
+}
+
+/// Says that a test is skipped, and why. In CI there is nothing to skip.
+pub fn skip(test: &str, why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{test}: {why}");
+    // Not `eprintln!`, which the test harness would keep to itself.
+    let _ = std::io::Write::write_fmt(&mut io::stderr(), format_args!("SKIPPED: {test} ({why})\n"));
 }

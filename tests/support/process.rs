@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::tcp::lock;
 
 /// Every name of section 8, so that nothing of the developer's environment reaches a test.
-pub const VARIABLES: [&str; 18] = [
+pub const VARIABLES: [&str; 19] = [
     "RESOURCE_API_URL",
     "IMAGES_PATH",
     "API_VERSION",

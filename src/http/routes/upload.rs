@@ -6,8 +6,10 @@ use crate::api_client::{ReceivedUpload, UploadError};
 use crate::constants::DEFAULT_FOLDER;
 use crate::http::multipart::{Multipart, MultipartError, boundary};
 use crate::http::{Exchange, Reply};
+use crate::metrics::Stage;
 use crate::names::{FileName, Folder};
 use crate::service::Service;
+use crate::transfer::Transfer;
 
 /// The most that a form may have besides its file, in bytes.
 const FORM_OVERHEAD: u64 = 64 * 1024;
@@ -51,6 +53,7 @@ fn receive(
         return Err(too_large());
     }
 
+    let transfer = Transfer::begin(Stage::Receive, &*file_name, 0, exchange.body().declared_length());
     let mut form = Multipart::new(exchange, &boundary);
     let (mut upload, mut folder) = (None, None);
     while let Some(part) = form.next_part().map_err(|error| unreadable(&error))? {
@@ -58,7 +61,7 @@ fn receive(
             "data" if upload.is_none() => {
                 let mut sink = service.client.begin_upload().map_err(|error| failed(&error))?;
                 let mut content = (&mut form).take(limit.saturating_add(1));
-                if copy(&mut content, &mut sink)? > limit {
+                if copy(&mut content, &mut sink, &transfer)? > limit {
                     return Err(too_large());
                 }
                 upload = Some(sink.finish().map_err(|error| failed(&error))?);
@@ -84,7 +87,7 @@ fn receive(
 }
 
 /// Copies, and tells a client that fails (422) from local storage that fails (500).
-fn copy(content: &mut impl Read, sink: &mut impl io::Write) -> Result<u64, Reply> {
+fn copy(content: &mut impl Read, sink: &mut impl io::Write, transfer: &Transfer) -> Result<u64, Reply> {
     let mut buffer = vec![0; crate::constants::CHUNK];
     let mut copied = 0;
     loop {
@@ -94,5 +97,6 @@ fn copy(content: &mut impl Read, sink: &mut impl io::Write) -> Result<u64, Reply
         }
         sink.write_all(&buffer[..count]).map_err(|error| failed(&UploadError::Spool(error)))?;
         copied += count as u64;
+        transfer.moved(count as u64);
     }
 }

@@ -1,0 +1,29 @@
+//! `GET /metrics`: the state of the service in numbers, for Prometheus.
+
+use crate::http::Reply;
+use crate::metrics::{self, Text};
+use crate::service::Service;
+use crate::unlock_state::UnlockState;
+
+pub(in crate::http) fn metrics(service: &Service) -> Reply {
+    let mut text = Text::default();
+    metrics::write(&mut text);
+
+    let unlock = service.unlock_status();
+    text.family("loader_unlock_state", "gauge", "1 for the state that the unlock is in.");
+    for state in UnlockState::ALL {
+        text.sample("", &[("state", &state.to_string())], u8::from(state == unlock.state));
+    }
+    text.single("loader_unlock_done_bytes", "gauge", "Bytes handed to docker.", unlock.progress.done);
+    text.single("loader_unlock_size_bytes", "gauge", "Bytes of the archive.", unlock.progress.total);
+    let cache = service.client.cache_summary();
+    text.single("loader_cache_bytes", "gauge", "Bytes of cached models.", cache.bytes);
+    text.single("loader_cache_files", "gauge", "Cached models.", cache.files);
+    text.single(
+        "loader_authenticated",
+        "gauge",
+        "1 if somebody is logged in.",
+        u8::from(service.client.user().is_some()),
+    );
+    Reply::text(Text::CONTENT_TYPE, text.into_bytes())
+}

@@ -1,0 +1,164 @@
+//! What this process has done and is doing, in numbers for Prometheus. Counting takes a few atomic operations and never waits.
+
+mod requests;
+mod text;
+
+use std::fs;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+pub use self::requests::request;
+pub use self::text::Text;
+
+/// Where the bytes of a transfer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// An upload, from its client.
+    Receive,
+    /// A model, to its client.
+    Send,
+    /// A call to the Resource API, its request and its answer.
+    Api,
+    /// A big part, from the CDN.
+    Download,
+    /// A big part, to the CDN.
+    Publish,
+    /// The archive, to `docker load`.
+    Unlock,
+}
+
+impl Stage {
+    const ALL: [Self; 6] = [Self::Receive, Self::Send, Self::Api, Self::Download, Self::Publish, Self::Unlock];
+
+    /// Its name in labels and log lines.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Receive => "receive",
+            Self::Send => "send",
+            Self::Api => "api",
+            Self::Download => "download",
+            Self::Publish => "publish",
+            Self::Unlock => "unlock",
+        }
+    }
+}
+
+/// A number that grows, or for a gauge also shrinks.
+#[derive(Debug)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// One more.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more until the answer is dropped, also by a panic.
+    #[must_use]
+    pub fn during(&'static self) -> During {
+        self.add();
+        During(self)
+    }
+}
+
+/// See [`Count::during`].
+#[derive(Debug)]
+pub struct During(&'static Count);
+
+impl Drop for During {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Loads that found their big part in the cache.
+pub static CACHE_HITS: Count = Count::new();
+/// Loads that did not.
+pub static CACHE_MISSES: Count = Count::new();
+/// Calls to the Resource API and the CDN that were made again.
+pub static UPLINK_RETRIES: Count = Count::new();
+/// Requests that were answered 503, since all handlers were busy and the queue was full.
+pub static QUEUE_FULL: Count = Count::new();
+/// Handler threads.
+pub static HANDLERS: Count = Count::new();
+/// Handler threads that are at a request.
+pub static HANDLERS_BUSY: Count = Count::new();
+
+static BYTES: [AtomicU64; Stage::ALL.len()] = [const { AtomicU64::new(0) }; Stage::ALL.len()];
+static MICROSECONDS: [AtomicU64; Stage::ALL.len()] = [const { AtomicU64::new(0) }; Stage::ALL.len()];
+
+/// `bytes` have moved in a stage, and it took so long.
+pub fn moved(stage: Stage, bytes: u64, time: Duration) {
+    BYTES[stage as usize].fetch_add(bytes, Ordering::Relaxed);
+    MICROSECONDS[stage as usize].fetch_add(microseconds(time), Ordering::Relaxed);
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The time since this was asked for the first time, which the start of the service does.
+#[must_use]
+pub fn uptime() -> Duration {
+    static STARTED: OnceLock<Instant> = OnceLock::new();
+    STARTED.get_or_init(Instant::now).elapsed()
+}
+
+/// Writes all that is counted here.
+pub fn write(text: &mut Text) {
+    requests::write(text);
+
+    text.family("loader_transfer_bytes_total", "counter", "Bytes moved, by stage.");
+    for stage in Stage::ALL {
+        text.sample("", &[("stage", stage.name())], BYTES[stage as usize].load(Ordering::Relaxed));
+    }
+    text.family("loader_transfer_seconds_total", "counter", "Seconds during which transfers were under way, by stage.");
+    for stage in Stage::ALL {
+        let time = Duration::from_micros(MICROSECONDS[stage as usize].load(Ordering::Relaxed));
+        text.sample("", &[("stage", stage.name())], time.as_secs_f64());
+    }
+    text.family("loader_cache_lookups_total", "counter", "Loads by whether their big part was in the cache.");
+    for (result, count) in [("hit", &CACHE_HITS), ("miss", &CACHE_MISSES)] {
+        text.sample("", &[("result", result)], count.get());
+    }
+    text.single(
+        "loader_uplink_retries_total",
+        "counter",
+        "Calls to Resource API and CDN that were repeated.",
+        UPLINK_RETRIES.get(),
+    );
+    text.single(
+        "loader_queue_full_total",
+        "counter",
+        "Requests refused because all handlers were busy.",
+        QUEUE_FULL.get(),
+    );
+    text.single("loader_handler_threads", "gauge", "Handler threads.", HANDLERS.get());
+    text.single("loader_handler_threads_busy", "gauge", "Handler threads at work.", HANDLERS_BUSY.get());
+    text.single("loader_uptime_seconds", "gauge", "Seconds since the start.", uptime().as_secs_f64());
+    text.family("loader_build_info", "gauge", "The version, as a label.");
+    text.sample("", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    if let Some(bytes) = resident_bytes() {
+        text.single("process_resident_memory_bytes", "gauge", "Resident memory.", bytes);
+    }
+}
+
+/// From the kernel's memory, not from a disk.
+fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let kib =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())?;
+    Some(kib * 1024)
+}
