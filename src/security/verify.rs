@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 
 use sha2::{Digest, Sha256};
 
+use super::HashBeside;
+
 /// A running SHA-256. Cloning it keeps the state so far.
 #[derive(Clone, Default)]
 pub struct Hasher(Sha256);
@@ -61,7 +63,7 @@ pub struct VerifyReader<R> {
 }
 
 enum State {
-    Hashing(Hasher),
+    Hashing(HashBeside),
     Matched,
     Mismatched,
 }
@@ -70,7 +72,7 @@ impl<R: Read> VerifyReader<R> {
     /// Expects the bytes of `source`, behind those that `hasher` has seen already, to have the SHA-256 `expected`
     /// (lower-case hex).
     pub fn new(source: R, hasher: Hasher, expected: impl Into<String>) -> Self {
-        Self { source, expected: expected.into(), state: State::Hashing(hasher) }
+        Self { source, expected: expected.into(), state: State::Hashing(hasher.into()) }
     }
 }
 
@@ -85,7 +87,7 @@ impl<R: Read> Read for VerifyReader<R> {
                 hasher.update(&out[..count]);
                 return Ok(count);
             }
-            let matched = std::mem::take(hasher).finish() == self.expected;
+            let matched = std::mem::take(hasher).into_hasher().finish() == self.expected;
             self.state = if matched { State::Matched } else { State::Mismatched };
         }
         match self.state {
@@ -101,7 +103,7 @@ pub struct HashWriter<W> {
     /// Where the bytes go.
     pub sink: W,
     /// The hash of the bytes so far.
-    pub hasher: Hasher,
+    pub hasher: HashBeside,
     /// How many bytes there were so far.
     pub length: u64,
 }

@@ -14,6 +14,7 @@
 pub mod client;
 pub mod docker;
 pub mod multipart;
+pub mod peer;
 pub mod process;
 pub mod protocol;
 pub mod raw;
