@@ -16,8 +16,8 @@ use super::record::{PartRecord, Record};
 use super::{Entry, Fills, OpenRange, verified};
 use crate::cdn_manager::BigObject;
 use crate::constants::CHUNK;
-use crate::security::{HashMismatch, Hasher};
-use crate::storage::{create_parent, open_private, rename_durably};
+use crate::security::{HashBeside, HashMismatch, Hasher};
+use crate::storage::{DiskSync, create_parent, open_private, rename_durably};
 use crate::threads;
 
 /// The part record is brought up to date whenever so many bytes more have come,
@@ -130,21 +130,27 @@ impl Fill {
     }
 
     fn run(&self, resumed: u64) {
-        match self.download(resumed) {
+        let mut sync = DiskSync::default();
+        match self.download(resumed, &mut sync) {
             Ok(Some(sha256)) => {
                 // Readers may end now; that the file survives a power cut need not keep them waiting.
                 self.end(Outcome::Verified);
-                if let Err(error) = self.keep(&sha256) {
+                if let Err(error) = sync.wait().and_then(|()| self.keep(&sha256)) {
                     log::warn!("{} is not kept in the cache: {error}", self.entry.big.display());
                     self.discard();
                 }
             }
-            Ok(None) => self.keep_part(),
+            Ok(None) => {
+                let _ = sync.wait();
+                self.keep_part();
+            }
             Err(error) if error.get_ref().is_some_and(|inner| inner.is::<HashMismatch>()) => {
+                let _ = sync.wait();
                 self.discard();
                 self.end(Outcome::Failed(error.to_string()));
             }
             Err(error) => {
+                let _ = sync.wait();
                 self.keep_part();
                 self.end(Outcome::Failed(error.to_string()));
             }
@@ -152,8 +158,8 @@ impl Fill {
     }
 
     /// Brings the bytes in. Answers the hash of the whole, or nothing if it stopped before the end without an error.
-    fn download(&self, resumed: u64) -> io::Result<Option<String>> {
-        let mut hasher = self.hash_of_resumed(resumed)?;
+    fn download(&self, resumed: u64, sync: &mut DiskSync) -> io::Result<Option<String>> {
+        let mut hasher = HashBeside::from(self.hash_of_resumed(resumed)?);
         let mut incoming = self.incoming(resumed)?;
         let mut buffer = vec![0; CHUNK];
         let mut available = resumed;
@@ -165,8 +171,9 @@ impl Fill {
                 Err(Broken::File(error)) => {
                     log::warn!("{} is loaded without the cache: {error}", self.entry.big.display());
                     drop(incoming);
+                    let _ = sync.wait();
                     self.discard();
-                    self.end(Outcome::Uncached(hasher));
+                    self.end(Outcome::Uncached(hasher.into_hasher()));
                     return Ok(None);
                 }
             };
@@ -185,20 +192,32 @@ impl Fill {
             }
             self.changed.notify_all();
             hasher.update(&buffer[..count]);
-            if available - durable >= DURABLE_EVERY || since.elapsed() >= DURABLE_WITHIN {
-                self.file.sync_data()?;
+            // Storage can be slower than the uplink, and then takes its time beside the download.
+            if (available - durable >= DURABLE_EVERY || since.elapsed() >= DURABLE_WITHIN) && sync.is_idle() {
+                sync.wait()?;
+                self.make_durable(available, sync);
                 (durable, since) = (available, Instant::now());
-                // The data have room, the record has none: only a later start would have needed it.
-                if let Err(error) = PartRecord::new(&self.object, durable).write(&self.entry.part_record()) {
-                    log::warn!("{} cannot be resumed after a power cut: {error}", self.entry.big.display());
-                }
             }
         }
-        let sha256 = hasher.finish();
+        let sha256 = hasher.into_hasher().finish();
         match &self.object.sha256 {
             Some(expected) if *expected != sha256 => Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch)),
             _ => Ok(Some(sha256)),
         }
+    }
+
+    /// Brings what is there to the disk, and the part record up to date, beside the download.
+    fn make_durable(&self, available: u64, sync: &mut DiskSync) {
+        let (file, path) = (Arc::clone(&self.file), self.entry.part_record());
+        let record = PartRecord::new(&self.object, available);
+        sync.start(move || {
+            file.sync_data()?;
+            // The data have room, the record has none: only a later start would have needed it.
+            if let Err(error) = record.write(&path) {
+                log::warn!("the download cannot be resumed after a power cut, {}: {error}", path.display());
+            }
+            Ok(())
+        });
     }
 
     /// The bytes from `position` on, over as many connections as they are worth.

@@ -94,10 +94,10 @@ impl Figure {
     pub fn judge(&self, goal: Goal) -> (String, Option<bool>) {
         match goal {
             Goal::TimesPeer(factor) => {
-                (format!("{factor} × peer"), self.times_peer().map(|times| times >= factor))
+                (format!("{} × peer", rounded(factor)), self.times_peer().map(|times| times >= factor))
             }
             Goal::TimesLimit(factor) => {
-                (format!("{factor} × limit"), self.times_limit().map(|times| times >= factor))
+                (format!("{} × limit", rounded(factor)), self.times_limit().map(|times| times >= factor))
             }
             Goal::AtMost(value) => {
                 (format!("at most {value} {}", self.unit), median(&self.loader).map(|median| median <= value))
@@ -117,6 +117,11 @@ impl Figure {
             "goals": goals.iter().map(|(goal, met)| json!({"goal": goal, "met": met})).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Two digits behind the point at most.
+fn rounded(factor: f64) -> f64 {
+    (factor * 100.0).round() / 100.0
 }
 
 /// The value in the middle; none of no values.
