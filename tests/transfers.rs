@@ -224,7 +224,10 @@ fn a_download_is_resumed_after_a_restart() {
 /// What the CDN was asked for besides the end of the object, as `first byte-last byte`.
 fn ranges_asked(proxy: &crate::support::s3_proxy::S3Proxy) -> Vec<String> {
     let ranges = proxy.requests().into_iter().filter_map(|request| request.range);
-    ranges.filter_map(|range| range.strip_prefix("bytes=").map(str::to_owned)).filter(|range| !range.starts_with('-')).collect()
+    ranges
+        .filter_map(|range| range.strip_prefix("bytes=").map(str::to_owned))
+        .filter(|range| !range.starts_with('-'))
+        .collect()
 }
 
 #[test]

@@ -71,7 +71,13 @@ impl Ranges {
     ///
     /// # Errors
     /// The operating system's, if not even one thread can be started.
-    pub(super) fn start(file: &Arc<File>, open: &OpenRange, start: u64, end: u64, connections: usize) -> io::Result<Self> {
+    pub(super) fn start(
+        file: &Arc<File>,
+        open: &OpenRange,
+        start: u64,
+        end: u64,
+        connections: usize,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             file: Arc::clone(file),
             open: Arc::clone(open),

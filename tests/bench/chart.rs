@@ -36,10 +36,8 @@ pub fn svg(growth: &[Growth], caption: &str) -> String {
         line("peer, cold load", PEER, "6 4", &|growth| growth.cold[1]),
         line("peer, upload", PEER, "2 3", &|growth| growth.upload[1]),
     ];
-    let memory = [
-        line("loader", LOADER, "", &|growth| growth.memory[0]),
-        line("peer", PEER, "", &|growth| growth.memory[1]),
-    ];
+    let memory =
+        [line("loader", LOADER, "", &|growth| growth.memory[0]), line("peer", PEER, "", &|growth| growth.memory[1])];
     let (width, height) = (2.0 * (WIDTH + MARGIN) + MARGIN, TOP + HEIGHT + 130.0);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
@@ -100,7 +98,11 @@ fn panel(svg: &mut String, left: f64, title: &str, lines: &[Line]) {
             path.join(" ")
         ));
         for (x, y) in points {
-            svg.push_str(&format!("<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>\n", across(*x), up(*y)));
+            svg.push_str(&format!(
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>\n",
+                across(*x),
+                up(*y)
+            ));
         }
         let (x, y) = (left + (index / 3) as f64 * 180.0, TOP + HEIGHT + 44.0 + (index % 3) as f64 * 20.0);
         svg.push_str(&format!(

@@ -87,5 +87,9 @@ impl Plan {
 
 /// A size in words.
 pub fn size(bytes: u64) -> String {
-    if bytes.is_multiple_of(1024 * MIB) { format!("{} GiB", bytes / 1024 / MIB) } else { format!("{} MiB", bytes / MIB) }
+    if bytes.is_multiple_of(1024 * MIB) {
+        format!("{} GiB", bytes / 1024 / MIB)
+    } else {
+        format!("{} MiB", bytes / MIB)
+    }
 }

@@ -40,14 +40,7 @@ impl Report {
     /// An empty one.
     pub fn new(plan: &Plan) -> Self {
         let Plan { quick, rounds, .. } = *plan;
-        Self {
-            quick,
-            rounds,
-            figures: Vec::new(),
-            growth: Vec::new(),
-            peaks: Vec::new(),
-            left_out: Vec::new(),
-        }
+        Self { quick, rounds, figures: Vec::new(), growth: Vec::new(), peaks: Vec::new(), left_out: Vec::new() }
     }
 
     /// Says what is being measured.

@@ -275,22 +275,22 @@ impl Measured {
         let time = |what: &str| Figure::new(of(what), "s", Better::Low);
         let mut figures = vec![
             three(
-                time("warm load").limited_by("openssl enc -d into a pipe").goal(Goal::TimesPeer(6.0)).goal(Goal::TimesLimit(0.8)),
+                time("warm load")
+                    .limited_by("openssl enc -d into a pipe")
+                    .goal(Goal::TimesPeer(6.0))
+                    .goal(Goal::TimesLimit(0.8)),
                 self.warm,
             ),
             two(time("four warm loads at once"), self.at_once),
             three(
-                time("cold load").limited_by("curl of the object").goal(Goal::TimesPeer(5.0)).goal(Goal::TimesLimit(0.5)),
+                time("cold load")
+                    .limited_by("curl of the object")
+                    .goal(Goal::TimesPeer(5.0))
+                    .goal(Goal::TimesLimit(0.5)),
                 self.cold,
             ),
-            two(
-                Figure::new(of("cold load, first byte"), "ms", Better::Low).goal(Goal::AtMost(30.0)),
-                self.first_byte,
-            ),
-            three(
-                time("upload").limited_by("openssl enc, then curl -T").goal(Goal::TimesPeer(2.0)),
-                self.upload,
-            ),
+            two(Figure::new(of("cold load, first byte"), "ms", Better::Low).goal(Goal::AtMost(30.0)), self.first_byte),
+            three(time("upload").limited_by("openssl enc, then curl -T").goal(Goal::TimesPeer(2.0)), self.upload),
             two(Figure::new("idle memory", "MiB", Better::Low), self.idle),
         ];
         figures.extend(self.health);

@@ -12,12 +12,12 @@ use crate::figure::{Better, Figure, Goal};
 use crate::http;
 use crate::plan::Plan;
 use crate::report::Report;
+use crate::support::client::call;
 use crate::support::docker::{Engine, answering, saved_images};
 use crate::support::hex;
 use crate::support::peer::Peer;
 use crate::support::protocol::{self, BLOCK};
 use crate::support::resource_api::{EMAIL, PASSWORD, ResourceApi};
-use crate::support::client::call;
 use crate::support::s3::{Keys, S3};
 use crate::support::service::Service;
 

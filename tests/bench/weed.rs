@@ -35,9 +35,7 @@ impl Weed {
         }
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (downloader, uploader) = (Keys::new("reads", "reads-secret"), Keys::new("writes", "writes-secret"));
-        let identity = |keys: &Keys, actions: &[&str]| {
-            json!({"name": keys.access, "credentials": [{"accessKey": keys.access, "secretKey": keys.secret}], "actions": actions})
-        };
+        let identity = |keys: &Keys, actions: &[&str]| json!({"name": keys.access, "credentials": [{"accessKey": keys.access, "secretKey": keys.secret}], "actions": actions});
         let identities = [
             identity(&downloader, &["Read", "List"]),
             identity(&uploader, &["Admin", "Read", "Write", "List", "Tagging"]),

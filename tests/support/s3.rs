@@ -69,7 +69,13 @@ impl S3 {
 
     /// A server that somebody else runs.
     pub fn at(endpoint: &str, downloader: Keys, uploader: Keys) -> Self {
-        Self { endpoint: endpoint.to_owned(), downloader, uploader, agent: agent(Duration::from_secs(60)), server: None }
+        Self {
+            endpoint: endpoint.to_owned(),
+            downloader,
+            uploader,
+            agent: agent(Duration::from_secs(60)),
+            server: None,
+        }
     }
 
     /// URL of the server.
