@@ -54,11 +54,19 @@ impl Report {
         self.left_out.push(what.to_owned());
     }
 
-    /// Adds a row.
+    /// Adds a row, and says it at once: a long run that is broken off has then shown what it had.
     pub fn add(&mut self, figure: Figure) {
-        if !figure.loader.is_empty() {
-            self.figures.push(figure);
+        if figure.loader.is_empty() {
+            return;
         }
+        print!("  {}:", figure.name);
+        for (who, values) in [("loader", &figure.loader), ("peer", &figure.peer), ("limit", &figure.limit)] {
+            if let Some(value) = median(values) {
+                print!(" {who} {}", number(value, figure.unit));
+            }
+        }
+        println!();
+        self.figures.push(figure);
     }
 
     /// Adds a size to the chart.

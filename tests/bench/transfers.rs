@@ -106,7 +106,9 @@ impl<'a> Scene<'a> {
         let with_limits = self.bytes <= 1 << 30;
         for round in 0..rounds {
             let bucket = self.weed.s3.new_bucket("bench");
+            let started = Instant::now();
             self.round(round, &bucket, with_limits, &mut measured);
+            println!("  round {} of {rounds}: {:.0} s", round + 1, started.elapsed().as_secs_f64());
             if round == 0 {
                 self.bytes_are_right(&bucket);
             }
