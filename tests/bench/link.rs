@@ -129,7 +129,8 @@ impl Way {
         let mut state = lock(&self.flight.state);
         loop {
             let now = Instant::now();
-            while let Some((_, count)) = state.acknowledgements.pop_front_if(|(at, _)| *at <= now) {
+            while let Some((_, count)) = state.acknowledgements.front().copied().filter(|(at, _)| *at <= now) {
+                state.acknowledgements.pop_front();
                 state.bytes -= count;
                 *window = (*window + count).min(self.properties.window);
             }
