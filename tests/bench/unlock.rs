@@ -51,7 +51,7 @@ pub fn measure(plan: &Plan, python: bool, report: &mut Report) {
     let peer = python.then(|| Peer::start(&api, &nowhere, &env));
 
     let mut figure = Figure::new(format!("unlock, {megabytes} MB"), "s", Better::Low)
-        .limited_by("openssl enc -d | docker load")
+        .limited_by("openssl enc -d piped into docker load")
         // In time, 1.05 of the limit's at most.
         .goal(Goal::TimesLimit(1.0 / 1.05));
     for round in 0..plan.rounds {
