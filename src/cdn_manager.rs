@@ -6,7 +6,9 @@ mod object;
 mod publish;
 mod s3;
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::object::Source;
 use self::publish::Destination;
@@ -23,6 +25,12 @@ const META_SHA256: &str = "x-amz-meta-sha256";
 
 /// Object metadata: SHA-256 of the small part that the big part belongs to.
 const META_SMALL_SHA256: &str = "x-amz-meta-small-sha256";
+
+/// A CDN that answers later than this is far away. One that is near answers within a few milliseconds.
+const FAR: Duration = Duration::from_millis(25);
+
+/// How many connections fill a line whose round trip is long. Each costs about a third of a MiB.
+const CONNECTIONS_WHEN_FAR: usize = 8;
 
 /// Up to which length one request stores or copies an object.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +79,7 @@ impl CdnManager {
     pub fn new(uplink: Uplink, config: &CdnConfig) -> Self {
         let account = Arc::new(S3Account::new(config, &config.downloader));
         Self {
-            downloads: Source { uplink, account },
+            downloads: Source { uplink, account, latency: Arc::default() },
             uploader: S3Account::new(config, &config.uploader),
             limits: Limits::default(),
         }
@@ -98,10 +106,17 @@ impl CdnManager {
         }
     }
 
-    /// The bytes of an object from `offset` on.
+    /// The bytes of an object in `range`, which must not go beyond its end.
     #[must_use]
-    pub fn read(&self, object: &BigObject, offset: u64) -> ObjectReader {
-        ObjectReader::new(self.downloads.clone(), object.clone(), offset)
+    pub fn read(&self, object: &BigObject, range: Range<u64>) -> ObjectReader {
+        ObjectReader::new(self.downloads.clone(), object.clone(), range)
+    }
+
+    /// Over how many connections at once a long object should be read: a CDN that takes long to answer is far away, and
+    /// one connection then carries less than the line does.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        if self.downloads.latency() >= FAR { CONNECTIONS_WHEN_FAR } else { 1 }
     }
 
     /// Step 1 of an upload: stores the generation, which nobody asks for yet.

@@ -15,12 +15,14 @@ mod catalog;
 mod fill;
 mod kept;
 mod proofs;
+mod ranges;
 mod record;
 mod spool;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -44,8 +46,8 @@ const SPOOL_DIR: &str = ".spool";
 /// What is behind the name of a big part in that of its kept small part.
 const KEPT_SUFFIX: &str = ".small.json";
 
-/// Opens the download of an object at an offset.
-pub type OpenAt = Arc<dyn Fn(u64) -> Box<dyn Read + Send> + Send + Sync>;
+/// Opens the download of a range of an object.
+pub type OpenRange = Arc<dyn Fn(Range<u64>) -> Box<dyn Read + Send> + Send + Sync>;
 
 /// The cache at one root directory.
 pub struct ModelCache {
@@ -169,11 +171,18 @@ impl ModelCache {
     }
 
     /// The bytes of `object`, which belongs to the small part with the hash `small_sha256`, while they fill the cache. A
-    /// download of the same object that is running already is shared; one that was broken off is resumed.
+    /// download of the same object that is running already is shared; one that was broken off is resumed. It may use as
+    /// many connections at once as the number beside `open` says.
     ///
     /// The reader ends well only if the bytes have the hash that the CDN recorded for them.
     #[must_use]
-    pub fn fetch(&self, entry: &Entry, object: &BigObject, small_sha256: &str, open: OpenAt) -> Box<dyn Read + Send> {
+    pub fn fetch(
+        &self,
+        entry: &Entry,
+        object: &BigObject,
+        small_sha256: &str,
+        (open, connections): (OpenRange, usize),
+    ) -> Box<dyn Read + Send> {
         let mut running = self.fills.lock();
         loop {
             match running.get(&entry.big) {
@@ -187,7 +196,7 @@ impl ModelCache {
                 Some(_) => return uncached(object, &open),
             }
         }
-        match Fill::start(entry, object, small_sha256, Arc::clone(&open), Arc::clone(&self.fills)) {
+        match Fill::start(entry, object, small_sha256, (Arc::clone(&open), connections), Arc::clone(&self.fills)) {
             Ok((fill, reader)) => {
                 running.insert(entry.big.clone(), fill);
                 Box::new(reader)
@@ -265,8 +274,8 @@ impl ModelCache {
 }
 
 /// The bytes of an object straight from the CDN, with the same guarantee at their end.
-fn uncached(object: &BigObject, open: &OpenAt) -> Box<dyn Read + Send> {
-    verified(open(0), Hasher::default(), object.sha256.as_deref())
+fn uncached(object: &BigObject, open: &OpenRange) -> Box<dyn Read + Send> {
+    verified(open(0..object.length), Hasher::default(), object.sha256.as_deref())
 }
 
 /// Old uploads have no recorded hash; their length is checked all the same.

@@ -2,6 +2,7 @@
 //!
 //! The ciphers are [`DecryptReader`] and [`EncryptWriter`]: callers see `Read` and `Write`, never blocks.
 
+mod beside;
 mod decrypt;
 mod encrypt;
 mod parts;
@@ -14,6 +15,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::credentials::Credentials;
 use crate::secret::Secret;
 
+pub use beside::HashBeside;
 pub use decrypt::{DecryptError, DecryptReader, HELD_BACK, decrypt_beginning, decrypt_whole, plain_length};
 pub use encrypt::EncryptWriter;
 pub use parts::{Parts, PartsWriter, split_point};

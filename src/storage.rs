@@ -4,12 +4,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::UNIX_EPOCH;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::constants::MAX_JSON_BYTES;
+use crate::threads;
 
 /// Creates a directory, and those above it, that only this service's user may enter.
 ///
@@ -45,6 +47,35 @@ pub fn rename_durably(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     match to.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => File::open(directory)?.sync_all(),
         _ => File::open(".")?.sync_all(),
+    }
+}
+
+/// Work that waits for the disk, on a thread of its own: storage can be slower than what fills it.
+#[derive(Debug, Default)]
+pub struct DiskSync(Option<JoinHandle<io::Result<()>>>);
+
+impl DiskSync {
+    /// Whether the last work has ended.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.0.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Starts `work`. Where no thread can be started it is left undone: it is only of use early.
+    pub fn start(&mut self, work: impl FnOnce() -> io::Result<()> + Send + 'static) {
+        self.0 = threads::spawn("disk-sync", work).ok();
+    }
+
+    /// Waits for the end of the last work.
+    ///
+    /// # Errors
+    /// The work's; the system tells it to one caller only.
+    pub fn wait(&mut self) -> io::Result<()> {
+        match self.0.take().map(JoinHandle::join) {
+            Some(Err(_)) => Err(io::Error::other("the data could not be brought to the disk")),
+            Some(Ok(result)) => result,
+            None => Ok(()),
+        }
     }
 }
 

@@ -34,6 +34,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// A server may ask for a longer pause with `Retry-After`, but nobody's request waits longer than this for it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// How many connections to one server are kept for the next request. A download in ranges asks for a piece on each again
+/// and again, and opening one takes a round trip or three.
+const IDLE_CONNECTIONS: usize = 8;
+
 /// A response head beyond this is not one of our servers'.
 const MAX_RESPONSE_HEAD: usize = 32 * 1024;
 
@@ -301,6 +305,7 @@ fn agent(roots: RootCerts) -> Agent {
         .max_response_header_size(MAX_RESPONSE_HEAD)
         .input_buffer_size(CHUNK)
         .output_buffer_size(CHUNK)
+        .max_idle_connections_per_host(IDLE_CONNECTIONS)
         .max_idle_age(Duration::from_secs(10))
         .user_agent(AGENT)
         .accept("*/*")

@@ -221,6 +221,73 @@ fn a_download_is_resumed_after_a_restart() {
     assert!(sent < bytes.len() as u64 - 100_000, "{sent} bytes were sent although some were there");
 }
 
+/// What the CDN was asked for besides the end of the object, as `first byte-last byte`.
+fn ranges_asked(proxy: &crate::support::s3_proxy::S3Proxy) -> Vec<String> {
+    let ranges = proxy.requests().into_iter().filter_map(|request| request.range);
+    ranges
+        .filter_map(|range| range.strip_prefix("bytes=").map(str::to_owned))
+        .filter(|range| !range.starts_with('-'))
+        .collect()
+}
+
+#[test]
+fn a_cdn_that_is_far_away_is_asked_for_several_ranges_at_once() {
+    let (world, proxy) = World::behind_proxy();
+    let bytes = pattern(20 * MIB, 1);
+    world.upload("m.bin", &bytes);
+    for fault in [None, Some(Fault::CutResponseAt(1_000_000)), Some(Fault::Reset)] {
+        world.forget("m.bin");
+        proxy.clear_requests();
+        // The first question shows how far it is.
+        proxy.fault("GET", "m.bin", Fault::Delay(Duration::from_millis(60)), Some(1));
+        if let Some(fault) = &fault {
+            proxy.fault("GET", "m.bin", fault.clone(), Some(3));
+        }
+        world.loads("m.bin", &bytes);
+        proxy.clear_faults();
+        let ranges = ranges_asked(&proxy);
+        assert!(ranges.iter().any(|range| range.starts_with("8388608-")), "{fault:?}: {ranges:?}");
+        let sent = proxy.bytes_sent("GET", "m.bin");
+        assert!(sent < bytes.len() as u64 + 300_000, "{fault:?}: {sent} bytes were sent");
+        world.loads("m.bin", &bytes);
+    }
+    // One that is near is not; but the machine may take a break just when it answers.
+    let near = (0..10).any(|_| {
+        world.forget("m.bin");
+        proxy.clear_requests();
+        world.loads("m.bin", &bytes);
+        ranges_asked(&proxy).is_empty()
+    });
+    assert!(near, "{:?}", ranges_asked(&proxy));
+}
+
+#[test]
+fn a_model_that_is_replaced_while_its_ranges_are_downloaded_is_no_mixture() {
+    let (world, proxy) = World::behind_proxy();
+    let (old, new) = (pattern(20 * MIB, 1), pattern(20 * MIB, 2));
+    // Without generations, as the peer uploads: both versions have one key.
+    let put = |bytes: &[u8]| {
+        let (small, big) = protocol::split(bytes, &Salts::default());
+        world.api.put_file(&world.folder, "m.bin.small", small);
+        world.s3.put(&world.folder, "m.bin.big", &big, &[]);
+    };
+    put(&old);
+    // Two questions, for the generation and for the plain key, and then slow ranges.
+    proxy.fault("GET", "m.bin", Fault::Delay(Duration::from_millis(60)), Some(2));
+    proxy.fault("GET", "m.bin", Fault::Trickle(200_000), Some(3));
+    thread::scope(|scope| {
+        let load = scope.spawn(|| world.service.try_load(&world.folder, "m.bin"));
+        thread::sleep(Duration::from_millis(1500));
+        put(&new);
+        // What was under way when the object changed may arrive whole; then it is the old one.
+        if let Ok(reply) = load.join().unwrap() {
+            assert!(reply.status != 200 || reply.body == old, "a mixture was loaded");
+        }
+    });
+    proxy.clear_faults();
+    world.loads("m.bin", &new);
+}
+
 #[test]
 fn a_cdn_that_knows_no_ranges_is_downloaded_whole_first() {
     let (world, proxy) = World::behind_proxy();

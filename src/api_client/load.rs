@@ -138,11 +138,13 @@ impl ApiClient {
             },
             None => None,
         };
+        // Each range of a CDN that serves none would cost the whole object.
+        let connections = if object.tail.is_some() { cdn.connections() } else { 1 };
         let open = {
             let object = object.clone();
-            Arc::new(move |offset| Box::new(cdn.read(&object, offset)) as Box<dyn Read + Send>)
+            Arc::new(move |range| Box::new(cdn.read(&object, range)) as Box<dyn Read + Send>)
         };
-        let mut big = keep.at_end_of(self.cache.fetch(&entry, &object, &small_sha256, open));
+        let mut big = keep.at_end_of(self.cache.fetch(&entry, &object, &small_sha256, (open, connections)));
         let Some(length) = length else {
             // The CDN serves no ranges, so the padding is known when the whole is here.
             log::info!("the CDN serves no ranges: the model is downloaded before it is given out");

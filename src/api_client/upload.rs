@@ -10,7 +10,7 @@ use super::{ApiClient, ApiError, Login, LoginError, small_name};
 use crate::cdn_manager::{BigPart, CdnError, CdnManager};
 use crate::model_cache::Spool;
 use crate::names::{FileName, Folder};
-use crate::security::{EncryptWriter, HashWriter, Hasher, Parts, PartsWriter, sha256_hex};
+use crate::security::{EncryptWriter, HashBeside, HashWriter, Parts, PartsWriter, sha256_hex};
 
 /// How many other uploads of the same model, committed one after the other meanwhile, are followed by the plain key.
 const UPLOADS_AT_ONCE: usize = 4;
@@ -95,7 +95,7 @@ impl Upload {
             small,
             big: sink,
             big_length: length,
-            big_sha256: hasher.finish(),
+            big_sha256: hasher.into_hasher().finish(),
         })
     }
 }
@@ -108,7 +108,7 @@ impl ApiClient {
     pub fn begin_upload(&self) -> Result<Upload, UploadError> {
         let login = self.current().ok_or(UploadError::NotLoggedIn)?;
         let spool = self.cache.spool().map_err(UploadError::Spool)?;
-        let hashed = HashWriter { sink: spool, hasher: Hasher::default(), length: 0 };
+        let hashed = HashWriter { sink: spool, hasher: HashBeside::default(), length: 0 };
         let encrypt = EncryptWriter::new(PartsWriter::new(hashed), &self.resource_key).map_err(UploadError::Spool)?;
         Ok(Upload { login, encrypt })
     }

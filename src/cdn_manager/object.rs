@@ -1,7 +1,10 @@
 //! Reading a big part: what it is, and its bytes as a `Read` that survives broken connections.
 
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, StatusCode, header};
 use ureq::BodyReader;
@@ -44,9 +47,16 @@ pub struct BigObject {
 pub(super) struct Source {
     pub(super) uplink: Uplink,
     pub(super) account: Arc<S3Account>,
+    /// How long the last description took to come, in nanoseconds.
+    pub(super) latency: Arc<AtomicU64>,
 }
 
 impl Source {
+    /// How long the CDN took to answer the last time that it was asked for little.
+    pub(super) fn latency(&self) -> Duration {
+        Duration::from_nanos(self.latency.load(Ordering::Relaxed))
+    }
+
     /// Asks for the last two cipher blocks of an object; the answer's headers tell the rest.
     pub(super) fn describe(&self, bucket: &str, key: &str) -> Result<BigObject, CdnError> {
         let headers = [(header::RANGE, format!("bytes=-{HELD_BACK}"))];
@@ -69,7 +79,9 @@ impl Source {
     fn describe_once(&self, request: &S3Request<'_>) -> Result<BigObject, CdnError> {
         let bad = |reason: &str| CdnError::BadAnswer { object: request.object(), reason: reason.into() };
         // Not `ask`: a CDN that ignores ranges answers with the whole object, which must not be read here.
+        let asked = Instant::now();
         let (head, mut body) = self.uplink.call(&self.account.sign(request)?, Payload::None)?.into_parts();
+        self.latency.store(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         let (length, tail) = match head.status {
             StatusCode::PARTIAL_CONTENT => {
                 let range = ContentRange::of(&head.headers).ok_or_else(|| bad("it has no valid Content-Range"))?;
@@ -110,33 +122,36 @@ impl Source {
     }
 }
 
-/// The bytes of an object from an offset on. A broken transfer continues by range from where it stopped; what is read is
+/// The bytes of a range of an object. A broken transfer continues by range from where it stopped; what is read is
 /// always of the one version of the object that was described.
 pub struct ObjectReader {
     source: Source,
     object: BigObject,
     offset: u64,
+    end: u64,
     body: Option<BodyReader<'static>>,
     pauses: Pauses,
     transfer: Transfer,
 }
 
 impl ObjectReader {
-    pub(super) fn new(source: Source, object: BigObject, offset: u64) -> Self {
+    pub(super) fn new(source: Source, object: BigObject, range: Range<u64>) -> Self {
         let name = object_name(&object.bucket, &object.key);
-        let transfer = Transfer::begin(Stage::Download, name, offset, Some(object.length));
-        Self { source, object, offset, body: None, pauses: Pauses::default(), transfer }
+        let transfer = Transfer::begin(Stage::Download, name, range.start, Some(range.end));
+        Self { source, object, offset: range.start, end: range.end, body: None, pauses: Pauses::default(), transfer }
     }
 
     fn name(&self) -> String {
         object_name(&self.object.bucket, &self.object.key)
     }
 
-    /// Opens the object at the current offset.
+    /// Opens the rest of the range.
     fn open(&self) -> Result<BodyReader<'static>, CdnError> {
         let bad = |reason: String| CdnError::BadAnswer { object: self.name(), reason };
         let mut headers = Vec::new();
-        if self.offset > 0 {
+        if self.end < self.object.length {
+            headers.push((header::RANGE, format!("bytes={}-{}", self.offset, self.end - 1)));
+        } else if self.offset > 0 {
             headers.push((header::RANGE, format!("bytes={}-", self.offset)));
         }
         if let Some(etag) = &self.object.etag {
@@ -162,7 +177,7 @@ impl ObjectReader {
                 if range.length.is_some_and(|length| length != self.object.length) {
                     return Err(CdnError::Changed { object: self.name() });
                 }
-                if range.start > self.offset || range.end != self.object.length {
+                if range.start > self.offset || range.end != self.end {
                     let wanted = self.offset;
                     return Err(bad(format!("bytes from {wanted} were asked for, and it sent others")));
                 }
@@ -211,7 +226,7 @@ impl ObjectReader {
 
 impl Read for ObjectReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let remaining = self.object.length - self.offset;
+        let remaining = self.end - self.offset;
         let limit = out.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
         if limit == 0 {
             if let (0, Some(mut body)) = (remaining, self.body.take()) {

@@ -12,12 +12,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::proofs::Proofs;
+use super::ranges::{self, Broken, Ranges};
 use super::record::{PartRecord, Record};
-use super::{Entry, Fills, OpenAt, verified};
+use super::{Entry, Fills, OpenRange, verified};
 use crate::cdn_manager::BigObject;
 use crate::constants::CHUNK;
-use crate::security::{HashMismatch, Hasher, Proof};
-use crate::storage::{create_parent, open_private, rename_durably};
+use crate::security::{HashBeside, HashMismatch, Hasher, Proof};
+use crate::storage::{DiskSync, create_parent, open_private, rename_durably};
 use crate::threads;
 
 /// The part record is brought up to date whenever so many bytes more have come,
@@ -31,8 +32,10 @@ pub(super) struct Fill {
     entry: Entry,
     object: BigObject,
     small_sha256: String,
-    file: File,
-    open: OpenAt,
+    file: Arc<File>,
+    open: OpenRange,
+    /// How many the CDN may be asked over at once.
+    connections: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -64,7 +67,7 @@ impl Fill {
         entry: &Entry,
         object: &BigObject,
         small_sha256: &str,
-        open: OpenAt,
+        (open, connections): (OpenRange, usize),
         fills: Arc<Fills>,
     ) -> io::Result<(Arc<Self>, FillReader)> {
         create_parent(&entry.big)?;
@@ -82,8 +85,9 @@ impl Fill {
             entry: entry.clone(),
             object: object.clone(),
             small_sha256: small_sha256.to_owned(),
-            file,
+            file: Arc::new(file),
             open,
+            connections,
             state: Mutex::new(State { available: resumed, readers: 1, outcome: Outcome::Running }),
             changed: Condvar::new(),
         });
@@ -127,22 +131,28 @@ impl Fill {
     }
 
     fn run(&self, resumed: u64, proofs: &Proofs) {
-        match self.download(resumed) {
+        let mut sync = DiskSync::default();
+        match self.download(resumed, &mut sync) {
             Ok(Some(proof)) => {
                 // Readers may end now; that the file survives a power cut need not keep them waiting.
                 self.end(Outcome::Verified);
-                if let Err(error) = self.keep(proof.sha256()) {
+                if let Err(error) = sync.wait().and_then(|()| self.keep(proof.sha256())) {
                     log::warn!("{} is not kept in the cache: {error}", self.entry.big.display());
                     self.discard();
                 }
                 proofs.add(proof);
             }
-            Ok(None) => self.keep_part(),
+            Ok(None) => {
+                let _ = sync.wait();
+                self.keep_part();
+            }
             Err(error) if error.get_ref().is_some_and(|inner| inner.is::<HashMismatch>()) => {
+                let _ = sync.wait();
                 self.discard();
                 self.end(Outcome::Failed(error.to_string()));
             }
             Err(error) => {
+                let _ = sync.wait();
                 self.keep_part();
                 self.end(Outcome::Failed(error.to_string()));
             }
@@ -150,25 +160,25 @@ impl Fill {
     }
 
     /// Brings the bytes in. Answers the proof of the whole, or nothing if it stopped before the end without an error.
-    fn download(&self, resumed: u64) -> io::Result<Option<Proof>> {
-        let mut hasher = self.hash_of_resumed(resumed)?;
-        let mut source = (self.open)(resumed);
+    fn download(&self, resumed: u64, sync: &mut DiskSync) -> io::Result<Option<Proof>> {
+        let mut hasher = HashBeside::from(self.hash_of_resumed(resumed)?);
+        let mut incoming = self.incoming(resumed)?;
         let mut buffer = vec![0; CHUNK];
         let mut available = resumed;
         let (mut durable, mut since) = (resumed, Instant::now());
-        loop {
-            let count = match source.read(&mut buffer) {
-                Ok(0) => break,
+        while available < self.object.length {
+            let count = match incoming.next(&self.file, available, &mut buffer) {
                 Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+                Err(Broken::Source(error)) => return Err(error),
+                Err(Broken::File(error)) => {
+                    log::warn!("{} is loaded without the cache: {error}", self.entry.big.display());
+                    drop(incoming);
+                    let _ = sync.wait();
+                    self.discard();
+                    self.end(Outcome::Uncached(hasher.into_hasher()));
+                    return Ok(None);
+                }
             };
-            if let Err(error) = self.file.write_all_at(&buffer[..count], available) {
-                log::warn!("{} is loaded without the cache: {error}", self.entry.big.display());
-                self.discard();
-                self.end(Outcome::Uncached(hasher));
-                return Ok(None);
-            }
             available += count as u64;
             {
                 let mut state = self.state();
@@ -184,25 +194,43 @@ impl Fill {
             }
             self.changed.notify_all();
             hasher.update(&buffer[..count]);
-            if available - durable >= DURABLE_EVERY || since.elapsed() >= DURABLE_WITHIN {
-                self.file.sync_data()?;
+            // Storage can be slower than the uplink, and then takes its time beside the download.
+            if (available - durable >= DURABLE_EVERY || since.elapsed() >= DURABLE_WITHIN) && sync.is_idle() {
+                sync.wait()?;
+                self.make_durable(available, sync);
                 (durable, since) = (available, Instant::now());
-                // The data have room, the record has none: only a later start would have needed it.
-                if let Err(error) = PartRecord::new(&self.object, durable).write(&self.entry.part_record()) {
-                    log::warn!("{} cannot be resumed after a power cut: {error}", self.entry.big.display());
-                }
             }
         }
-        if available != self.object.length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let proof = hasher.prove();
+        let proof = hasher.into_hasher().prove();
         match &self.object.sha256 {
             Some(expected) if expected != proof.sha256() => {
                 Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch))
             }
             _ => Ok(Some(proof)),
         }
+    }
+
+    /// Brings what is there to the disk, and the part record up to date, beside the download.
+    fn make_durable(&self, available: u64, sync: &mut DiskSync) {
+        let (file, path) = (Arc::clone(&self.file), self.entry.part_record());
+        let record = PartRecord::new(&self.object, available);
+        sync.start(move || {
+            file.sync_data()?;
+            // The data have room, the record has none: only a later start would have needed it.
+            if let Err(error) = record.write(&path) {
+                log::warn!("the download cannot be resumed after a power cut, {}: {error}", path.display());
+            }
+            Ok(())
+        });
+    }
+
+    /// The bytes from `position` on, over as many connections as they are worth.
+    fn incoming(&self, position: u64) -> io::Result<Incoming> {
+        let length = self.object.length;
+        if self.connections > 1 && ranges::worth_it(length - position) {
+            return Ranges::start(&self.file, &self.open, position, length, self.connections).map(Incoming::Ranges);
+        }
+        Ok(Incoming::Stream((self.open)(position..length)))
     }
 
     /// The state of the hash cannot be stored, so what is resumed is read once more.
@@ -247,6 +275,37 @@ impl Fill {
     fn discard(&self) {
         for path in [self.entry.part(), self.entry.part_record()] {
             let _ = fs::remove_file::<PathBuf>(path);
+        }
+    }
+}
+
+/// Bytes on their way into the file.
+enum Incoming {
+    Stream(Box<dyn Read + Send>),
+    Ranges(Ranges),
+}
+
+impl Incoming {
+    /// Waits for more bytes behind `position`, sees to it that they are in the file, and puts them into `buffer`.
+    fn next(&mut self, file: &File, position: u64, buffer: &mut [u8]) -> Result<usize, Broken> {
+        match self {
+            Self::Stream(source) => loop {
+                match source.read(buffer) {
+                    Ok(0) => return Err(Broken::Source(io::ErrorKind::UnexpectedEof.into())),
+                    Ok(count) => {
+                        file.write_all_at(&buffer[..count], position).map_err(Broken::File)?;
+                        return Ok(count);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(Broken::Source(error)),
+                }
+            },
+            Self::Ranges(ranges) => {
+                let available = ranges.wait(position)?;
+                let count = buffer.len().min(usize::try_from(available - position).unwrap_or(usize::MAX));
+                file.read_exact_at(&mut buffer[..count], position).map_err(Broken::File)?;
+                Ok(count)
+            }
         }
     }
 }
@@ -297,7 +356,7 @@ impl Read for FillReader {
             Outcome::Stopped => return Err(io::Error::other("the download was stopped")),
             Outcome::Verified if self.position == available => return Ok(0),
             Outcome::Uncached(hasher) if self.position == available => {
-                let source = (self.fill.open)(self.position);
+                let source = (self.fill.open)(self.position..self.fill.object.length);
                 let mut alone = verified(source, hasher, self.fill.object.sha256.as_deref());
                 let result = alone.read(out);
                 self.alone = Some(alone);

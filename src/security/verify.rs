@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 
 use sha2::{Digest, Sha256};
 
+use super::HashBeside;
+
 /// How far apart the checkpoints of a [`Proof`] are, in bytes: so much at each end of a range is read besides it.
 const CHECKPOINT: u64 = 8 << 20;
 
@@ -136,7 +138,7 @@ pub struct VerifyReader<R> {
 }
 
 enum State {
-    Hashing(Hasher),
+    Hashing(HashBeside),
     Matched(Option<Proof>),
     Mismatched,
 }
@@ -145,7 +147,7 @@ impl<R: Read> VerifyReader<R> {
     /// Expects the bytes of `source`, behind those that `hasher` has seen already, to have the SHA-256 `expected`
     /// (lower-case hex).
     pub fn new(source: R, hasher: Hasher, expected: impl Into<String>) -> Self {
-        Self { source, expected: expected.into(), state: State::Hashing(hasher) }
+        Self { source, expected: expected.into(), state: State::Hashing(hasher.into()) }
     }
 
     /// What was learned of the bytes, once, when their end was read and their hash was the expected one.
@@ -168,7 +170,7 @@ impl<R: Read> Read for VerifyReader<R> {
                 hasher.update(&out[..count]);
                 return Ok(count);
             }
-            let proof = std::mem::take(hasher).prove();
+            let proof = std::mem::take(hasher).into_hasher().prove();
             let matched = proof.sha256 == self.expected;
             self.state = if matched { State::Matched(Some(proof)) } else { State::Mismatched };
         }
@@ -185,7 +187,7 @@ pub struct HashWriter<W> {
     /// Where the bytes go.
     pub sink: W,
     /// The hash of the bytes so far.
-    pub hasher: Hasher,
+    pub hasher: HashBeside,
     /// How many bytes there were so far.
     pub length: u64,
 }

@@ -15,6 +15,7 @@ pub mod browser;
 pub mod client;
 pub mod docker;
 pub mod multipart;
+pub mod peer;
 pub mod process;
 pub mod protocol;
 pub mod pty;

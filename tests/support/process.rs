@@ -106,3 +106,16 @@ pub fn signal(pid: u32, signal: libc::c_int) {
     // SAFETY: `kill` takes no pointers; the process is a child that has not been waited for, so the id is still its own.
     unsafe { libc::kill(pid, signal) };
 }
+
+/// A field of `/proc/{pid}/status` in KiB, such as `VmRSS`.
+pub fn memory_kib(pid: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let value = line.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {field} in {status}"))
+}
+
+/// Lets `VmHWM` of one's own child begin anew.
+pub fn reset_peak(pid: u32) {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("/proc is writable for one's own children");
+}

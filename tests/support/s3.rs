@@ -40,7 +40,8 @@ pub struct S3 {
 }
 
 impl Keys {
-    fn new(access: impl Into<String>, secret: impl Into<String>) -> Self {
+    /// An access key id and its secret.
+    pub fn new(access: impl Into<String>, secret: impl Into<String>) -> Self {
         Self { access: access.into(), secret: secret.into() }
     }
 
@@ -64,6 +65,17 @@ impl S3 {
         let server = S3Server::start(&downloader, &uploader);
         let endpoint = format!("http://{}", server.address());
         Self { endpoint, downloader, uploader, agent, server: Some(server) }
+    }
+
+    /// A server that somebody else runs.
+    pub fn at(endpoint: &str, downloader: Keys, uploader: Keys) -> Self {
+        Self {
+            endpoint: endpoint.to_owned(),
+            downloader,
+            uploader,
+            agent: agent(Duration::from_secs(60)),
+            server: None,
+        }
     }
 
     /// URL of the server.

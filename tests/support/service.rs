@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::client::{self, Download};
 use super::multipart::Form;
-use super::process::{Captured, command, run_to_end, signal, spawn};
+use super::process::{Captured, command, memory_kib, reset_peak, run_to_end, signal, spawn};
 use super::raw::{Reply, Stream, request_from};
 use super::resource_api::{EMAIL, PASSWORD, ResourceApi};
 use super::tcp::{free_port, lock};
@@ -253,12 +253,12 @@ impl Service {
 
     /// Resident memory now.
     pub fn vm_rss_kib(&self) -> u64 {
-        self.status_kib("VmRSS")
+        memory_kib(self.pid(), "VmRSS")
     }
 
     /// Peak of resident memory since the start or the last [`reset_hwm`](Self::reset_hwm).
     pub fn vm_hwm_kib(&self) -> u64 {
-        self.status_kib("VmHWM")
+        memory_kib(self.pid(), "VmHWM")
     }
 
     /// Fails where the peak since the last [`reset_hwm`](Self::reset_hwm) is more than `limit` over `idle`, all in KiB.
@@ -276,7 +276,7 @@ impl Service {
 
     /// Starts a new peak.
     pub fn reset_hwm(&self) {
-        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("/proc is writable for one's own children");
+        reset_peak(self.pid());
     }
 
     /// Threads of the process.
@@ -357,13 +357,6 @@ impl Service {
 
     fn expect<T>(&self, result: Result<T, String>) -> T {
         result.unwrap_or_else(|why| panic!("{why}\nthe loader said:\n{}", self.log_text()))
-    }
-
-    fn status_kib(&self, field: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the loader runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let value = line.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
-        value.unwrap_or_else(|| panic!("no {field} in {status}"))
     }
 }
 

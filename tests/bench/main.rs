@@ -1,0 +1,58 @@
+//! `cargo bench`: the release-built loader, the service that it replaces, and the limits of the machine (`openssl`, `curl`,
+//! `docker load`), measured in turns in one run against a real SeaweedFS and a real Docker engine.
+//!
+//! It prints one table, and writes `bench.json`, `bench.md` and `bench.svg` into Cargo's target directory.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod chart;
+mod commands;
+mod far;
+mod figure;
+mod health;
+mod http;
+mod link;
+mod plan;
+mod report;
+mod transfers;
+mod unlock;
+mod weed;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use plan::Plan;
+use report::Report;
+use support::peer;
+
+fn main() -> ExitCode {
+    let plan = match Plan::of_arguments(std::env::args().skip(1)) {
+        Ok(plan) => plan,
+        Err(usage) => {
+            eprint!("{usage}");
+            return ExitCode::from(2);
+        }
+    };
+    let started = Instant::now();
+    let mut report = Report::new(&plan);
+    let python = match peer::why_missing() {
+        Some(why) => {
+            report.leave_out(&format!("all of the peer: {why}"));
+            false
+        }
+        None => true,
+    };
+    health::measure(&plan, python, &mut report);
+    match weed::Weed::start() {
+        Ok(weed) => {
+            transfers::measure(&plan, &weed, python, &mut report);
+            far::measure(&plan, &weed, &mut report);
+        }
+        Err(why) => report.leave_out(&format!("loads and uploads: {why}")),
+    }
+    unlock::measure(&plan, python, &mut report);
+    report.finish(started.elapsed(), plan.record);
+    ExitCode::SUCCESS
+}

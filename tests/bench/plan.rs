@@ -1,0 +1,95 @@
+//! How much is measured.
+
+use std::time::Duration;
+
+const USAGE: &str = "\
+Usage: cargo bench -- [--quick] [--record]
+
+  --quick    about a minute with small sizes: shows that everything runs, and judges no goal
+  --record   write the table into README.md and the chart to tests/bench/figures.svg as well
+
+Files go to TMPDIR, which should be on a real disk and have 30 GiB to spare.
+";
+
+const MIB: u64 = 1 << 20;
+
+/// The sizes and repetitions of a run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Whether sizes are too small to judge goals by.
+    pub quick: bool,
+    /// Whether the table and the chart go into the repository.
+    pub record: bool,
+    /// Turns of every contestant.
+    pub rounds: usize,
+    /// The file that goals are about, in bytes.
+    pub main: u64,
+    /// File sizes to see growth by, in bytes, `main` among them.
+    pub sizes: Vec<u64>,
+    /// The peer holds files in memory four times; beyond this size it is left alone.
+    pub peer_up_to: u64,
+    /// Larger files are measured once.
+    pub rounds_up_to: u64,
+    /// The image in the archive, in bytes.
+    pub image: usize,
+    /// The file that is loaded over the far link, in bytes.
+    pub far: u64,
+    /// How long `/health` is asked at a time.
+    pub health: Duration,
+}
+
+impl Plan {
+    /// What the command line asks for; the error is the usage.
+    pub fn of_arguments(words: impl Iterator<Item = String>) -> Result<Self, String> {
+        let (mut quick, mut record) = (false, false);
+        for word in words {
+            match word.as_str() {
+                "--quick" => quick = true,
+                "--record" => record = true,
+                // Cargo's own.
+                "--bench" => {}
+                _ => return Err(USAGE.to_owned()),
+            }
+        }
+        Ok(if quick { Self::quick(record) } else { Self::full(record) })
+    }
+
+    fn full(record: bool) -> Self {
+        Self {
+            quick: false,
+            record,
+            rounds: 5,
+            main: 1024 * MIB,
+            sizes: vec![MIB, 64 * MIB, 1024 * MIB, 4096 * MIB],
+            peer_up_to: 1024 * MIB,
+            rounds_up_to: 1024 * MIB,
+            image: 600_000_000,
+            far: 256 * MIB,
+            health: Duration::from_secs(3),
+        }
+    }
+
+    fn quick(record: bool) -> Self {
+        Self {
+            quick: true,
+            record,
+            rounds: 2,
+            main: 48 * MIB,
+            sizes: vec![MIB, 48 * MIB, 192 * MIB],
+            peer_up_to: 48 * MIB,
+            rounds_up_to: 48 * MIB,
+            image: 30_000_000,
+            far: 64 * MIB,
+            health: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A size in words.
+pub fn size(bytes: u64) -> String {
+    if bytes.is_multiple_of(1024 * MIB) {
+        format!("{} GiB", bytes / 1024 / MIB)
+    } else {
+        format!("{} MiB", bytes / MIB)
+    }
+}

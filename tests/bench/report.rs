@@ -1,0 +1,236 @@
+//! What comes out of a run: the table on standard output, and files in Cargo's target directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::chart;
+use crate::figure::{Figure, median};
+use crate::plan::{Plan, size};
+
+/// What the loader and the peer need for one file size: seconds, and MiB over idle.
+#[derive(Clone, Copy, Debug)]
+pub struct Growth {
+    /// Of the file.
+    pub bytes: u64,
+    /// Seconds.
+    pub upload: [Option<f64>; 2],
+    /// Seconds.
+    pub cold: [Option<f64>; 2],
+    /// Seconds.
+    pub warm: [Option<f64>; 2],
+    /// MiB.
+    pub memory: [Option<f64>; 2],
+}
+
+/// All that was measured so far.
+pub struct Report {
+    quick: bool,
+    rounds: usize,
+    figures: Vec<Figure>,
+    growth: Vec<Growth>,
+    peaks: Vec<(u64, f64)>,
+    left_out: Vec<String>,
+}
+
+impl Report {
+    /// An empty one.
+    pub fn new(plan: &Plan) -> Self {
+        let Plan { quick, rounds, .. } = *plan;
+        Self { quick, rounds, figures: Vec::new(), growth: Vec::new(), peaks: Vec::new(), left_out: Vec::new() }
+    }
+
+    /// Says what is being measured.
+    pub fn says(&self, what: &str) {
+        println!("measuring: {what}");
+    }
+
+    /// Says what is not measured, and why.
+    pub fn leave_out(&mut self, what: &str) {
+        println!("LEFT OUT: {what}");
+        self.left_out.push(what.to_owned());
+    }
+
+    /// Adds a row, and says it at once: a long run that is broken off has then shown what it had.
+    pub fn add(&mut self, figure: Figure) {
+        if figure.loader.is_empty() {
+            return;
+        }
+        print!("  {}:", figure.name);
+        for (who, values) in [("loader", &figure.loader), ("peer", &figure.peer), ("limit", &figure.limit)] {
+            if let Some(value) = median(values) {
+                print!(" {who} {}", number(value, figure.unit));
+            }
+        }
+        println!();
+        self.figures.push(figure);
+    }
+
+    /// Adds a size to the chart.
+    pub fn grows(&mut self, growth: Growth) {
+        self.growth.push(growth);
+    }
+
+    /// Adds a size and the loader's peak memory over idle at it, in MiB.
+    pub fn peaks(&mut self, peak: (u64, f64)) {
+        self.peaks.push(peak);
+    }
+
+    /// All peaks.
+    pub fn all_peaks(&self) -> Vec<f64> {
+        self.peaks.iter().map(|(_, peak)| *peak).collect()
+    }
+
+    /// The largest size that was measured.
+    pub fn largest(&self) -> u64 {
+        self.peaks.iter().map(|(bytes, _)| *bytes).max().unwrap_or_default()
+    }
+
+    /// Prints the table and writes the files; into the repository as well, if told so.
+    pub fn finish(self, took: Duration, record: bool) {
+        let machine = Machine::look();
+        let table = self.table(&machine);
+        println!("\n{table}");
+        let target = target_dir();
+        let svg = chart::svg(&self.growth, &machine.line());
+        write(&target.join("bench.json"), &format!("{:#}\n", self.to_json(&machine, took)));
+        write(&target.join("bench.md"), &table);
+        write(&target.join("bench.svg"), &svg);
+        println!("{} s; {}/bench.json, bench.md, bench.svg", took.as_secs(), target.display());
+        if record {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+            write(&root.join("tests/bench/figures.svg"), &svg);
+            record_table(&root.join("README.md"), &table);
+        }
+    }
+
+    fn table(&self, machine: &Machine) -> String {
+        let mut rows = vec![["figure", "loader", "peer", "limit", "× peer", "× limit", "goal"].map(str::to_owned)];
+        for figure in &self.figures {
+            let value = |values: &[f64]| median(values).map_or_else(String::new, |value| number(value, figure.unit));
+            let times = |times: Option<f64>| times.map_or_else(String::new, |times| format!("{times:.2}"));
+            let goals = figure.goals.iter().map(|goal| {
+                let (goal, met) = figure.judge(*goal);
+                match met {
+                    _ if self.quick => goal,
+                    Some(true) => format!("{goal}: met"),
+                    Some(false) => format!("{goal}: MISSED"),
+                    None => format!("{goal}: not compared"),
+                }
+            });
+            let limit = match value(&figure.limit) {
+                value if value.is_empty() => value,
+                value => format!("{value} ({})", figure.limit_is),
+            };
+            rows.push([
+                figure.name.clone(),
+                value(&figure.loader),
+                value(&figure.peer),
+                limit,
+                times(figure.times_peer()),
+                times(figure.times_limit()),
+                goals.collect::<Vec<_>>().join("; "),
+            ]);
+        }
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+        let widths: [usize; 7] = std::array::from_fn(width);
+        let mut text = String::new();
+        for (index, row) in rows.iter().enumerate() {
+            let cells = row.iter().zip(widths).map(|(cell, width)| format!("| {cell:<width$} "));
+            text.extend(cells.chain(["|\n".to_owned()]));
+            if index == 0 {
+                text.extend(widths.iter().map(|width| format!("|{}", "-".repeat(width + 2))));
+                text.push_str("|\n");
+            }
+        }
+        let quick = if self.quick { " Quick run: the sizes are too small to judge by." } else { "" };
+        text.push_str(&format!(
+            "\nMedians of {} rounds in turns, ratios round by round. {}.{quick}\n",
+            self.rounds,
+            machine.line()
+        ));
+        for what in &self.left_out {
+            text.push_str(&format!("\nLeft out: {what}.\n"));
+        }
+        text
+    }
+
+    fn to_json(&self, machine: &Machine, took: Duration) -> Value {
+        let pair = |pair: [Option<f64>; 2]| json!({"loader": pair[0], "peer": pair[1]});
+        let growth = self.growth.iter().map(|growth| {
+            json!({
+                "bytes": growth.bytes, "uploadSeconds": pair(growth.upload), "coldSeconds": pair(growth.cold),
+                "warmSeconds": pair(growth.warm), "peakOverIdleMiB": pair(growth.memory),
+            })
+        });
+        json!({
+            "machine": machine.line(), "date": machine.date, "quick": self.quick, "rounds": self.rounds,
+            "seconds": took.as_secs(), "leftOut": self.left_out,
+            "figures": self.figures.iter().map(Figure::to_json).collect::<Vec<_>>(),
+            "growth": growth.collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Where the numbers are from.
+struct Machine {
+    cpu: String,
+    cores: usize,
+    memory: String,
+    kernel: String,
+    date: String,
+}
+
+impl Machine {
+    fn look() -> Self {
+        let file = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let field = |path: &str, name: &str| {
+            let line = file(path).lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
+            line.map(|line| line.trim_start_matches(':').trim().to_owned())
+        };
+        let memory = field("/proc/meminfo", "MemTotal").and_then(|text| text.strip_suffix(" kB")?.parse::<u64>().ok());
+        let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output();
+        Self {
+            cpu: field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into()),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: size(memory.unwrap_or_default().div_ceil(1 << 20) << 30),
+            kernel: file("/proc/sys/kernel/osrelease").trim().split('-').next().unwrap_or_default().to_owned(),
+            date: date.map_or_else(|_| String::new(), |date| String::from_utf8_lossy(&date.stdout).trim().to_owned()),
+        }
+    }
+
+    fn line(&self) -> String {
+        let Self { cpu, cores, memory, kernel, date } = self;
+        format!("{date}, {cores} cores of {cpu}, {memory}, Linux {kernel}")
+    }
+}
+
+fn number(value: f64, unit: &str) -> String {
+    match unit {
+        "1/s" => format!("{value:.0}/s"),
+        _ if value >= 100.0 => format!("{value:.0} {unit}"),
+        _ if value >= 10.0 => format!("{value:.1} {unit}"),
+        _ => format!("{value:.2} {unit}"),
+    }
+}
+
+/// This program is in `target/release/deps`.
+fn target_dir() -> PathBuf {
+    let program = std::env::current_exe().expect("this program has a path");
+    program.ancestors().nth(3).expect("Cargo's layout").to_owned()
+}
+
+fn record_table(readme: &Path, table: &str) {
+    const MARKS: [&str; 2] = ["<!-- cargo bench -->\n", "<!-- /cargo bench -->\n"];
+    let text = fs::read_to_string(readme).expect("the README is there");
+    let (before, rest) = text.split_once(MARKS[0]).expect("the README has its mark");
+    let (_, after) = rest.split_once(MARKS[1]).expect("the README has its second mark");
+    write(readme, &format!("{before}{}{table}{}{after}", MARKS[0], MARKS[1]));
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}

