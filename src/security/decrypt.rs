@@ -3,10 +3,7 @@
 use std::fmt;
 use std::io::{self, BufRead, Read};
 
-use aes::Aes256;
-use cbc::Decryptor;
-use cbc::cipher::inout::InOutBuf;
-use cbc::cipher::{BlockModeDecrypt, KeyIvInit};
+use loader_cipher::Decryptor;
 use zeroize::Zeroizing;
 
 use super::{AesKey, BLOCK};
@@ -71,7 +68,7 @@ enum State {
     /// The initialization vector has not been read.
     Start,
     /// In the middle of the blocks.
-    Blocks(Decryptor<Aes256>),
+    Blocks(Decryptor),
     /// All plaintext has been decrypted.
     Finished,
     /// A read has failed. Whoever reads on must not take this for the end.
@@ -120,7 +117,7 @@ impl<R: Read> DecryptReader<R> {
     }
 
     /// The initialization vector comes first; it is not plaintext.
-    fn start(&mut self) -> io::Result<Decryptor<Aes256>> {
+    fn start(&mut self) -> io::Result<Decryptor> {
         while self.filled < BLOCK {
             if !self.read_more()? {
                 return Err(DecryptError::TooShort.into());
@@ -130,7 +127,7 @@ impl<R: Read> DecryptReader<R> {
         iv.copy_from_slice(&self.buffer[..BLOCK]);
         self.buffer.copy_within(BLOCK..self.filled, 0);
         self.filled -= BLOCK;
-        Ok(Decryptor::new(self.key.bytes().into(), &iv.into()))
+        Ok(Decryptor::new(self.key.bytes(), &iv))
     }
 
     /// Makes plaintext available, or finds the end.
@@ -159,12 +156,12 @@ impl<R: Read> DecryptReader<R> {
             if !self.filled.is_multiple_of(BLOCK) {
                 return Err(DecryptError::NotWholeBlocks.into());
             }
-            decrypt_blocks(&mut cipher, &mut self.buffer[..self.filled]);
+            cipher.decrypt(&mut self.buffer[..self.filled]);
             self.plain_end = if self.padded { unpadded_length(&self.buffer[..self.filled])? } else { self.filled };
             self.state = State::Finished;
         } else {
             self.plain_end = (self.filled - HELD_BACK) / BLOCK * BLOCK;
-            decrypt_blocks(&mut cipher, &mut self.buffer[..self.plain_end]);
+            cipher.decrypt(&mut self.buffer[..self.plain_end]);
             self.state = State::Blocks(cipher);
         }
         Ok(())
@@ -220,7 +217,7 @@ pub fn decrypt_beginning(encrypted: &[u8], key: &AesKey) -> Result<Vec<u8>, Decr
     let mut iv_block = [0; BLOCK];
     iv_block.copy_from_slice(iv);
     let mut plain = blocks.to_vec();
-    decrypt_blocks(&mut Decryptor::new(key.bytes().into(), &iv_block.into()), &mut plain);
+    Decryptor::new(key.bytes(), &iv_block).decrypt(&mut plain);
     Ok(plain)
 }
 
@@ -239,12 +236,6 @@ pub fn plain_length(encrypted_length: u64, tail: &[u8; HELD_BACK], key: &AesKey)
     }
     let last = decrypt_whole(tail, key)?;
     Ok(encrypted_length - 2 * block + last.len() as u64)
-}
-
-fn decrypt_blocks(cipher: &mut Decryptor<Aes256>, bytes: &mut [u8]) {
-    // The callers pass whole blocks, so there is no rest.
-    let (blocks, _rest) = InOutBuf::from(bytes).into_chunks();
-    cipher.decrypt_blocks_inout(blocks);
 }
 
 /// How many bytes of `plain`, whole blocks, come before its PKCS#7 padding.

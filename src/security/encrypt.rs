@@ -2,10 +2,7 @@
 
 use std::io::{self, Write};
 
-use aes::Aes256;
-use cbc::Encryptor;
-use cbc::cipher::inout::InOutBuf;
-use cbc::cipher::{BlockModeEncrypt, KeyIvInit};
+use loader_cipher::Encryptor;
 use zeroize::Zeroizing;
 
 use super::{AesKey, BLOCK};
@@ -17,7 +14,7 @@ use crate::constants::CHUNK;
 /// incomplete, and whoever decrypts it will say so.
 pub struct EncryptWriter<W> {
     sink: W,
-    cipher: Encryptor<Aes256>,
+    cipher: Encryptor,
     /// Plaintext until it is full, then ciphertext, then empty again.
     buffer: Zeroizing<Box<[u8]>>,
     filled: usize,
@@ -34,7 +31,7 @@ impl<W: Write> EncryptWriter<W> {
         sink.write_all(&iv)?;
         Ok(Self {
             sink,
-            cipher: Encryptor::new(key.bytes().into(), &iv.into()),
+            cipher: Encryptor::new(key.bytes(), &iv),
             buffer: Zeroizing::new(vec![0; CHUNK].into_boxed_slice()),
             filled: 0,
         })
@@ -55,8 +52,7 @@ impl<W: Write> EncryptWriter<W> {
 
     fn flush_blocks(&mut self) -> io::Result<()> {
         let bytes = &mut self.buffer[..self.filled];
-        let (blocks, _rest) = InOutBuf::from(&mut *bytes).into_chunks();
-        self.cipher.encrypt_blocks_inout(blocks);
+        self.cipher.encrypt(bytes);
         self.filled = 0;
         self.sink.write_all(bytes)
     }
