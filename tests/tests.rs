@@ -18,6 +18,7 @@ mod resource_api;
 mod resumption;
 mod security;
 mod server;
+mod soak;
 mod tls;
 mod transfers;
 mod unlock;
