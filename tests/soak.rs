@@ -79,6 +79,14 @@ impl Soak {
         }
     }
 
+    /// Waits, but not beyond the end.
+    fn hold(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while self.goes_on() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn count(&self, what: &str) {
         *lock(&self.tally).entry(what.to_owned()).or_default() += 1;
     }
@@ -200,7 +208,7 @@ fn load_request(soak: &Soak, name: &str) -> String {
 fn say_and_hold(soak: &Soak, what: &[u8], hold: Duration) {
     if let Some(mut stream) = soak.connect() {
         let _ = stream.write_all(what);
-        thread::sleep(hold);
+        soak.hold(hold);
     }
 }
 
@@ -290,7 +298,7 @@ fn open_idle_connections(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
         let _ = stream.write_all(beginning.as_bytes());
         open.push(stream);
     }
-    thread::sleep(dice.millis(0, 3000));
+    soak.hold(dice.millis(0, 3000));
     Ok(())
 }
 

@@ -131,13 +131,14 @@ impl Sweep {
                     known.end(connection, words);
                     ending += 1;
                 }
-                None => idle.push((known.idle_since, connection)),
+                // Who has just asked for something waits for an answer, and is no idle one, however long ago it came.
+                None => idle.push(((waiting > 0, known.idle_since), connection)),
             }
         }
 
         let surplus = (connections.len() - ending).saturating_sub(self.max_connections).min(idle.len());
         if surplus > 0 {
-            idle.sort_unstable_by_key(|(since, _)| *since);
+            idle.sort_unstable_by_key(|(order, _)| *order);
             for (_, connection) in &idle[..surplus] {
                 if let Some(known) = self.known.get_mut(&connection.peer) {
                     known.end(connection, b"");

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tiny_http::Request;
 
 use super::open::OpenConnection;
-use super::peer::{Peer, descriptors, option, set_option, set_timeout, set_timeouts};
+use super::peer::{Peer, descriptors, option, set_option, set_timeout};
 use crate::configuration::BindAddress;
 
 /// A write that the accept loop makes itself blocks at most so long: its answers fit the socket's buffer unless the client
@@ -130,9 +130,8 @@ impl Listener {
     /// they cannot be told apart.
     pub(in crate::http) fn limit_unix_connections(&self, limit: Duration) -> usize {
         let Some(peer) = self.unix_peer() else { return 0 };
-        let sockets = peer.sockets();
-        set_timeouts(&sockets, limit);
-        sockets.len() / 2
+        peer.set_timeouts(limit);
+        peer.sockets().count() / 2
     }
 
     /// Makes a connection that ends at once.

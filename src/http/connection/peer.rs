@@ -27,7 +27,7 @@ pub enum Peer {
 impl Peer {
     /// Limits every single read on the connection, and makes writes that last come back now and then.
     pub fn set_timeouts(&self, limit: Duration) {
-        set_timeouts(&self.sockets(), limit);
+        set_timeouts(self.sockets(), limit);
     }
 
     /// Limits every write again as for the accept loop, which must not wait for a client. On a Unix socket others may
@@ -82,9 +82,10 @@ impl Peer {
         }
     }
 
-    /// The descriptors of the connection's socket; those of all connections for a Unix socket.
-    pub(super) fn sockets(&self) -> Vec<RawFd> {
-        descriptors().into_iter().filter(|descriptor| self.is_end_of(*descriptor).unwrap_or(false)).collect()
+    /// The descriptors of the connection's socket; those of all connections for a Unix socket. Each is looked at when it is
+    /// asked for, and should be used at once: `tiny_http` may close it, and its number be given to another connection.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = RawFd> {
+        descriptors().into_iter().filter(|descriptor| self.is_end_of(*descriptor).unwrap_or(false))
     }
 
     fn is_end_of(&self, descriptor: RawFd) -> Option<bool> {
@@ -176,10 +177,10 @@ pub(super) fn set_option<T>(descriptor: RawFd, level: libc::c_int, name: libc::c
 }
 
 /// See [`Peer::set_timeouts`].
-pub(super) fn set_timeouts(sockets: &[RawFd], limit: Duration) {
+fn set_timeouts(sockets: impl Iterator<Item = RawFd>, limit: Duration) {
     for socket in sockets {
-        set_timeout(*socket, libc::SO_RCVTIMEO, limit);
-        set_timeout(*socket, libc::SO_SNDTIMEO, limit / 4);
+        set_timeout(socket, libc::SO_RCVTIMEO, limit);
+        set_timeout(socket, libc::SO_SNDTIMEO, limit / 4);
     }
 }
 
