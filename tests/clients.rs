@@ -2,10 +2,13 @@
 
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
 
 use crate::support::raw::{self, Stream};
 use crate::support::s3_fault::Fault;
@@ -299,37 +302,104 @@ fn a_thousand_idle_connections_keep_nobody_waiting() {
     settles(&service, descriptors, threads);
 }
 
+/// The loader with so few descriptors.
+fn limited(directory: &TempDir, descriptors: usize) -> PathBuf {
+    let limited = directory.path().join(format!("loader-{descriptors}"));
+    let script = format!("#!/bin/sh\nulimit -n {descriptors}\nexec {} \"$@\"\n", loader_binary().display());
+    std::fs::write(&limited, script).unwrap();
+    std::fs::set_permissions(&limited, std::fs::Permissions::from_mode(0o755)).unwrap();
+    limited
+}
+
+fn take_descriptors(service: &Service, connections: usize) -> Vec<Stream> {
+    let mut open = Vec::new();
+    for _ in 0..connections {
+        if let Ok(mut stream) = Stream::connect(service.address()) {
+            let _ = stream.write_all(b"GET /hea");
+            open.push(stream);
+        }
+    }
+    open
+}
+
 #[test]
 fn it_recovers_when_descriptors_run_out() {
     let directory = tempfile::tempdir().unwrap();
-    let limited = directory.path().join("loader");
-    let script = format!("#!/bin/sh\nulimit -n 64\nexec {} \"$@\"\n", loader_binary().display());
-    std::fs::write(&limited, script).unwrap();
-    std::fs::set_permissions(&limited, std::fs::Permissions::from_mode(0o755)).unwrap();
-
-    let world = World::with(|builder| builder.binary(&limited).timeout(Duration::from_secs(10)));
-    world.upload("m.bin", b"model");
-    let descriptors = world.service.descriptors();
-    for _ in 0..3 {
-        let mut open = Vec::new();
-        for _ in 0..120 {
-            if let Ok(mut stream) = Stream::connect(world.service.address()) {
-                let _ = stream.write_all(b"GET /hea");
-                open.push(stream);
-            }
+    for limit in [64, 65] {
+        let binary = limited(&directory, limit);
+        let world = World::with(|builder| builder.binary(&binary).timeout(Duration::from_secs(10)));
+        world.upload("m.bin", b"model");
+        let descriptors = world.service.descriptors();
+        let mut took = Vec::new();
+        for connections in [120, 24, 25, 26, 27, 28, 40] {
+            let open = take_descriptors(&world.service, connections);
+            // While they hold what they got.
+            let started = Instant::now();
+            eventually(Duration::from_secs(9), "somebody else gets an answer", || {
+                world.service.call("GET", "/health", &[], b"").is_ok_and(|reply| reply.status == 200)
+            });
+            took.push(started.elapsed());
+            drop(open);
+            eventually(SLACK, "descriptors return", || world.service.descriptors() <= descriptors + 4);
+            // It is the same process, still logged in.
+            assert!(world.service.is_running());
+            world.loads("m.bin", b"model");
         }
-        // While they hold what they got.
-        let started = Instant::now();
-        eventually(Duration::from_secs(10), "somebody else gets an answer", || {
-            world.service.call("GET", "/health", &[], b"").is_ok_and(|reply| reply.status == 200)
-        });
-        eprintln!("an answer after {:?}", started.elapsed());
-        drop(open);
-        eventually(SLACK, "descriptors return", || world.service.descriptors() <= descriptors + 4);
-        // It is the same process, still logged in.
-        assert!(world.service.is_running());
-        world.loads("m.bin", b"model");
+        took.sort();
+        eprintln!("with {limit} descriptors an answer after {took:?}");
+        assert!(took[took.len() / 2] < Duration::from_secs(1), "{took:?}");
+        assert!(*took.last().unwrap() < Duration::from_secs(1) + SLACK, "{took:?}");
     }
+}
+
+/// Each connection has two descriptors, and the accepting thread keeps one for the next, so with one of the two limits they
+/// are taken to the very last one. Then nothing dies, but what looks after the connections has none to look with.
+#[test]
+fn somebody_is_served_while_every_descriptor_is_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    for limit in [64, 65] {
+        let service = Service::builder().binary(limited(&directory, limit)).timeout(Duration::from_secs(10)).start();
+        service.get("/health");
+        eventually(SLACK, "the connection ends", || service.descriptors() < 14);
+        let descriptors = service.descriptors();
+        // So many that one more takes what is left.
+        let all_but_one = (limit - descriptors - 3) / 2;
+        let mut took = Vec::new();
+        for round in 0..15 {
+            let open = take_descriptors(&service, all_but_one);
+            let started = Instant::now();
+            eventually(Duration::from_secs(9), "somebody else gets an answer", || {
+                service.call("GET", "/health", &[], b"").is_ok_and(|reply| reply.status == 200)
+            });
+            took.push(started.elapsed());
+            drop(open);
+            eventually(SLACK, "descriptors return", || service.descriptors() <= descriptors + 1);
+            thread::sleep(Duration::from_millis(25 * round));
+        }
+        took.sort();
+        eprintln!("{limit} descriptors, {descriptors} its own: an answer after {took:?}");
+        assert!(took[took.len() / 2] < Duration::from_secs(1), "{took:?}");
+        assert!(*took.last().unwrap() < Duration::from_secs(1) + SLACK, "{took:?}");
+    }
+}
+
+/// `tiny_http` removes the socket that it was given when it ends.
+#[test]
+fn a_unix_socket_is_still_there_after_descriptors_ran_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let service = Service::builder().binary(limited(&directory, 64)).unix().timeout(Duration::from_secs(10)).start();
+    for _ in 0..3 {
+        let open = take_descriptors(&service, 60);
+        eventually(Duration::from_secs(9), "the accepting thread has died", || service.log_text().contains("accept"));
+        drop(open);
+        eventually(Duration::from_secs(9), "somebody gets an answer", || {
+            service.call("GET", "/health", &[], b"").is_ok_and(|reply| reply.status == 200)
+        });
+    }
+    let path = service.address().strip_prefix("unix:").unwrap().to_owned();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+    assert!(service.terminate().success());
+    assert!(!std::path::Path::new(&path).exists());
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod resource_api;
 mod resumption;
 mod security;
 mod server;
+mod soak;
 mod tls;
 mod transfers;
 mod unlock;

@@ -29,10 +29,15 @@ impl World {
 
     /// The same with a proxy between the loader and the S3 server.
     pub fn behind_proxy() -> (Self, S3Proxy) {
+        Self::behind_proxy_with(|builder| builder)
+    }
+
+    /// The same with a loader that is configured further.
+    pub fn behind_proxy_with(configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> (Self, S3Proxy) {
         let s3 = S3::start();
         let proxy = S3Proxy::before(&s3);
         let yaml = s3.cdn_yaml_at(&proxy.url());
-        (Self::at(s3, &yaml, |builder| builder), proxy)
+        (Self::at(s3, &yaml, configure), proxy)
     }
 
     fn at(s3: S3, cdn_yaml: &str, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {

@@ -22,3 +22,4 @@ pub(super) use listener::Accepting;
 pub use listener::{Listener, reachable};
 pub(super) use open::OpenConnection;
 pub use peer::Peer;
+pub(super) use peer::descriptor_limit;

@@ -31,8 +31,9 @@ const MAX_PIPELINED: usize = 16;
 /// When to come back after a 503.
 const RETRY_AFTER_SECONDS: &str = "2";
 
-/// How long to wait before connections are accepted again, when that failed.
-const RESTART_PAUSE: Duration = Duration::from_millis(250);
+/// How long to wait before connections are accepted again, when that failed: connections that were closed for it take a
+/// moment to end. Meanwhile others wait in the socket's queue.
+const RESTART_PAUSE: Duration = Duration::from_millis(50);
 
 /// The service on its listener.
 pub struct Server {
@@ -87,6 +88,16 @@ impl Server {
             })
             .collect();
 
+        let mut predecessors: Vec<Predecessor> = Vec::new();
+        let tend = |predecessors: &mut Vec<Predecessor>| {
+            predecessors.retain_mut(|server| {
+                while let Some(request) = server.next_request() {
+                    let retired = Arc::new(AtomicBool::new(true));
+                    dispatcher.dispatch(Exchange::new(request, &self.listener, retired, stall_limit), &sender);
+                }
+                server.may_get_requests(&dispatcher)
+            });
+        };
         while !self.stop.load(Ordering::Relaxed) {
             let started = self.listener.for_tiny_http().and_then(|(listener, accepting)| {
                 let server = tiny_http::Server::from_listener(listener, None).map_err(std::io::Error::other)?;
@@ -96,7 +107,6 @@ impl Server {
                 Err(error) => {
                     log::error!("no connections can be accepted: {error}");
                     dispatcher.shed(&self.listener);
-                    thread::sleep(RESTART_PAUSE);
                 }
                 Ok((server, accepting)) => {
                     let retired = Arc::new(AtomicBool::new(false));
@@ -107,6 +117,7 @@ impl Server {
                             log::error!("the thread that accepts connections has died; it is started again");
                             break;
                         }
+                        tend(&mut predecessors);
                         match server.recv_timeout(watch.interval()) {
                             Ok(Some(request)) => {
                                 watch.request();
@@ -123,17 +134,56 @@ impl Server {
                             }
                         }
                     }
-                    // Nobody will read this server's queue any more: what is in it is answered, its idle connections are
-                    // closed, and the busy ones close after their answers.
+                    // Its idle connections are closed, and the busy ones close after their answers.
                     retired.store(true, Ordering::Relaxed);
                     dispatcher.shed(&self.listener);
-                    while let Ok(Some(request)) = server.try_recv() {
-                        dispatcher.dispatch(exchange(request), &sender);
-                    }
+                    predecessors.push(Predecessor::new(server, dispatcher.busy()));
                 }
+            }
+            tend(&mut predecessors);
+            if !self.stop.load(Ordering::Relaxed) {
+                thread::sleep(RESTART_PAUSE);
             }
         }
         Running { handlers }
+    }
+}
+
+/// A `tiny_http` server that accepts no more. Its connections may still have a request in their buffers, and one that it
+/// drops unread costs the process what that request's `Content-Length` says, see [`super::connection`]. So its queue is
+/// read as long as there may be any.
+struct Predecessor {
+    /// Gone only when this is dropped.
+    server: Option<tiny_http::Server>,
+    /// Clients of it that were being worked for when they were last looked at.
+    busy: HashSet<SocketAddr>,
+    last_busy: Instant,
+}
+
+impl Predecessor {
+    fn new(server: tiny_http::Server, busy: HashSet<SocketAddr>) -> Self {
+        Self { server: Some(server), busy, last_busy: Instant::now() }
+    }
+
+    fn next_request(&self) -> Option<tiny_http::Request> {
+        self.server.as_ref()?.try_recv().ok()?
+    }
+
+    fn may_get_requests(&mut self, dispatcher: &Dispatcher) -> bool {
+        if !self.busy.is_empty() {
+            let busy = dispatcher.busy();
+            self.busy.retain(|peer| busy.contains(peer));
+            self.last_busy = Instant::now();
+        }
+        self.last_busy.elapsed() < ENDING
+    }
+}
+
+impl Drop for Predecessor {
+    fn drop(&mut self) {
+        // To end its accepting thread, `tiny_http` connects to it, and waits where many others do the same.
+        let server = self.server.take();
+        let _ = threads::spawn("predecessor", move || drop(server));
     }
 }
 
@@ -235,13 +285,16 @@ impl Dispatcher {
         busy.filter_map(|(peer, _)| address(peer)).collect()
     }
 
-    /// Closes the connections that nobody is working for.
+    /// Closes the connections that nobody is working for; on a Unix socket, where one cannot be told from another, all
+    /// of them after the answers that are on their way.
     fn shed(&self, listener: &Listener) {
         let in_flight = self.in_flight();
         if let Some(port) = listener.port() {
             Peer::shed(port, &|address| {
                 matches!(in_flight.get(&Peer::Tcp { address: *address, port }), Some(Connection::Busy(_)))
             });
+        } else if let Some(peer) = listener.unix_peer() {
+            peer.stop_reading();
         }
     }
 

@@ -9,13 +9,16 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::connection::OpenConnection;
+use super::connection::{OpenConnection, descriptor_limit};
 
 /// The largest request line with headers. What the library makes of a head in memory can be twenty times as much.
 pub(super) const MAX_HEAD: usize = 16 * 1024;
 
 /// Connections that may be open. Each costs a thread, two descriptors and some 20 KiB.
 const MAX_CONNECTIONS: usize = 256;
+
+/// Of so many descriptors that the process may have, one connection: the other half of them is for what the handlers open.
+const DESCRIPTORS_PER_CONNECTION: usize = 4;
 
 /// A connection that was ended should be gone by now; if not, it is a new one of the same client.
 const ENDING: Duration = Duration::from_secs(5);
@@ -41,6 +44,7 @@ pub(super) struct Seen {
 /// What is known of the connections.
 pub(super) struct Sweep {
     limit: Duration,
+    max_connections: usize,
     known: HashMap<SocketAddr, Known>,
 }
 
@@ -71,7 +75,8 @@ impl Known {
 impl Sweep {
     /// For clients that may keep their connections waiting for `limit`.
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, known: HashMap::new() }
+        let max_connections = MAX_CONNECTIONS.min(descriptor_limit() / DESCRIPTORS_PER_CONNECTION);
+        Self { limit, max_connections, known: HashMap::new() }
     }
 
     /// How long clients may keep their connections waiting.
@@ -90,11 +95,12 @@ impl Sweep {
         let open: HashSet<SocketAddr> = connections.iter().map(|connection| connection.peer).collect();
         self.known.retain(|peer, _| open.contains(peer));
 
-        let mut idle = Vec::new();
+        let (mut idle, mut ending) = (Vec::new(), 0);
         let mut seen = Seen::default();
         for connection in connections {
             let known = self.known.entry(connection.peer).or_insert_with(|| Known::new(now));
             if known.ended.is_some_and(|at| at.elapsed() < ENDING) {
+                ending += 1;
                 continue;
             }
             let (taken, waiting) = connection.taken_and_waiting().unwrap_or((known.taken, 0));
@@ -121,20 +127,24 @@ impl Sweep {
                 (now - known.idle_since >= self.limit).then_some(&b""[..])
             };
             match last_words {
-                Some(words) => known.end(connection, words),
-                None => idle.push((known.idle_since, connection)),
+                Some(words) => {
+                    known.end(connection, words);
+                    ending += 1;
+                }
+                // Who has just asked for something waits for an answer, and is no idle one, however long ago it came.
+                None => idle.push(((waiting > 0, known.idle_since), connection)),
             }
         }
 
-        let surplus = connections.len().saturating_sub(MAX_CONNECTIONS).min(idle.len());
+        let surplus = (connections.len() - ending).saturating_sub(self.max_connections).min(idle.len());
         if surplus > 0 {
-            idle.sort_unstable_by_key(|(since, _)| *since);
+            idle.sort_unstable_by_key(|(order, _)| *order);
             for (_, connection) in &idle[..surplus] {
                 if let Some(known) = self.known.get_mut(&connection.peer) {
                     known.end(connection, b"");
                 }
             }
-            log::warn!("{surplus} idle connections are closed: there may be {MAX_CONNECTIONS} at once");
+            log::warn!("{surplus} idle connections are closed: there may be {} at once", self.max_connections);
         }
         seen
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tiny_http::Request;
 
 use super::open::OpenConnection;
-use super::peer::{Peer, descriptors, option, set_option, set_timeout, set_timeouts};
+use super::peer::{Peer, descriptors, option, set_option, set_timeout};
 use crate::configuration::BindAddress;
 
 /// A write that the accept loop makes itself blocks at most so long: its answers fit the socket's buffer unless the client
@@ -36,7 +36,7 @@ const KEEPALIVE_SECONDS: libc::c_int = 60;
 pub enum Listener {
     /// On a TCP port.
     Tcp(TcpListener),
-    /// On a Unix socket, removed when dropped.
+    /// On a Unix socket with this path, removed when dropped.
     Unix(UnixListener, PathBuf),
 }
 
@@ -56,8 +56,15 @@ impl Listener {
                 if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
                     fs::remove_file(path)?;
                 }
-                let listener = UnixListener::bind(path)?;
-                fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+                // When a `tiny_http` server is dropped, it removes the path to which its socket was bound. So that is another
+                // one, which also keeps everybody out until the mode is right.
+                let mut bound = path.clone().into_os_string();
+                bound.push("~");
+                let bound = PathBuf::from(bound);
+                let _ = fs::remove_file(&bound);
+                let listener = UnixListener::bind(&bound)?;
+                fs::set_permissions(&bound, fs::Permissions::from_mode(0o660))?;
+                fs::rename(&bound, path)?;
                 Self::Unix(listener, path.clone())
             }
         };
@@ -122,10 +129,9 @@ impl Listener {
     /// Limits every read and write on all connections of a Unix socket, and counts them. Nothing more can be done there:
     /// they cannot be told apart.
     pub(in crate::http) fn limit_unix_connections(&self, limit: Duration) -> usize {
-        let Self::Unix(_, path) = self else { return 0 };
-        let sockets = Peer::Unix(path.clone()).sockets();
-        set_timeouts(&sockets, limit);
-        sockets.len() / 2
+        let Some(peer) = self.unix_peer() else { return 0 };
+        peer.set_timeouts(limit);
+        peer.sockets().count() / 2
     }
 
     /// Makes a connection that ends at once.
@@ -144,7 +150,15 @@ impl Listener {
     pub(in crate::http) fn peer_of(&self, request: &Request) -> Option<Peer> {
         match self {
             Self::Tcp(_) => Some(Peer::Tcp { address: *request.remote_addr()?, port: self.port()? }),
-            Self::Unix(_, path) => Some(Peer::Unix(path.clone())),
+            Self::Unix(..) => self.unix_peer(),
+        }
+    }
+
+    /// The clients of a Unix socket.
+    pub(in crate::http) fn unix_peer(&self) -> Option<Peer> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(listener, _) => Some(Peer::Unix(listener.local_addr().ok()?.as_pathname()?.to_owned())),
         }
     }
 }

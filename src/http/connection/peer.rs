@@ -1,9 +1,9 @@
 //! The client's end of a connection, and its socket among the process's descriptors.
 
 use std::fs;
-use std::mem::{MaybeUninit, size_of};
+use std::mem::{ManuallyDrop, MaybeUninit, size_of};
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,14 +20,14 @@ pub enum Peer {
         /// The port that this program listens on.
         port: u16,
     },
-    /// A client of the Unix socket at this path. Such clients have no address: one cannot be told from another.
+    /// A client of the Unix socket that was bound to this path. Such clients have no address: one cannot be told from another.
     Unix(PathBuf),
 }
 
 impl Peer {
     /// Limits every single read on the connection, and makes writes that last come back now and then.
     pub fn set_timeouts(&self, limit: Duration) {
-        set_timeouts(&self.sockets(), limit);
+        set_timeouts(self.sockets(), limit);
     }
 
     /// Limits every write again as for the accept loop, which must not wait for a client. On a Unix socket others may
@@ -82,9 +82,10 @@ impl Peer {
         }
     }
 
-    /// The descriptors of the connection's socket; those of all connections for a Unix socket.
-    pub(super) fn sockets(&self) -> Vec<RawFd> {
-        descriptors().into_iter().filter(|descriptor| self.is_end_of(*descriptor).unwrap_or(false)).collect()
+    /// The descriptors of the connection's socket; those of all connections for a Unix socket. Each is looked at when it is
+    /// asked for, and should be used at once: `tiny_http` may close it, and its number be given to another connection.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = RawFd> {
+        descriptors().into_iter().filter(|descriptor| self.is_end_of(*descriptor).unwrap_or(false))
     }
 
     fn is_end_of(&self, descriptor: RawFd) -> Option<bool> {
@@ -98,10 +99,24 @@ impl Peer {
     }
 }
 
-/// All descriptors of this process.
+/// Numbers of descriptors are as low as can be, so that none that matters is above this.
+const MOST_DESCRIPTORS: RawFd = 1 << 16;
+
+/// All descriptors of this process. Some of them may be closed.
 pub(super) fn descriptors() -> Vec<RawFd> {
-    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+    match fs::read_dir("/proc/self/fd") {
+        Ok(entries) => entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect(),
+        // Where none is free to look with, all numbers below the limit are taken; that is when looking matters most.
+        Err(_) => (0..RawFd::try_from(descriptor_limit()).unwrap_or(RawFd::MAX).min(MOST_DESCRIPTORS)).collect(),
+    }
+}
+
+/// How many descriptors this process may have.
+pub(in crate::http) fn descriptor_limit() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure outlives the call.
+    let told = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
+    if told { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { usize::MAX }
 }
 
 fn is_connection_of(descriptor: RawFd, path: &Path) -> Option<bool> {
@@ -110,9 +125,10 @@ fn is_connection_of(descriptor: RawFd, path: &Path) -> Option<bool> {
     {
         return None;
     }
-    // SAFETY: the descriptor was open a moment ago and is a Unix socket. Should it have been closed since, the duplication
-    // or the look at its name fails; no other use is made of it.
-    let socket: UnixStream = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned().ok()?.into();
+    // Not a duplicate, for which no descriptor may be free.
+    // SAFETY: the descriptor was open a moment ago and is a Unix socket. Should it have been closed since, the look at its
+    // name fails; no other use is made of it, and it is not closed here.
+    let socket = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(descriptor) });
     Some(socket.local_addr().ok()?.as_pathname() == Some(path))
 }
 
@@ -161,10 +177,10 @@ pub(super) fn set_option<T>(descriptor: RawFd, level: libc::c_int, name: libc::c
 }
 
 /// See [`Peer::set_timeouts`].
-pub(super) fn set_timeouts(sockets: &[RawFd], limit: Duration) {
+fn set_timeouts(sockets: impl Iterator<Item = RawFd>, limit: Duration) {
     for socket in sockets {
-        set_timeout(*socket, libc::SO_RCVTIMEO, limit);
-        set_timeout(*socket, libc::SO_SNDTIMEO, limit / 4);
+        set_timeout(socket, libc::SO_RCVTIMEO, limit);
+        set_timeout(socket, libc::SO_SNDTIMEO, limit / 4);
     }
 }
 
