@@ -1,6 +1,7 @@
 //! Log lines: one an event, in `key=value` form, that no client can fake.
 
 use std::io::Write;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -135,7 +136,12 @@ fn probes_are_logged_at_level_debug_only() {
     assert!(!service.log_text().contains("endpoint=/status") && !service.log_text().contains("endpoint=/health"));
     let service = Service::builder().env("LOG_LEVEL", "debug").start();
     service.get("/status");
-    assert!(service.log_text().contains("endpoint=/status"));
+    // The line comes after the answer.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !service.log_text().contains("endpoint=/status") {
+        assert!(Instant::now() < deadline, "{}", service.log_text());
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A transfer that takes longer than ten seconds, in each of the three directions at once.

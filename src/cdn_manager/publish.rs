@@ -56,6 +56,8 @@ impl Destination<'_> {
         // A part is hashed while the one before it is on its way.
         let (hashed, hashes) = sync_channel(1);
         thread::scope(|scope| {
+            // Gone with this closure: the thread, for which the scope waits, then hashes for nobody.
+            let hashes = hashes;
             scope.spawn(move || {
                 let offsets = (0..part.length).step_by(usize::try_from(self.limits.part).unwrap_or(usize::MAX));
                 for offset in offsets {
