@@ -186,19 +186,14 @@ impl ApiClient {
         *self.login.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(login));
     }
 
-    /// A file from the Resource API, as it came and decrypted with the API key.
-    fn fetch(
-        &self,
-        login: &Login,
-        folder: &str,
-        file_name: &str,
-    ) -> Result<(Zeroizing<Vec<u8>>, Zeroizing<Vec<u8>>), ApiError> {
+    /// Fetches a file and decrypts it with the API key.
+    fn fetch(&self, login: &Login, folder: &str, file_name: &str) -> Result<Fetched, ApiError> {
         let credentials = login.session.credentials();
         let encrypted = login
             .session
             .call(&self.api, |token| self.api.resource(token, credentials, &self.hardware, folder, file_name))?;
         match decrypt_whole(&encrypted, &AesKey::of_api(credentials, &self.hardware, &self.salts)) {
-            Ok(plain) => Ok((encrypted, Zeroizing::new(plain))),
+            Ok(plain) => Ok(Fetched { encrypted, plain: Zeroizing::new(plain) }),
             Err(error) => {
                 Err(ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)")))
             }
@@ -215,7 +210,7 @@ impl ApiClient {
             Some(path) => read_config(path).map_err(LoginError::CdnConfigUnavailable)?,
             None => self
                 .fetch(login, "", CDN_CONFIG_FILE)
-                .map(|(_, yaml)| yaml)
+                .map(|fetched| fetched.plain)
                 .map_err(|error| LoginError::CdnConfigUnavailable(error.to_string()))?,
         };
         let config = CdnConfig::from_yaml(&yaml).map_err(LoginError::CdnConfig)?;
@@ -223,6 +218,13 @@ impl ApiClient {
         *cdn = Some(Arc::clone(&manager));
         Ok(manager)
     }
+}
+
+/// A file from the Resource API.
+struct Fetched {
+    /// As it came, encrypted with the API key.
+    encrypted: Zeroizing<Vec<u8>>,
+    plain: Zeroizing<Vec<u8>>,
 }
 
 /// The hardware string of this box, or what `HARDWARE_ID` puts in its place.

@@ -257,7 +257,7 @@ fn power_cuts_in_the_rotation_of_logs() {
     let mut longest = Duration::from_millis(60);
     for cut in 0..cuts(9, 60) {
         for day in 1..=9 {
-            fs::write(logs.join(format!("loader-2020-01-{day:02}.log")), "2020 a line\n").unwrap();
+            fs::write(logs.join(format!("loader-2020-01-{day:02}.log")), "time=2020 a line\n").unwrap();
         }
         let bind = format!("127.0.0.1:{}", free_port());
         let env = [("LOG_LEVEL".into(), "trace".into())];
@@ -278,7 +278,7 @@ fn power_cuts_in_the_rotation_of_logs() {
             for file in left {
                 let text = fs::read_to_string(&file).unwrap();
                 assert!(text.is_empty() || text.ends_with('\n'), "cut {cut}: {file} ends with half a line");
-                assert!(text.lines().all(|line| line.starts_with("20")), "cut {cut}: {file}: {text}");
+                assert!(text.lines().all(|line| line.starts_with("time=20")), "cut {cut}: {file}: {text}");
             }
         }
     }

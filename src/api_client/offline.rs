@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::load::LoadError;
 use super::session::Session;
-use super::{ApiClient, ApiError, Login, LoginError, small_name};
+use super::{ApiClient, ApiError, Fetched, Login, LoginError, small_name};
 use crate::credentials::Credentials;
 use crate::model_cache::{Entry, KeptParts, Refusal};
 use crate::names::{FileName, Folder};
@@ -140,7 +140,7 @@ impl ApiClient {
         entry: &Entry,
     ) -> Result<SmallPart, LoadError> {
         match self.fetch(login, folder, &small_name(file_name)) {
-            Ok((encrypted, plain)) => {
+            Ok(Fetched { encrypted, plain }) => {
                 let key = self.api_key(login.session.credentials());
                 let keep = Keep { kept: Arc::clone(&self.kept), entry: entry.clone(), encrypted, key };
                 Ok(SmallPart { plain, source: Source::Api(keep) })

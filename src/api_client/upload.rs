@@ -169,7 +169,7 @@ impl ApiClient {
                 result => result?,
             }
             match self.fetch(&upload.login, folder, &small_name(file_name)) {
-                Ok((_, small)) if sha256_hex(&small) != in_force => in_force = sha256_hex(&small),
+                Ok(small) if sha256_hex(&small.plain) != in_force => in_force = sha256_hex(&small.plain),
                 Ok(_) => return Ok(()),
                 Err(error) => {
                     log::warn!("whether {} was uploaded by another box meanwhile is not known: {error}", &**file_name);
