@@ -188,9 +188,10 @@ fn log_in(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
 fn poll(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     thread::sleep(dice.millis(0, 60));
     let path = ["/health", "/status", "/unlock/status"][dice.below(3) as usize];
+    let started = Instant::now();
     match soak.world.service.call("GET", path, &[], b"") {
         Ok(reply) if reply.status == 200 => Ok(()),
-        other => Err(format!("{path}: {other:?}")),
+        other => Err(format!("{path} after {:?}: {other:?}", started.elapsed())),
     }
 }
 

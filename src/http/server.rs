@@ -213,7 +213,9 @@ impl Dispatcher {
         match peer.as_ref().and_then(|peer| in_flight.get_mut(peer)) {
             Some(Connection::Busy(waiting)) if waiting.len() < MAX_PIPELINED => return waiting.push_back(exchange),
             Some(Connection::Busy(_)) => return exchange.abandon(),
-            Some(Connection::Ended(at)) if at.elapsed() < ENDING => return exchange.abandon(),
+            Some(Connection::Ended(at)) if at.elapsed() < ENDING && !peer.as_ref().is_some_and(Peer::is_open) => {
+                return exchange.abandon();
+            }
             _ => {}
         }
         let in_memory = match route(exchange.method(), exchange.url()) {

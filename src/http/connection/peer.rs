@@ -56,6 +56,16 @@ impl Peer {
         self.shutdown(libc::SHUT_RD);
     }
 
+    /// Whether this side has not ended the connection. One that it has ended may have been followed by a new one from the
+    /// same address.
+    pub(in crate::http) fn is_open(&self) -> bool {
+        const ESTABLISHED: u8 = 1;
+        const CLOSE_WAIT: u8 = 8;
+        // The first byte of the kernel's `struct tcp_info` is the connection's state.
+        let state = |socket| Some(option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?.to_ne_bytes()[0]);
+        self.sockets().filter_map(state).any(|state| matches!(state, ESTABLISHED | CLOSE_WAIT))
+    }
+
     /// Tells the client that the response is complete, while its own bytes can still be read.
     pub fn stop_writing(&self) {
         self.shutdown(libc::SHUT_WR);
