@@ -3,8 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc::sync_channel;
-use std::thread;
 
 use http::{HeaderName, Method, header};
 use s3::serde_types::{CompleteMultipartUploadData, InitiateMultipartUploadResponse, ListBucketResult, Part};
@@ -53,31 +51,15 @@ impl Destination<'_> {
             let payload = Payload::File { file: part.file, offset: 0, length: part.length, transfer };
             return self.ask(Method::PUT, key, &[], &metadata, payload, part.sha256).map(drop);
         }
-        // A part is hashed while the one before it is on its way.
-        let (hashed, hashes) = sync_channel(1);
-        thread::scope(|scope| {
-            // Gone with this closure: the thread, for which the scope waits, then hashes for nobody.
-            let hashes = hashes;
-            scope.spawn(move || {
-                let offsets = (0..part.length).step_by(usize::try_from(self.limits.part).unwrap_or(usize::MAX));
-                for offset in offsets {
-                    let length = self.limits.part.min(part.length - offset);
-                    if hashed.send(hash_range(part.file, offset, length)).is_err() {
-                        return;
-                    }
-                }
-            });
-            self.in_parts(key, &metadata, part.length, self.limits.part, |query, offset, length| {
-                let hash = hashes.recv().unwrap_or_else(|_| Err(io::ErrorKind::UnexpectedEof.into()));
-                let sha256 = hash.map_err(|error| CdnError::BadAnswer {
-                    object: format!("local copy of {key}"),
-                    reason: error.to_string(),
-                })?;
-                let payload = Payload::File { file: part.file, offset, length, transfer };
-                let answer = self.ask(Method::PUT, key, query, &[], payload, &sha256)?;
-                let etag = answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
-                etag.ok_or_else(|| self.bad(key, "it does not tell the part's ETag"))
-            })
+        self.in_parts(key, &metadata, part.length, self.limits.part, |query, offset, length| {
+            let sha256 = hash_range(part.file, offset, length).map_err(|error| CdnError::BadAnswer {
+                object: format!("local copy of {key}"),
+                reason: error.to_string(),
+            })?;
+            let payload = Payload::File { file: part.file, offset, length, transfer };
+            let answer = self.ask(Method::PUT, key, query, &[], payload, &sha256)?;
+            let etag = answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
+            etag.ok_or_else(|| self.bad(key, "it does not tell the part's ETag"))
         })
     }
 
