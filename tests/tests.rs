@@ -21,6 +21,7 @@ mod pairs;
 mod peer;
 mod power_cuts;
 mod ranges;
+mod readme;
 mod resource_api;
 mod resumption;
 mod security;

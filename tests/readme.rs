@@ -1,0 +1,93 @@
+//! The README says what the program does: its tables are compared with the program and its source.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use crate::support::service::Service;
+
+fn readme() -> String {
+    fs::read_to_string(root().join("README.md")).unwrap()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The rows of the table below a heading, as cells.
+fn table(heading: &str) -> Vec<Vec<String>> {
+    let readme = readme();
+    let section = readme.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}")).1;
+    let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let cells = |row: &str| {
+        row.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect::<Vec<_>>()
+    };
+    rows.skip(2).map(cells).collect()
+}
+
+/// The quoted words in capitals of the module that reads the environment.
+fn variables_in_code() -> BTreeSet<String> {
+    let source = fs::read_to_string(root().join("src/configuration.rs")).unwrap();
+    let code = source.split("#[cfg(test)]").next().unwrap();
+    let is_name = |word: &&str| {
+        word.contains('_') && word.chars().all(|letter| letter.is_ascii_uppercase() || letter == '_') && word.len() > 3
+    };
+    code.split('"').skip(1).step_by(2).filter(is_name).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_configuration_table_is_that_of_the_code_and_of_the_help() {
+    let table: BTreeMap<String, String> =
+        table("### Configuration").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+    assert_eq!(table.keys().cloned().collect::<BTreeSet<_>>(), variables_in_code());
+
+    let help = Service::builder().run(&["--help"], b"");
+    let help = String::from_utf8(help.stdout).unwrap();
+    for (name, default) in &table {
+        let line = help.lines().find(|line| line.split_whitespace().next() == Some(name));
+        let rest =
+            line.unwrap_or_else(|| panic!("no {name} in --help")).trim().strip_prefix(name.as_str()).unwrap().trim();
+        let expected = if default.is_empty() { "(" } else { default };
+        assert!(rest.starts_with(expected), "{name}: {rest}");
+    }
+}
+
+#[test]
+fn the_messages_it_explains_are_those_of_the_program() {
+    let mut source = String::new();
+    let mut directories = vec![root().join("src")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap().flatten() {
+            match entry.path() {
+                path if path.is_dir() => directories.push(path),
+                path if path.extension().is_some_and(|extension| extension == "rs") => {
+                    source.push_str(&fs::read_to_string(path).unwrap());
+                }
+                _ => {}
+            }
+        }
+    }
+    let rows = table("## When something fails");
+    assert!(rows.len() > 5);
+    for row in rows {
+        let message = row[0].split('`').next().unwrap();
+        assert!(source.contains(message), "{message:?} is said nowhere");
+    }
+}
+
+#[test]
+fn files_and_tests_that_it_names_exist() {
+    let readme = readme();
+    for target in readme.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        if !target.starts_with('#') && !target.starts_with("http") {
+            assert!(root().join(target).exists(), "{target}");
+        }
+    }
+    for row in table("## What it promises") {
+        for name in row[2].split("`, `").filter_map(|name| name.split('`').next()) {
+            let (module, test) = name.split_once("::").unwrap_or((name, ""));
+            let source = fs::read_to_string(root().join(format!("tests/{module}.rs"))).unwrap_or_default();
+            assert!(!source.is_empty() && source.contains(&format!("fn {test}")), "{name}");
+        }
+    }
+}
