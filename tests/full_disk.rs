@@ -54,7 +54,15 @@ fn a_load_streams_uncached_while_the_cache_is_full() {
         loads(&service, &world.folder, &bytes);
         assert!(warned(), "{left}");
     }
-    assert_eq!(files(disk.path()), [""; 0], "what could not be finished takes space");
+    // What could not be finished takes no space, a moment after its load; what could is whole, with its record.
+    let settled = || matches!(files(disk.path()).len(), 0) || files(disk.path()) == ["m.bin.big", "m.bin.big.json"];
+    for _ in 0..100 {
+        if settled() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(settled(), "{:?}", files(disk.path()));
     disk.free();
 
     // Somebody else takes the space while a load is on its way.

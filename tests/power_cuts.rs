@@ -17,7 +17,7 @@ use crate::support::resource_api::{EMAIL, PASSWORD, ResourceApi};
 use crate::support::s3_fault::{Fault, Purpose};
 use crate::support::service::Service;
 use crate::support::tcp::free_port;
-use crate::support::{loader_binary, pattern, protocol};
+use crate::support::{loader_binary, pattern, protocol, sha256_hex};
 use crate::world::World;
 
 const NAME: &str = "m.bin";
@@ -76,7 +76,10 @@ fn check_cache(service: &Service, folder: &str, contents: &[Vec<u8>]) {
     }
     assert_eq!(part.exists(), part.with_file_name(format!("{NAME}.big.part.json")).exists(), "{names:?}");
     if let Ok(bytes) = fs::read(&big) {
-        assert!(contents.contains(&bytes), "a half file of {} bytes has its final name", bytes.len());
+        // A version that the CDN has let go of since is whole if it has the hash of its record.
+        let record = fs::read_to_string(big.with_file_name(format!("{NAME}.big.json"))).unwrap_or_default();
+        let is_whole = contents.contains(&bytes) || record.contains(&sha256_hex(&bytes));
+        assert!(is_whole, "a half file of {} bytes has its final name", bytes.len());
     }
 }
 
