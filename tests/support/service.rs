@@ -212,7 +212,13 @@ impl Service {
         let headers = [("Content-Type", form.content_type.as_str())];
         let path = format!("/upload/{}", client::segment(name));
         // Not through ureq: an early refusal must be seen although the body was not taken.
-        request_from(self.connect(), "POST", &path, &headers, form.length(len), form.around(from))
+        let connect = || {
+            let stream = Stream::connect(&self.bind)?;
+            stream.set_timeout(self.timeout)?;
+            Ok::<_, std::io::Error>(stream)
+        };
+        connect()
+            .and_then(|stream| request_from(stream, "POST", &path, &headers, form.length(len), form.around(from)))
             .map_err(|error| format!("{path}: {error}"))
     }
 
