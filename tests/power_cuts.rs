@@ -195,7 +195,14 @@ fn power_cuts_in_an_upload() {
     world.upload(NAME, &bytes);
     world.loads(NAME, &bytes);
     assert!(cold.load(&world.folder, NAME).body == bytes);
-    assert!(world.keys().len() <= 3, "plain key and two generations: {:?}", world.keys());
+    // The server of `cargo test` writes an object and its metadata one after the other, so a cut between them leaves one that
+    // does not say what it is; such a one is never removed, for it may be a model of that name.
+    let says_what_it_is = |key: &String| {
+        let metadata = world.s3.head_metadata(&world.folder, key);
+        metadata.is_some_and(|metadata| metadata.keys().any(|name| name.contains("small-sha256")))
+    };
+    let left: Vec<String> = world.keys().into_iter().filter(says_what_it_is).collect();
+    assert!((1..=3).contains(&left.len()), "plain key and two generations: {left:?} of {:?}", world.keys());
 }
 
 #[test]
