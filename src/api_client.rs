@@ -192,12 +192,17 @@ impl ApiClient {
         let encrypted = login
             .session
             .call(&self.api, |token| self.api.resource(token, credentials, &self.hardware, folder, file_name))?;
-        match decrypt_whole(&encrypted, &AesKey::of_api(credentials, &self.hardware, &self.salts)) {
+        match decrypt_whole(&encrypted, &self.api_key(credentials)) {
             Ok(plain) => Ok(Fetched { encrypted, plain: Zeroizing::new(plain) }),
             Err(error) => {
                 Err(ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)")))
             }
         }
+    }
+
+    /// The key with which the Resource API encrypts files for these credentials on this box.
+    fn api_key(&self, credentials: &Credentials) -> AesKey {
+        AesKey::of_api(credentials, &self.hardware, &self.salts)
     }
 
     /// The CDN of this login, whose configuration is fetched once.

@@ -27,19 +27,6 @@ fn with_limit(seconds: u32) -> ServiceBuilder {
     Service::builder().env("CLIENT_STALL_SECONDS", seconds.to_string())
 }
 
-/// The median of some answers of `/health`: the machine that runs the tests may take a break during one.
-fn usual_health(service: &Service) -> Duration {
-    let mut took: Vec<Duration> = (0..15)
-        .map(|_| {
-            let started = Instant::now();
-            assert_eq!(service.get("/health").status, 200);
-            started.elapsed()
-        })
-        .collect();
-    took.sort();
-    took[took.len() / 2]
-}
-
 fn eventually(at_most: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + at_most;
     while !holds() {
@@ -96,7 +83,7 @@ fn stalled_clients_give_their_handlers_back_within_the_limit() {
         std::fs::read_dir(world.service.cache_dir().join(".spool")).map_or(0, Iterator::count) == 2
     });
     let started = Instant::now();
-    let health = usual_health(&world.service);
+    let health = world.service.usual_health();
     world.loads("small.bin", b"model");
     let took = started.elapsed();
     assert!(health < Duration::from_millis(50), "{health:?}");
@@ -291,7 +278,7 @@ fn a_thousand_idle_connections_keep_nobody_waiting() {
         let _ = stream.write_all(beginning.as_bytes());
         open.push(stream);
     }
-    let health = usual_health(&service);
+    let health = service.usual_health();
     assert!(health < Duration::from_millis(50), "{health:?}");
     eventually(SLACK, "no more than 256 stay", || service.descriptors() <= descriptors + 2 * 256 + 2);
     eventually(Duration::from_secs(15), "their threads end", || service.threads() <= threads + 256 + 4);
@@ -456,7 +443,7 @@ fn a_client_that_pipelines_without_reading_holds_up_nobody() {
         assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
         assert!(flood.join().unwrap() < 400, "the client never filled its sockets");
     });
-    let health = usual_health(&service);
+    let health = service.usual_health();
     assert!(health < Duration::from_millis(50), "{health:?}");
 }
 

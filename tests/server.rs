@@ -13,19 +13,6 @@ use crate::support::s3::S3;
 use crate::support::service::Service;
 use crate::world::World;
 
-/// The median of some answers of `/health`: the machine that runs the tests may take a break during one.
-fn usual_health(service: &Service) -> Duration {
-    let mut took: Vec<Duration> = (0..15)
-        .map(|_| {
-            let started = Instant::now();
-            assert_eq!(service.get("/health").status, 200);
-            started.elapsed()
-        })
-        .collect();
-    took.sort();
-    took[took.len() / 2]
-}
-
 #[test]
 fn health_answers_while_every_handler_waits_for_a_hung_api() {
     let api = ResourceApi::start();
@@ -45,7 +32,7 @@ fn health_answers_while_every_handler_waits_for_a_hung_api() {
         while api.count("/login") < 4 {
             thread::sleep(Duration::from_millis(5));
         }
-        let took = usual_health(&service);
+        let took = service.usual_health();
         assert!(took < Duration::from_millis(50), "{took:?}");
         let started = Instant::now();
         service.get("/status");
@@ -143,7 +130,7 @@ fn pipelined_requests_are_answered_in_order_and_hold_up_nobody_else() {
     )
     .unwrap();
     thread::sleep(Duration::from_millis(100));
-    assert!(usual_health(&world.service) < Duration::from_millis(50));
+    assert!(world.service.usual_health() < Duration::from_millis(50));
     let statuses: Vec<u16> =
         ["POST", "GET", "GET"].iter().map(|method| raw::read_reply(&mut reader, method).unwrap().status).collect();
     assert_eq!(statuses, [200, 200, 404]);

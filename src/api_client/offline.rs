@@ -163,8 +163,4 @@ impl ApiClient {
             }
         }
     }
-
-    fn api_key(&self, credentials: &Credentials) -> AesKey {
-        AesKey::of_api(credentials, &self.hardware, &self.salts)
-    }
 }
