@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::support::raw::{self, Stream};
+use crate::support::resource_api;
 use crate::support::s3_fault::Fault;
 use crate::support::service::{Service, ServiceBuilder};
-use crate::support::tcp::reset_on_close;
+use crate::support::tcp::{connect_from, free_port, reset_on_close};
 use crate::support::{loader_binary, pattern};
 use crate::world::World;
 
@@ -387,6 +388,43 @@ fn a_unix_socket_is_still_there_after_descriptors_ran_out() {
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     assert!(service.terminate().success());
     assert!(!std::path::Path::new(&path).exists());
+}
+
+/// Ports come round quickly on the loopback interface. What the service still does for a client that has gone is nothing to
+/// the next connection from the same port.
+#[test]
+fn a_connection_is_not_taken_for_the_one_before_it_from_the_same_port() {
+    let world = World::new();
+    world.upload("m.bin", b"model");
+    let small = format!("/resources/get/{}", world.folder);
+    world.api.fault(&small, resource_api::Fault::Delay(Duration::from_secs(2)), Some(1));
+    let port = free_port();
+    let connect = || {
+        let stream = connect_from(port, world.service.address()).expect("the port is free again");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+    };
+
+    let mut gone = connect();
+    write!(gone, "{}", load_head(&world.folder, "m.bin")).unwrap();
+    eventually(Duration::from_secs(10), "the handler waits for the API", || world.api.count(&small) > 0);
+    reset_on_close(&gone);
+    drop(gone);
+
+    let mut next = BufReader::new(connect());
+    let started = Instant::now();
+    let mut ask = || {
+        next.get_ref().write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").expect("the connection is open");
+        raw::read_reply(&mut next, "GET").expect("an answer").status
+    };
+    assert_eq!(ask(), 200);
+    let first = started.elapsed();
+    assert!(first < Duration::from_secs(1), "it waited {first:?} behind the request of another connection");
+    // The answer to the client that has gone cannot be sent, which ends its connection, and not this one.
+    while started.elapsed() < Duration::from_secs(3) {
+        assert_eq!(ask(), 200);
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //!   all the bytes that `Content-Length` promised, it allocates a buffer for *all* the missing bytes. One header line with
 //!   a large number ends the process. [`take_body`] takes the reader out of the request and [`Body`](super::Body) reads it
 //!   through [`TamedReader`], which keeps the reader's own idea of what is missing small at every moment.
-//! - **The socket.** It is not exposed. [`Peer`] finds it among the process's descriptors by its two addresses, to set
-//!   timeouts and to end a connection.
+//! - **The socket.** It is not exposed. [`Peer`] finds it among the process's descriptors, to set timeouts and to end a
+//!   connection.
 //! - **The connection.** It is handed out only with a complete request. [`OpenConnection`] tells how much of a head the
 //!   library has read so far, and ends it.
 //! - **The listener.** Accepted sockets inherit its options, so [`Listener`] sets them there.
@@ -21,5 +21,5 @@ pub(super) use listener::ACCEPT_LOOP_PATIENCE;
 pub(super) use listener::Accepting;
 pub use listener::{Listener, reachable};
 pub(super) use open::OpenConnection;
-pub use peer::Peer;
 pub(super) use peer::descriptor_limit;
+pub use peer::{Peer, SocketId};

@@ -326,7 +326,7 @@ impl Exchange {
             self.writer = None;
             self.body.reader = None;
             // To a Unix client the answer said that the connection closes; more would end the connections of others.
-            if !answered || matches!(peer, Peer::Tcp { .. }) {
+            if !answered || matches!(peer, Peer::Tcp(_)) {
                 peer.disconnect();
             }
         }
@@ -340,7 +340,7 @@ impl Exchange {
         if !self.lingers || self.body.awaits_continue || matches!(self.body.framing, Framing::Malformed(_)) {
             return;
         }
-        let Peer::Tcp { .. } = peer else { return };
+        let Peer::Tcp(_) = peer else { return };
         peer.set_timeouts(LINGER / 4);
         peer.stop_writing();
         let (started, mut read, mut waste) = (Instant::now(), 0, vec![0; 16 * 1024]);

@@ -1,7 +1,6 @@
 //! Who answers a request: the accept loop itself what is in memory, a handler thread what may block.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -9,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::connection::{Listener, Peer};
+use super::connection::{Listener, Peer, SocketId};
 use super::exchange::Exchange;
 use super::origin::Sender;
 use super::reply::Reply;
@@ -122,8 +121,8 @@ impl Server {
                             Ok(Some(request)) => {
                                 watch.request();
                                 let exchange = exchange(request);
-                                if let Some(Peer::Tcp { address, .. }) = exchange.peer() {
-                                    sweep.request(*address);
+                                if let Some(Peer::Tcp(connection)) = exchange.peer() {
+                                    sweep.request(*connection);
                                 }
                                 dispatcher.dispatch(exchange, &sender);
                             }
@@ -155,13 +154,13 @@ impl Server {
 struct Predecessor {
     /// Gone only when this is dropped.
     server: Option<tiny_http::Server>,
-    /// Clients of it that were being worked for when they were last looked at.
-    busy: HashSet<SocketAddr>,
+    /// Connections of it that were being worked for when they were last looked at.
+    busy: HashSet<SocketId>,
     last_busy: Instant,
 }
 
 impl Predecessor {
-    fn new(server: tiny_http::Server, busy: HashSet<SocketAddr>) -> Self {
+    fn new(server: tiny_http::Server, busy: HashSet<SocketId>) -> Self {
         Self { server: Some(server), busy, last_busy: Instant::now() }
     }
 
@@ -172,7 +171,7 @@ impl Predecessor {
     fn may_get_requests(&mut self, dispatcher: &Dispatcher) -> bool {
         if !self.busy.is_empty() {
             let busy = dispatcher.busy();
-            self.busy.retain(|peer| busy.contains(peer));
+            self.busy.retain(|connection| busy.contains(connection));
             self.last_busy = Instant::now();
         }
         self.last_busy.elapsed() < ENDING
@@ -190,7 +189,7 @@ impl Drop for Predecessor {
 /// Hands requests to those who answer them, and keeps the answers of one connection in order.
 struct Dispatcher {
     service: Arc<Service>,
-    in_flight: Mutex<HashMap<Peer, Connection>>,
+    in_flight: Mutex<HashMap<SocketId, Connection>>,
 }
 
 /// A connection that the accept loop must leave alone.
@@ -202,21 +201,25 @@ enum Connection {
     Ended(Instant),
 }
 
+/// The connection of a client, unless it is one of the Unix socket, where one cannot be told from another.
+fn tcp(peer: &Peer) -> Option<SocketId> {
+    match peer {
+        Peer::Tcp(connection) => Some(*connection),
+        Peer::Unix(_) => None,
+    }
+}
+
 /// How long `tiny_http` may take to see that a connection has ended.
 const ENDING: Duration = Duration::from_secs(5);
 
 impl Dispatcher {
     fn dispatch(&self, exchange: Exchange, queue: &SyncSender<Exchange>) {
-        // The clients of a Unix socket cannot be told apart, so there this protection is not to be had.
-        let peer = exchange.peer().filter(|peer| matches!(peer, Peer::Tcp { .. })).cloned();
+        let connection = exchange.peer().and_then(tcp);
         let mut in_flight = self.in_flight();
-        match peer.as_ref().and_then(|peer| in_flight.get_mut(peer)) {
+        match connection.and_then(|connection| in_flight.get_mut(&connection)) {
             Some(Connection::Busy(waiting)) if waiting.len() < MAX_PIPELINED => return waiting.push_back(exchange),
-            Some(Connection::Busy(_)) => return exchange.abandon(),
-            Some(Connection::Ended(at)) if at.elapsed() < ENDING && !peer.as_ref().is_some_and(Peer::is_open) => {
-                return exchange.abandon();
-            }
-            _ => {}
+            Some(_) => return exchange.abandon(),
+            None => {}
         }
         let in_memory = match route(exchange.method(), exchange.url()) {
             Ok(route) => route.answers_from_memory(),
@@ -227,12 +230,12 @@ impl Dispatcher {
             answer(&self.service, exchange);
             return;
         }
-        if let Some(peer) = &peer {
-            in_flight.insert(peer.clone(), Connection::Busy(VecDeque::new()));
+        if let Some(connection) = connection {
+            in_flight.insert(connection, Connection::Busy(VecDeque::new()));
         }
         if let Err(TrySendError::Full(exchange) | TrySendError::Disconnected(exchange)) = queue.try_send(exchange) {
-            if let Some(peer) = &peer {
-                in_flight.remove(peer);
+            if let Some(connection) = connection {
+                in_flight.remove(&connection);
             }
             drop(in_flight);
             metrics::QUEUE_FULL.add();
@@ -263,44 +266,36 @@ impl Dispatcher {
 
     /// What the connection sent meanwhile; if nothing, it is in flight no more.
     fn next_of(&self, peer: Option<&Peer>, goes_on: bool) -> Option<Exchange> {
-        let peer = peer?;
+        let connection = peer.and_then(tcp)?;
         let mut in_flight = self.in_flight();
-        let Some(Connection::Busy(waiting)) = in_flight.get_mut(peer) else { return None };
+        let Some(Connection::Busy(waiting)) = in_flight.get_mut(&connection) else { return None };
         if !goes_on {
             waiting.drain(..).for_each(Exchange::abandon);
             in_flight.retain(|_, connection| !matches!(connection, Connection::Ended(at) if at.elapsed() >= ENDING));
-            in_flight.insert(peer.clone(), Connection::Ended(Instant::now()));
+            in_flight.insert(connection, Connection::Ended(Instant::now()));
             return None;
         }
         let next = waiting.pop_front();
         if next.is_none() {
-            in_flight.remove(peer);
+            in_flight.remove(&connection);
         }
         next
     }
 
-    /// The clients whose requests are being worked on.
-    fn busy(&self) -> HashSet<SocketAddr> {
+    /// The connections whose requests are being worked on.
+    fn busy(&self) -> HashSet<SocketId> {
         let in_flight = self.in_flight();
         let busy = in_flight.iter().filter(|(_, connection)| matches!(connection, Connection::Busy(_)));
-        let address = |peer: &Peer| if let Peer::Tcp { address, .. } = peer { Some(*address) } else { None };
-        busy.filter_map(|(peer, _)| address(peer)).collect()
+        busy.map(|(socket, _)| *socket).collect()
     }
 
-    /// Closes the connections that nobody is working for; on a Unix socket, where one cannot be told from another, all
-    /// of them after the answers that are on their way.
+    /// Closes the connections that nobody is working for.
     fn shed(&self, listener: &Listener) {
-        let in_flight = self.in_flight();
-        if let Some(port) = listener.port() {
-            Peer::shed(port, &|address| {
-                matches!(in_flight.get(&Peer::Tcp { address: *address, port }), Some(Connection::Busy(_)))
-            });
-        } else if let Some(peer) = listener.unix_peer() {
-            peer.stop_reading();
-        }
+        let busy = self.busy();
+        listener.shed(|connection| busy.contains(&connection));
     }
 
-    fn in_flight(&self) -> MutexGuard<'_, HashMap<Peer, Connection>> {
+    fn in_flight(&self) -> MutexGuard<'_, HashMap<SocketId, Connection>> {
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,10 +6,9 @@
 //! Between two looks a client can get ahead of them, by as much as the library can read in that time.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::connection::{OpenConnection, descriptor_limit};
+use super::connection::{OpenConnection, SocketId, descriptor_limit};
 
 /// The largest request line with headers. What the library makes of a head in memory can be twenty times as much.
 pub(super) const MAX_HEAD: usize = 16 * 1024;
@@ -19,9 +18,6 @@ const MAX_CONNECTIONS: usize = 256;
 
 /// Of so many descriptors that the process may have, one connection: the other half of them is for what the handlers open.
 const DESCRIPTORS_PER_CONNECTION: usize = 4;
-
-/// A connection that was ended should be gone by now; if not, it is a new one of the same client.
-const ENDING: Duration = Duration::from_secs(5);
 
 const TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\n\
     Content-Length: 70\r\nConnection: close\r\n\r\n{\"detail\":\"the request line and headers may have 16384 bytes at most\"}";
@@ -45,7 +41,7 @@ pub(super) struct Seen {
 pub(super) struct Sweep {
     limit: Duration,
     max_connections: usize,
-    known: HashMap<SocketAddr, Known>,
+    known: HashMap<SocketId, Known>,
 }
 
 /// One connection.
@@ -58,17 +54,17 @@ struct Known {
     head_since: Option<Instant>,
     /// A request of it has come, or is being worked on: what is read belongs to it, up to the next look.
     in_request: bool,
-    ended: Option<Instant>,
+    ended: bool,
 }
 
 impl Known {
     fn new(now: Instant) -> Self {
-        Self { idle_since: now, taken: 0, head_since: None, in_request: false, ended: None }
+        Self { idle_since: now, taken: 0, head_since: None, in_request: false, ended: false }
     }
 
     fn end(&mut self, connection: &OpenConnection, last_words: &[u8]) {
         connection.end(last_words);
-        self.ended = Some(Instant::now());
+        self.ended = true;
     }
 }
 
@@ -84,27 +80,27 @@ impl Sweep {
         self.limit
     }
 
-    /// A request of this client has come.
-    pub(super) fn request(&mut self, peer: SocketAddr) {
-        self.known.entry(peer).or_insert_with(|| Known::new(Instant::now())).in_request = true;
+    /// A request has come on this connection.
+    pub(super) fn request(&mut self, connection: SocketId) {
+        self.known.entry(connection).or_insert_with(|| Known::new(Instant::now())).in_request = true;
     }
 
     /// Looks at all connections; the `busy` ones are at a request.
-    pub(super) fn look(&mut self, connections: &[OpenConnection], busy: &HashSet<SocketAddr>) -> Seen {
+    pub(super) fn look(&mut self, connections: &[OpenConnection], busy: &HashSet<SocketId>) -> Seen {
         let now = Instant::now();
-        let open: HashSet<SocketAddr> = connections.iter().map(|connection| connection.peer).collect();
-        self.known.retain(|peer, _| open.contains(peer));
+        let open: HashSet<SocketId> = connections.iter().map(|connection| connection.socket).collect();
+        self.known.retain(|socket, _| open.contains(socket));
 
         let (mut idle, mut ending) = (Vec::new(), 0);
         let mut seen = Seen::default();
         for connection in connections {
-            let known = self.known.entry(connection.peer).or_insert_with(|| Known::new(now));
-            if known.ended.is_some_and(|at| at.elapsed() < ENDING) {
+            let known = self.known.entry(connection.socket).or_insert_with(|| Known::new(now));
+            if known.ended {
                 ending += 1;
                 continue;
             }
             let (taken, waiting) = connection.taken_and_waiting().unwrap_or((known.taken, 0));
-            let is_busy = busy.contains(&connection.peer);
+            let is_busy = busy.contains(&connection.socket);
             if is_busy || known.in_request {
                 *known = Known { taken, in_request: is_busy, ..Known::new(now) };
             }
@@ -140,7 +136,7 @@ impl Sweep {
         if surplus > 0 {
             idle.sort_unstable_by_key(|(order, _)| *order);
             for (_, connection) in &idle[..surplus] {
-                if let Some(known) = self.known.get_mut(&connection.peer) {
+                if let Some(known) = self.known.get_mut(&connection.socket) {
                     known.end(connection, b"");
                 }
             }

@@ -6,11 +6,10 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use super::connection::{Accepting, Listener};
+use super::connection::{Accepting, Listener, SocketId};
 use super::sweep::Sweep;
 use crate::threads;
 
@@ -65,7 +64,7 @@ impl Watch {
         &mut self,
         listener: &Listener,
         sweep: &mut Sweep,
-        busy: impl Fn() -> HashSet<SocketAddr>,
+        busy: impl Fn() -> HashSet<SocketId>,
     ) -> bool {
         if self.last_look.elapsed() < self.interval() {
             return true;

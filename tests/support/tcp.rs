@@ -135,6 +135,34 @@ pub fn reset_on_close(stream: &TcpStream) {
     assert_eq!(result, 0, "SO_LINGER: {}", io::Error::last_os_error());
 }
 
+/// Connects to a loopback address from this port of one's own, which the standard library leaves to the kernel.
+#[allow(unsafe_code)]
+pub fn connect_from(port: u16, to: &str) -> io::Result<TcpStream> {
+    use std::os::fd::FromRawFd;
+    let in_c = |port: u16| libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(Ipv4Addr::LOCALHOST).to_be() },
+        sin_zero: [0; 8],
+    };
+    let to: SocketAddr = to.parse().map_err(io::Error::other)?;
+    let (source, target) = (in_c(port), in_c(to.port()));
+    let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: no memory is involved; what is not a descriptor is looked at before it is taken for one.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and belongs to nobody else.
+    let stream = unsafe { TcpStream::from_raw_fd(socket) };
+    // SAFETY: both addresses are of the length that the calls are told, and outlive them.
+    let failed = unsafe {
+        libc::bind(socket, (&raw const source).cast(), length) != 0
+            || libc::connect(socket, (&raw const target).cast(), length) != 0
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(stream) }
+}
+
 /// A port that nobody listens on, and that the kernel gives to nobody else meanwhile: it is below the range of ephemeral
 /// ports, so an outgoing connection of a test that runs in parallel cannot take it while a service restarts.
 pub fn free_port() -> u16 {

@@ -1,6 +1,5 @@
 //! The socket that accepts connections, whose options the accepted ones inherit.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,8 +11,8 @@ use std::time::Duration;
 
 use tiny_http::Request;
 
-use super::open::OpenConnection;
-use super::peer::{Peer, descriptors, option, set_option, set_timeout};
+use super::open::{OpenConnection, Places};
+use super::peer::{Peer, SocketId, option, set_option, set_timeout};
 use crate::configuration::BindAddress;
 
 /// A write that the accept loop makes itself blocks at most so long: its answers fit the socket's buffer unless the client
@@ -35,7 +34,7 @@ const KEEPALIVE_SECONDS: libc::c_int = 60;
 #[derive(Debug)]
 pub enum Listener {
     /// On a TCP port.
-    Tcp(TcpListener),
+    Tcp(TcpListener, Places),
     /// On a Unix socket with this path, removed when dropped.
     Unix(UnixListener, PathBuf),
 }
@@ -47,7 +46,7 @@ impl Listener {
     /// The operating system's, such as an address that is in use.
     pub fn bind(address: &BindAddress) -> io::Result<Self> {
         let listener = match address {
-            BindAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
+            BindAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?, Places::default()),
             BindAddress::Unix(path) => {
                 // A socket that a killed process left behind refuses connections; one that answers is in use.
                 if UnixStream::connect(path).is_ok() {
@@ -68,7 +67,7 @@ impl Listener {
                 Self::Unix(listener, path.clone())
             }
         };
-        if let Self::Tcp(listener) = &listener {
+        if let Self::Tcp(listener, _) = &listener {
             let descriptor = listener.as_raw_fd();
             // SAFETY: no memory is involved, and the descriptor is that of the listener above.
             unsafe { libc::listen(descriptor, BACKLOG) };
@@ -88,7 +87,7 @@ impl Listener {
     #[must_use]
     pub fn address(&self) -> String {
         match self {
-            Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
+            Self::Tcp(listener, _) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
             Self::Unix(_, path) => format!("unix:{}", path.display()),
         }
     }
@@ -96,7 +95,7 @@ impl Listener {
     /// A second descriptor of the same socket for `tiny_http`, which closes it when its accepting thread ends.
     pub(in crate::http) fn for_tiny_http(&self) -> io::Result<(tiny_http::Listener, Accepting)> {
         Ok(match self {
-            Self::Tcp(listener) => {
+            Self::Tcp(listener, _) => {
                 let second = listener.try_clone()?;
                 let accepting = Accepting(second.as_raw_fd());
                 (second.into(), accepting)
@@ -112,18 +111,26 @@ impl Listener {
     /// The TCP port.
     pub(in crate::http) fn port(&self) -> Option<u16> {
         match self {
-            Self::Tcp(listener) => Some(listener.local_addr().ok()?.port()),
+            Self::Tcp(listener, _) => Some(listener.local_addr().ok()?.port()),
             Self::Unix(..) => None,
         }
     }
 
     /// The open TCP connections.
     pub(in crate::http) fn connections(&self) -> Vec<OpenConnection> {
-        let Some(port) = self.port() else { return Vec::new() };
-        let mut seen = HashSet::new();
-        let connections = descriptors().into_iter().filter_map(|descriptor| OpenConnection::of(descriptor, port));
-        // `tiny_http` has two descriptors for each connection.
-        connections.filter(|connection| seen.insert(connection.peer)).collect()
+        self.port().map_or_else(Vec::new, OpenConnection::all)
+    }
+
+    /// Lets connections end after the answers that are on their way: the TCP connections but the busy ones, and, since one
+    /// cannot be told from another there, all those of a Unix socket.
+    pub(in crate::http) fn shed(&self, is_busy: impl Fn(SocketId) -> bool) {
+        self.connections()
+            .iter()
+            .filter(|connection| !is_busy(connection.socket))
+            .for_each(OpenConnection::stop_reading);
+        if let Some(peer) = self.unix_peer() {
+            peer.stop_reading();
+        }
     }
 
     /// Limits every read and write on all connections of a Unix socket, and counts them. Nothing more can be done there:
@@ -139,25 +146,25 @@ impl Listener {
         // No request line is empty, so this one is refused without a request.
         let knock = b"\r\n\r\n";
         let _ = match self {
-            Self::Tcp(listener) => listener
+            Self::Tcp(listener, _) => listener
                 .local_addr()
                 .and_then(|address| TcpStream::connect_timeout(&reachable(address), KNOCK_LIMIT)?.write_all(knock)),
             Self::Unix(_, path) => UnixStream::connect(path).and_then(|mut stream| stream.write_all(knock)),
         };
     }
 
-    /// The other end of a request's connection.
+    /// The other end of a request's connection; none if the client has gone.
     pub(in crate::http) fn peer_of(&self, request: &Request) -> Option<Peer> {
         match self {
-            Self::Tcp(_) => Some(Peer::Tcp { address: *request.remote_addr()?, port: self.port()? }),
+            Self::Tcp(_, places) => places.socket_of(*request.remote_addr()?, self.port()?).map(Peer::Tcp),
             Self::Unix(..) => self.unix_peer(),
         }
     }
 
     /// The clients of a Unix socket.
-    pub(in crate::http) fn unix_peer(&self) -> Option<Peer> {
+    fn unix_peer(&self) -> Option<Peer> {
         match self {
-            Self::Tcp(_) => None,
+            Self::Tcp(..) => None,
             Self::Unix(listener, _) => Some(Peer::Unix(listener.local_addr().ok()?.as_pathname()?.to_owned())),
         }
     }

@@ -1,10 +1,13 @@
-//! The open connections of a TCP listener as the kernel counts them, for those on which `tiny_http` waits too long.
+//! The open connections of a TCP listener as the kernel counts them: which one a request came on, and those on which
+//! `tiny_http` waits too long.
 
+use std::collections::{HashMap, HashSet};
 use std::mem::{MaybeUninit, size_of};
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::sync::{Mutex, PoisonError};
 
-use super::peer::name_of;
+use super::peer::{SocketId, descriptors, name_of, shutdown};
 
 /// The fields of the kernel's `struct tcp_info` up to `tcpi_bytes_received`, which is all that is asked for here. The
 /// structure only ever grows at its end; this part is there since Linux 4.1.
@@ -20,18 +23,27 @@ struct TcpInfo {
 /// One open connection of a client.
 #[derive(Debug)]
 pub(in crate::http) struct OpenConnection {
+    /// What tells it from all others.
+    pub(in crate::http) socket: SocketId,
     /// The client's address.
-    pub(in crate::http) peer: SocketAddr,
-    port: u16,
+    peer: SocketAddr,
     descriptor: RawFd,
 }
 
 impl OpenConnection {
+    /// All connections to this port, each once, though `tiny_http` has two descriptors of it.
+    pub(super) fn all(port: u16) -> Vec<Self> {
+        let mut seen = HashSet::new();
+        let connections = descriptors().into_iter().filter_map(|descriptor| Self::of(descriptor, port));
+        connections.filter(|connection| seen.insert(connection.socket)).collect()
+    }
+
     /// The connection behind a descriptor, if it is one to this port.
-    pub(super) fn of(descriptor: RawFd, port: u16) -> Option<Self> {
+    fn of(descriptor: RawFd, port: u16) -> Option<Self> {
         name_of(descriptor, libc::getsockname).filter(|local| local.port() == port)?;
         // A listening socket has no peer.
-        Some(Self { peer: name_of(descriptor, libc::getpeername)?, port, descriptor })
+        let peer = name_of(descriptor, libc::getpeername)?;
+        Some(Self { socket: SocketId::of(descriptor)?, peer, descriptor })
     }
 
     /// How many bytes of the client `tiny_http` has taken so far, and how many more have arrived. None where the kernel does
@@ -58,16 +70,34 @@ impl OpenConnection {
 
     /// Ends the connection, after these last words if the socket has room for them.
     pub(in crate::http) fn end(&self, last_words: &[u8]) {
-        // The descriptor may have been closed, and its number given to something else, since it was looked at.
-        if Self::of(self.descriptor, self.port).is_none_or(|now| now.peer != self.peer) {
-            return;
-        }
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: the buffer is as long as the call is told and outlives it; the descriptor was this connection's a moment
-        // ago, and one that is no socket is an error.
-        unsafe {
-            libc::send(self.descriptor, last_words.as_ptr().cast(), last_words.len(), flags);
-            libc::shutdown(self.descriptor, libc::SHUT_RDWR);
-        }
+        self.socket.at(self.descriptor, |descriptor| {
+            // SAFETY: the buffer is as long as the call is told and outlives it; a descriptor that is no socket is an error.
+            unsafe { libc::send(descriptor, last_words.as_ptr().cast(), last_words.len(), flags) };
+            shutdown(descriptor, libc::SHUT_RDWR);
+        });
+    }
+
+    /// Lets the connection end after the current response: nothing more is read from it.
+    pub(super) fn stop_reading(&self) {
+        self.socket.at(self.descriptor, |descriptor| shutdown(descriptor, libc::SHUT_RD));
+    }
+}
+
+/// Where the sockets of clients were when they were last looked for: to look through all descriptors at each request would
+/// take longer than to answer it.
+#[derive(Debug, Default)]
+pub struct Places(Mutex<HashMap<SocketAddr, RawFd>>);
+
+impl Places {
+    /// The socket of the connection from this client to this port; none if the client has gone.
+    pub(super) fn socket_of(&self, client: SocketAddr, port: u16) -> Option<SocketId> {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = |place: &RawFd| OpenConnection::of(*place, port).filter(|found| found.peer == client);
+        let found = places.get(&client).and_then(look).or_else(|| {
+            *places = OpenConnection::all(port).into_iter().map(|found| (found.peer, found.descriptor)).collect();
+            places.get(&client).and_then(look)
+        });
+        found.map(|connection| connection.socket)
     }
 }

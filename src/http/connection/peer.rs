@@ -1,25 +1,56 @@
-//! The client's end of a connection, and its socket among the process's descriptors.
+//! The connection of a request, and its socket among the process's descriptors.
 
 use std::fs;
 use std::mem::{ManuallyDrop, MaybeUninit, size_of};
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::listener::ACCEPT_LOOP_PATIENCE;
 
-/// The other end of a connection, as far as `tiny_http` tells.
+/// A socket, whatever the number of its descriptors: no other one is it, before or after. An address would come round:
+/// a client's next connection may have the port of its last one while that is still being worked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SocketId {
+    device: u64,
+    inode: u64,
+}
+
+impl SocketId {
+    /// The socket behind a descriptor; none if there is no open file, and of other files nobody asks.
+    pub(super) fn of(descriptor: RawFd) -> Option<Self> {
+        let mut status = MaybeUninit::<libc::stat>::zeroed();
+        // SAFETY: the buffer is of the type that the call writes and outlives it; a descriptor that is closed is an error.
+        if unsafe { libc::fstat(descriptor, status.as_mut_ptr()) } != 0 {
+            return None;
+        }
+        // SAFETY: all bytes were zeroed, and any value is a valid one of every field.
+        let status = unsafe { status.assume_init() };
+        Some(Self { device: status.st_dev, inode: status.st_ino })
+    }
+
+    /// Makes calls on a descriptor if it is this socket's. It is a second one, which nobody closes meanwhile: `tiny_http` may
+    /// close its own at any time, and the number would be that of the next connection.
+    pub(super) fn at(self, descriptor: RawFd, calls: impl FnOnce(RawFd)) {
+        // SAFETY: no memory is involved; what is not a descriptor is looked at before it is taken for one.
+        let second = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 0) };
+        // SAFETY: the descriptor is new and belongs to nobody else.
+        let second = (second >= 0).then(|| unsafe { OwnedFd::from_raw_fd(second) });
+        // Where none is free, the first one has to do.
+        let descriptor = second.as_ref().map_or(descriptor, AsRawFd::as_raw_fd);
+        if Self::of(descriptor) == Some(self) {
+            calls(descriptor);
+        }
+    }
+}
+
+/// The other end of a connection, as far as it can be known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
-    /// A TCP peer; the port on this side tells its connection from others with the same peer.
-    Tcp {
-        /// The client's address.
-        address: SocketAddr,
-        /// The port that this program listens on.
-        port: u16,
-    },
+    /// The client of the TCP connection with this socket.
+    Tcp(SocketId),
     /// A client of the Unix socket that was bound to this path. Such clients have no address: one cannot be told from another.
     Unix(PathBuf),
 }
@@ -33,7 +64,7 @@ impl Peer {
     /// Limits every write again as for the accept loop, which must not wait for a client. On a Unix socket others may
     /// be writing, so it changes nothing there.
     pub(in crate::http) fn expect_prompt_reading(&self) {
-        if let Self::Tcp { .. } = self {
+        if let Self::Tcp(_) = self {
             for socket in self.sockets() {
                 set_timeout(socket, libc::SO_SNDTIMEO, ACCEPT_LOOP_PATIENCE);
             }
@@ -46,7 +77,7 @@ impl Peer {
     /// arrive, and an upload that is being received fails.
     pub fn disconnect(&self) {
         self.shutdown(match self {
-            Self::Tcp { .. } => libc::SHUT_RDWR,
+            Self::Tcp(_) => libc::SHUT_RDWR,
             Self::Unix(_) => libc::SHUT_RD,
         });
     }
@@ -56,38 +87,16 @@ impl Peer {
         self.shutdown(libc::SHUT_RD);
     }
 
-    /// Whether this side has not ended the connection. One that it has ended may have been followed by a new one from the
-    /// same address.
-    pub(in crate::http) fn is_open(&self) -> bool {
-        const ESTABLISHED: u8 = 1;
-        const CLOSE_WAIT: u8 = 8;
-        // The first byte of the kernel's `struct tcp_info` is the connection's state.
-        let state = |socket| Some(option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?.to_ne_bytes()[0]);
-        self.sockets().filter_map(state).any(|state| matches!(state, ESTABLISHED | CLOSE_WAIT))
-    }
-
     /// Tells the client that the response is complete, while its own bytes can still be read.
     pub fn stop_writing(&self) {
         self.shutdown(libc::SHUT_WR);
     }
 
     fn shutdown(&self, how: libc::c_int) {
-        for socket in self.sockets() {
-            // SAFETY: no memory is involved. The descriptor is open: this connection's exchange, which calls this, keeps it.
-            unsafe { libc::shutdown(socket, how) };
-        }
-    }
-
-    /// Ends the reading side of every connection to `port` but those with `busy` peers: idle ones close.
-    pub(in crate::http) fn shed(port: u16, busy: &dyn Fn(&SocketAddr) -> bool) {
-        for descriptor in descriptors() {
-            let Some(local) = name_of(descriptor, libc::getsockname) else { continue };
-            // A listening socket has no peer.
-            let Some(peer) = name_of(descriptor, libc::getpeername) else { continue };
-            if local.port() == port && !busy(&peer) {
-                // SAFETY: no memory is involved, and a descriptor that was closed meanwhile is an error. Should another
-                // connection have got its number meanwhile, that one is closed early, as it may be at any time.
-                unsafe { libc::shutdown(descriptor, libc::SHUT_RD) };
+        for descriptor in self.sockets() {
+            match self {
+                Self::Tcp(socket) => socket.at(descriptor, |descriptor| shutdown(descriptor, how)),
+                Self::Unix(_) => shutdown(descriptor, how),
             }
         }
     }
@@ -100,13 +109,15 @@ impl Peer {
 
     fn is_end_of(&self, descriptor: RawFd) -> Option<bool> {
         Some(match self {
-            Self::Tcp { address, port } => {
-                name_of(descriptor, libc::getpeername)? == *address
-                    && name_of(descriptor, libc::getsockname)?.port() == *port
-            }
+            Self::Tcp(socket) => SocketId::of(descriptor)? == *socket,
             Self::Unix(path) => is_connection_of(descriptor, path)?,
         })
     }
+}
+
+pub(super) fn shutdown(descriptor: RawFd, how: libc::c_int) {
+    // SAFETY: no memory is involved; a descriptor that was closed meanwhile, or is no socket, is an error.
+    unsafe { libc::shutdown(descriptor, how) };
 }
 
 /// Numbers of descriptors are as low as can be, so that none that matters is above this.
