@@ -5,6 +5,7 @@
 //! those hold tokens and signatures.
 
 mod line;
+mod panics;
 mod request;
 
 use std::fs::{self, File, OpenOptions};
@@ -24,7 +25,7 @@ pub use self::request::{Current, RequestId};
 /// How many daily files are kept, today's included.
 const KEPT_FILES: usize = 7;
 
-/// Starts logging. A log directory that cannot be used is a warning: a full disk must not keep the box from its models.
+/// Starts logging, of panics too. A log directory that cannot be used is a warning: a full disk must not keep the box from its models.
 pub fn start(level: LevelFilter, directory: Option<&Path>) {
     let mut loggers: Vec<Box<dyn SharedLogger>> = vec![Box::new(Console {
         level,
@@ -40,6 +41,7 @@ pub fn start(level: LevelFilter, directory: Option<&Path>) {
     // It fails only where a logger is set already, which a second start in one process would be.
     let _ = log::set_boxed_logger(Box::new(Lines::to(*CombinedLogger::new(loggers))));
     log::set_max_level(level);
+    panics::log();
     if let (Some(error), Some(directory)) = (unusable, directory) {
         log::warn!(
             "LOG_DIR {} cannot be used, logging goes on without files until it can: {error}",

@@ -44,15 +44,25 @@ fn main() -> ExitCode {
         }
         None => true,
     };
-    health::measure(&plan, python, &mut report);
-    match weed::Weed::start() {
-        Ok(weed) => {
-            transfers::measure(&plan, &weed, python, &mut report);
-            far::measure(&plan, &weed, &mut report);
-        }
-        Err(why) => report.leave_out(&format!("loads and uploads: {why}")),
+    if plan.includes("health") {
+        health::measure(&plan, python, &mut report);
     }
-    unlock::measure(&plan, python, &mut report);
+    if plan.includes("transfers") || plan.includes("far") {
+        match weed::Weed::start() {
+            Ok(weed) => {
+                if plan.includes("transfers") {
+                    transfers::measure(&plan, &weed, python, &mut report);
+                }
+                if plan.includes("far") {
+                    far::measure(&plan, &weed, &mut report);
+                }
+            }
+            Err(why) => report.leave_out(&format!("loads and uploads: {why}")),
+        }
+    }
+    if plan.includes("unlock") {
+        unlock::measure(&plan, python, &mut report);
+    }
     report.finish(started.elapsed(), plan.record);
     ExitCode::SUCCESS
 }

@@ -3,13 +3,18 @@
 use std::time::Duration;
 
 const USAGE: &str = "\
-Usage: cargo bench -- [--quick] [--record]
+Usage: cargo bench -- [--quick] [--record] [health] [transfers] [far] [unlock]
 
   --quick    about a minute with small sizes: shows that everything runs, and judges no goal
   --record   write the table into README.md and the chart to tests/bench/figures.svg as well
 
+Named parts are measured alone.
+
 Files go to TMPDIR, which should be on a real disk and have 30 GiB to spare.
 ";
+
+/// What can be measured alone.
+const PARTS: [&str; 4] = ["health", "transfers", "far", "unlock"];
 
 const MIB: u64 = 1 << 20;
 
@@ -20,6 +25,8 @@ pub struct Plan {
     pub quick: bool,
     /// Whether the table and the chart go into the repository.
     pub record: bool,
+    /// The parts to measure; all if none is named.
+    only: Vec<&'static str>,
     /// Turns of every contestant.
     pub rounds: usize,
     /// The file that goals are about, in bytes.
@@ -41,23 +48,30 @@ pub struct Plan {
 impl Plan {
     /// What the command line asks for; the error is the usage.
     pub fn of_arguments(words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut quick, mut record) = (false, false);
+        let (mut quick, mut record, mut only) = (false, false, Vec::new());
         for word in words {
             match word.as_str() {
                 "--quick" => quick = true,
                 "--record" => record = true,
                 // Cargo's own.
                 "--bench" => {}
-                _ => return Err(USAGE.to_owned()),
+                part => only.push(*PARTS.iter().find(|known| **known == part).ok_or_else(|| USAGE.to_owned())?),
             }
         }
-        Ok(if quick { Self::quick(record) } else { Self::full(record) })
+        let plan = if quick { Self::quick() } else { Self::full() };
+        Ok(Self { quick, record, only, ..plan })
     }
 
-    fn full(record: bool) -> Self {
+    /// Whether this part is to be measured.
+    pub fn includes(&self, part: &'static str) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    fn full() -> Self {
         Self {
             quick: false,
-            record,
+            record: false,
+            only: Vec::new(),
             rounds: 5,
             main: 1024 * MIB,
             sizes: vec![MIB, 64 * MIB, 1024 * MIB, 4096 * MIB],
@@ -69,10 +83,11 @@ impl Plan {
         }
     }
 
-    fn quick(record: bool) -> Self {
+    fn quick() -> Self {
         Self {
             quick: true,
-            record,
+            record: false,
+            only: Vec::new(),
             rounds: 2,
             main: 48 * MIB,
             sizes: vec![MIB, 48 * MIB, 192 * MIB],
