@@ -11,7 +11,10 @@ mod install;
 mod scene;
 mod toolchain;
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::LazyLock;
 use std::thread;
 
 /// A shell block, and where it is.
@@ -44,7 +47,9 @@ const CHECKS: [(&str, Check); 12] = [
 const NOT_SHELL: [&str; 5] = ["", "ini", "json", "text", "yaml"];
 
 fn readme() -> &'static str {
-    include_str!("../README.md")
+    static README: LazyLock<String> =
+        LazyLock::new(|| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap());
+    &README
 }
 
 /// The shell blocks; a fence in a language that is not known here is a failure.
