@@ -129,7 +129,9 @@ impl Drop for Ports {
         for port in self.0 {
             for port in [u32::from(port), u32::from(port) + 10_000] {
                 for kind in ["s3", "master", "volume", "filer"] {
-                    let _ = std::fs::remove_file(format!("/tmp/seaweedfs-{kind}-{port}.sock"));
+                    for protocol in ["", "-grpc"] {
+                        let _ = std::fs::remove_file(format!("/tmp/seaweedfs-{kind}{protocol}-{port}.sock"));
+                    }
                 }
             }
         }
