@@ -129,7 +129,10 @@ impl Configuration {
         };
         let file = |name: &'static str| -> Result<Option<PathBuf>, ConfigurationError> {
             let Some(path) = optional(name)?.map(PathBuf::from) else { return Ok(None) };
-            match std::fs::File::open(&path) {
+            match std::fs::File::open(&path).and_then(|file| file.metadata()) {
+                Ok(metadata) if metadata.is_dir() => {
+                    Err(bad(name, format!("names {}, which is a directory", path.display())))
+                }
                 Ok(_) => Ok(Some(path)),
                 Err(error) => Err(bad(name, format!("names {}, which cannot be read: {error}", path.display()))),
             }

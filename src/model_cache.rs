@@ -130,7 +130,7 @@ impl ModelCache {
     pub fn open(root: &Path) -> Self {
         let cache = Self { root: root.to_owned(), fills: Arc::default(), catalog: Arc::default() };
         if let Err(error) = create_dir(root).and_then(|()| cache.take_stock()) {
-            log::warn!("the model cache at {} cannot be used: {error}", root.display());
+            log::warn!("the model cache at {} cannot be used, models are loaded without it: {error}", root.display());
         }
         cache
     }

@@ -1,7 +1,8 @@
 //! The commands that talk to the running service, as a technician uses them: over ssh, in scripts, and wrongly.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Output;
@@ -197,6 +198,26 @@ fn pack_shows_a_bar_at_a_terminal_and_nothing_of_a_short_one_elsewhere() {
     );
 }
 
+/// The file that takes an archive's place when it is complete must not take that of a device or a pipe.
+#[test]
+fn pack_writes_into_a_pipe_that_has_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("key"), FRAGMENT).unwrap();
+    fs::write(dir.path().join("in.tar"), b"images").unwrap();
+    let pipe = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let service = Service::builder().start();
+    let mut pack = service.command();
+    pack.args(["pack", "--key-file", "key", "in.tar", "pipe"]).current_dir(dir.path());
+    // Both ways, so that neither end waits for the other to be opened.
+    let mut reader = fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    assert_eq!(said(&pack.output().unwrap()), (0, String::new(), String::new()));
+    assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo(), "a file took the pipe's place");
+    let mut archive = [0; 32];
+    reader.read_exact(&mut archive).unwrap();
+    assert_eq!(protocol::decrypt(&archive, FRAGMENT).unwrap(), b"images");
+}
+
 /// Arguments, environment, exit status, and words of the message.
 type Mistake<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a str);
 
@@ -240,7 +261,22 @@ fn every_mistake_is_told_in_one_line_that_helps() {
         (&["healthcheck", "now"], &[], 2, "unknown arguments: now"),
         (&["pack"], &[], 2, "--key-file is missing; loader pack --key-file FILE"),
         (&["pack", "--key-file"], &[], 2, "--key-file needs a file"),
-        (&["pack", "--key-file", "none"], &[], 1, "none: No such file"),
+        (&["pack", "--key-file", "none"], &[], 1, "the key file none cannot be read: No such file"),
+        (&["pack", "--key-file", "/proc/version", "none"], &[], 1, "the input none cannot be read: No such file"),
+        (&["pack", "--key-file", "/proc/version", "/", "out"], &[], 1, "the input / cannot be read: Is a directory"),
+        (&["pack", "--key-file", "/proc/version", "/dev/null"], &[], 1, "the input /dev/null is empty"),
+        (
+            &["pack", "--key-file", "/proc/version", "/proc/version", "no/out"],
+            &[],
+            1,
+            "the output no/out cannot be written: No such file",
+        ),
+        (
+            &["pack", "--key-file", "/proc/version", "/proc/version", "/proc/version"],
+            &[],
+            1,
+            "the output /proc/version is the key file",
+        ),
         (&["login-now"], &[], 2, "unknown arguments: login-now; see loader --help"),
         (&["--json"], &[], 2, "see loader --help"),
     ];

@@ -72,6 +72,7 @@ fn a_bad_value_stops_the_start_with_one_line_that_names_it() {
         ("MAX_UPLOAD_BYTES", "-1"),
         ("RESOURCE_API_URL", "api"),
         ("CDN_CONFIG_PATH", "/no/such/file"),
+        ("CDN_CONFIG_PATH", "/"),
         ("CA_CERT_PATH", empty),
         ("JWT_PUBLIC_KEY_PATH", empty),
     ] {

@@ -22,6 +22,7 @@ mod peer;
 mod power_cuts;
 mod ranges;
 mod readme;
+mod readme_blocks;
 mod resource_api;
 mod resumption;
 mod security;

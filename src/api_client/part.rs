@@ -105,9 +105,7 @@ impl<R: BufRead> BufRead for RangeReader<R> {
 
 impl<R: BufRead> Read for RangeReader<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let count = available.len().min(out.len());
-        out[..count].copy_from_slice(&available[..count]);
+        let count = self.fill_buf()?.read(out)?;
         self.consume(count);
         Ok(count)
     }

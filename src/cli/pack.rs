@@ -41,51 +41,84 @@ impl Arguments {
     }
 }
 
+/// What is encrypted.
+struct Input {
+    read: Box<dyn Read>,
+    /// What to call it when it fails.
+    name: String,
+    /// Bytes; 0 if that is not known.
+    total: u64,
+}
+
 /// Encrypts the input to the output. An output file appears under its name when it is complete.
 pub(super) fn pack(arguments: &Arguments) -> Result<(), String> {
     let key_file = arguments.key_file.as_deref().unwrap_or(Path::new(""));
-    let named = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
-    let fragment = Zeroizing::new(fs::read(key_file).map_err(|error| named(key_file, error))?);
+    let unread = |error| format!("the key file {} cannot be read: {error}", key_file.display());
+    let fragment = Zeroizing::new(fs::read(key_file).map_err(unread)?);
     if fragment.is_empty() {
-        return Err(format!("{} is empty; it must hold the key fragment", key_file.display()));
+        return Err(format!("the key file {} is empty; it must hold the key fragment", key_file.display()));
     }
     let key = AesKey::from_secret(&fragment);
-    let mut total = 0;
-    let input: Box<dyn Read> = match &arguments.input {
-        Some(path) => {
-            let file = File::open(path).map_err(|error| named(path, error))?;
-            total = file.metadata().map_or(0, |metadata| metadata.len());
-            Box::new(file)
-        }
-        None if io::stdin().is_terminal() => {
-            return Err("standard input is a terminal; pipe docker save into it".into());
-        }
-        None => Box::new(io::stdin().lock()),
-    };
+    let input = Input::open(arguments.input.as_deref())?;
     let Some(path) = &arguments.output else {
         if io::stdout().is_terminal() {
             return Err("standard output is a terminal; name a file or redirect it".into());
         }
-        return encrypt(input, total, io::stdout().lock(), &key).map_err(|error| error.to_string());
+        return encrypt(input, io::stdout().lock(), "standard output", &key);
     };
+    let name = format!("the output {}", path.display());
+    let unwritten = |error| format!("{name} cannot be written: {error}");
+    match (fs::canonicalize(path), fs::canonicalize(key_file)) {
+        (Ok(output), Ok(key_file)) if output == key_file => {
+            return Err(format!("{name} is the key file; name another"));
+        }
+        _ => {}
+    }
+    // A device or a pipe takes the bytes as they come; a file under its name would take its place.
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        let output = File::options().write(true).open(path).map_err(unwritten)?;
+        return encrypt(input, output, &name, &key);
+    }
     let mut partial = path.clone().into_os_string();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let written = File::create(&partial).and_then(|mut file| {
-        encrypt(input, total, &mut file, &key)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    });
-    written.map_err(|error| {
+    let mut file = File::create(&partial).map_err(unwritten)?;
+    let written = encrypt(input, &mut file, &name, &key)
+        .and_then(|()| file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(unwritten));
+    written.inspect_err(|_| {
         let _ = fs::remove_file(&partial);
-        named(path, error)
     })
 }
 
-/// Encrypts `total` bytes (0 if that is not known), and shows how far it is on standard error.
-fn encrypt(input: impl Read, total: u64, output: impl Write, key: &AesKey) -> io::Result<()> {
-    let mut progress = Progress::on(io::stderr());
-    let result = encrypt_all(input, output, key, |done| progress.show_long("encrypting", done, total));
+impl Input {
+    fn open(path: Option<&Path>) -> Result<Self, String> {
+        let Some(path) = path else {
+            if io::stdin().is_terminal() {
+                return Err("standard input is a terminal; pipe docker save into it".into());
+            }
+            return Ok(Self { read: Box::new(io::stdin().lock()), name: "standard input".into(), total: 0 });
+        };
+        let name = format!("the input {}", path.display());
+        let file = File::open(path).map_err(|error| format!("{name} cannot be read: {error}"))?;
+        let total = file.metadata().map_or(0, |metadata| metadata.len());
+        Ok(Self { read: Box::new(file), name, total })
+    }
+
+    /// Reads what there is, at most a buffer full; 0 is the end.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, String> {
+        loop {
+            match self.read.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read.map_err(|error| format!("{} cannot be read: {error}", self.name)),
+            }
+        }
+    }
+}
+
+/// Encrypts all of the input, and shows how far it is on standard error. `to` is what to call the output when it fails.
+fn encrypt(input: Input, output: impl Write, to: &str, key: &AesKey) -> Result<(), String> {
+    let (mut progress, total) = (Progress::on(io::stderr()), input.total);
+    let result = encrypt_all(input, output, to, key, |done| progress.show_long("encrypting", done, total));
     match &result {
         Ok(done) => progress.finish_bar("encrypted", *done, total),
         Err(_) => progress.end(),
@@ -93,25 +126,28 @@ fn encrypt(input: impl Read, total: u64, output: impl Write, key: &AesKey) -> io
     result.map(drop)
 }
 
-fn encrypt_all(mut input: impl Read, output: impl Write, key: &AesKey, mut show: impl FnMut(u64)) -> io::Result<u64> {
-    let mut writer = EncryptWriter::new(output, key)?;
+fn encrypt_all(
+    mut input: Input,
+    output: impl Write,
+    to: &str,
+    key: &AesKey,
+    mut show: impl FnMut(u64),
+) -> Result<u64, String> {
+    let unwritten = |error| format!("{to} cannot be written: {error}");
     let (mut buffer, mut done) = (Zeroizing::new(vec![0; CHUNK]), 0);
-    loop {
-        match input.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => {
-                writer.write_all(&buffer[..count])?;
-                done += count as u64;
-                show(done);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+    let mut count = input.fill(&mut buffer)?;
+    if count == 0 {
+        return Err(format!("{} is empty; did docker save fail?", input.name));
     }
-    if done == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the input is empty; did docker save fail?"));
+    // It writes at once, and of no input nothing is to be written.
+    let mut writer = EncryptWriter::new(output, key).map_err(unwritten)?;
+    while count > 0 {
+        writer.write_all(&buffer[..count]).map_err(unwritten)?;
+        done += count as u64;
+        show(done);
+        count = input.fill(&mut buffer)?;
     }
-    writer.finish()?.flush()?;
+    writer.finish().and_then(|mut output| output.flush()).map_err(unwritten)?;
     Ok(done)
 }
 

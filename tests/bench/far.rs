@@ -12,7 +12,7 @@ use crate::report::Report;
 use crate::support::PatternReader;
 use crate::support::resource_api::ResourceApi;
 use crate::support::service::Service;
-use crate::weed::Weed;
+use crate::support::weed::Weed;
 
 const NAME: &str = "far.bin";
 

@@ -18,7 +18,6 @@ mod plan;
 mod report;
 mod transfers;
 mod unlock;
-mod weed;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -48,7 +47,7 @@ fn main() -> ExitCode {
         health::measure(&plan, python, &mut report);
     }
     if plan.includes("transfers") || plan.includes("far") {
-        match weed::Weed::start() {
+        match support::weed::Weed::start() {
             Ok(weed) => {
                 if plan.includes("transfers") {
                     transfers::measure(&plan, &weed, python, &mut report);

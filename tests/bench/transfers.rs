@@ -15,8 +15,8 @@ use crate::support::peer::Peer;
 use crate::support::process::{memory_kib, reset_peak};
 use crate::support::resource_api::ResourceApi;
 use crate::support::service::Service;
+use crate::support::weed::Weed;
 use crate::support::{PatternReader, sha256_hex_of};
-use crate::weed::Weed;
 
 const NAME: &str = "m.bin";
 

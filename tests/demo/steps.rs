@@ -1,7 +1,7 @@
 //! The steps of the demo, a row of the table each.
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::model::HashReader;
 use crate::session::Session;
-use crate::support::client;
+use crate::support::client::{self, Start};
 use crate::support::docker;
 use crate::support::protocol;
 use crate::support::raw::Reply;
@@ -141,22 +141,6 @@ fn load(session: &Session) -> Result<Done, String> {
         return Err(format!("other bytes came back than were uploaded ({} of {})", download.received, model.size));
     }
     Ok(Done { bytes: Some(download.received), time: download.total, parts: Vec::new() })
-}
-
-/// Keeps the start of an answer, where an error is, and lets the rest go: a model need not fit into memory.
-#[derive(Default)]
-struct Start(Vec<u8>);
-
-impl io::Write for Start {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = 4096_usize.saturating_sub(self.0.len()).min(bytes.len());
-        self.0.extend_from_slice(&bytes[..room]);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 fn accepted(reply: &Reply) -> Result<(), String> {

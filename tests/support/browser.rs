@@ -54,7 +54,13 @@ impl Browser {
         let data = format!("--user-data-dir={}", profile.path().display());
         let mut arguments = vec!["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"];
         arguments.extend(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
-        arguments.extend(["--window-size=1040,900", "--no-proxy-server", "--disable-dev-shm-usage", &data]);
+        arguments.extend([
+            "--window-size=1040,900",
+            "--hide-scrollbars",
+            "--no-proxy-server",
+            "--disable-dev-shm-usage",
+            &data,
+        ]);
         let capabilities = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
             "goog:chromeOptions": {"args": arguments},

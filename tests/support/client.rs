@@ -27,6 +27,22 @@ pub struct Download {
     pub error: Option<String>,
 }
 
+/// Keeps the start of an answer, where the reason of a failure is, and lets the rest go: a model need not fit into memory.
+#[derive(Default)]
+pub struct Start(pub Vec<u8>);
+
+impl Write for Start {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = 4096_usize.saturating_sub(self.0.len()).min(bytes.len());
+        self.0.extend_from_slice(&bytes[..room]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// An HTTP client that takes every status as an answer, follows no redirect and knows no proxy.
 pub fn agent(timeout: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()

@@ -4,9 +4,8 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +21,8 @@ pub struct Engine {
     pub pid: Option<u32>,
     /// Where it keeps its files, if it is this process's own.
     pub directory: Option<PathBuf>,
+    /// Cleans up after it.
+    _sweeper: Option<Sweeper>,
 }
 
 /// The engine for this process's tests, or why there is none.
@@ -32,7 +33,7 @@ pub fn engine() -> Result<&'static Engine, String> {
 
 /// The engine that the environment names, if it answers.
 pub fn answering() -> Option<Engine> {
-    Some(Engine { host: None, pid: None, directory: None }).filter(Engine::answers)
+    Some(Engine { host: None, pid: None, directory: None, _sweeper: None }).filter(Engine::answers)
 }
 
 /// The engine, or a line that says that the test is skipped. In CI there is nothing to skip.
@@ -51,10 +52,9 @@ pub fn engine_or_skip(test: &str) -> Option<&'static Engine> {
 impl Engine {
     /// Starts a `dockerd` that ends with this process. `size` limits its storage, in bytes.
     pub fn start(size: Option<u64>) -> Result<Self, String> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir().join(format!("loader-dockerd-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&directory).map_err(|error| error.to_string())?;
+        let made = tempfile::Builder::new().prefix("loader-dockerd-").tempdir();
+        let directory = made.map_err(|error| error.to_string())?.keep();
+        let mut sweeper = Sweeper::of(&directory).map_err(|error| format!("sh: {error}"))?;
         if let Some(size) = size {
             let status = Command::new("mount")
                 .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
@@ -100,7 +100,9 @@ impl Engine {
             }
         });
         let pid = receiver.recv().map_err(|error| error.to_string())?.map_err(|error| format!("dockerd: {error}"))?;
-        let engine = Self { host: Some(host), pid: Some(pid), directory: Some(directory.clone()) };
+        sweeper.ends_first(pid);
+        let directory = Some(directory);
+        let engine = Self { host: Some(host), pid: Some(pid), directory, _sweeper: Some(sweeper) };
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
             if engine.answers() {
@@ -111,7 +113,8 @@ impl Engine {
             }
             thread::sleep(Duration::from_millis(200));
         }
-        let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
+        let log = engine.directory.as_ref().map(|directory| std::fs::read_to_string(directory.join("log")));
+        let log = log.and_then(Result::ok).unwrap_or_default();
         Err(format!("dockerd did not start: {}", log.lines().last().unwrap_or_default()))
     }
 
@@ -153,19 +156,40 @@ impl Engine {
     }
 }
 
-impl Drop for Engine {
+/// A process that outlives this one, however that ends, to end an engine and to remove its files: the engine of all tests is
+/// kept to the end of the process, which drops nothing.
+#[derive(Debug)]
+struct Sweeper {
+    process: Child,
+    /// The sweeper waits for its end.
+    input: Option<ChildStdin>,
+}
+
+impl Sweeper {
+    fn of(directory: &Path) -> std::io::Result<Self> {
+        const SCRIPT: &str = "read -r pid; cat >/dev/null
+            [ -z \"$pid\" ] || kill \"$pid\"
+            for try in $(seq 100); do [ -n \"$pid\" ] && [ -e \"/proc/$pid\" ] || break; sleep 0.1; done
+            umount -l \"$1\"; rm -rf -- \"$1\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", SCRIPT, "sh"]).arg(directory).stdin(Stdio::piped());
+        // Ctrl-C in a terminal is for this process.
+        command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let mut process = command.spawn()?;
+        let input = process.stdin.take();
+        Ok(Self { process, input })
+    }
+
+    /// The process to end before its files are removed.
+    fn ends_first(&mut self, pid: u32) {
+        writeln!(self.input.as_mut().expect("piped"), "{pid}").expect("the sweeper waits for it");
+    }
+}
+
+impl Drop for Sweeper {
     fn drop(&mut self) {
-        if let (Some(pid), Some(directory)) = (self.pid, &self.directory) {
-            super::process::signal(pid, libc::SIGTERM);
-            for _ in 0..100 {
-                if !Path::new(&format!("/proc/{pid}")).exists() {
-                    break;
-                }
-                thread::sleep(Duration::from_millis(100));
-            }
-            let _ = Command::new("umount").arg("-l").arg(directory).output();
-            let _ = std::fs::remove_dir_all(directory);
-        }
+        drop(self.input.take());
+        let _ = self.process.wait();
     }
 }
 
@@ -173,12 +197,11 @@ impl Drop for Engine {
 pub const GREETING: &str = "hello from the unlocked image";
 
 /// A small program without any library.
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+fn program() -> &'static [u8] {
+    static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let directory = std::env::temp_dir().join(format!("loader-hello-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).expect("a temporary directory");
-        let (source, program) = (directory.join("hello.rs"), directory.join("hello"));
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (source, program) = (directory.path().join("hello.rs"), directory.path().join("hello"));
         std::fs::write(&source, format!("fn main() {{ println!(\"{GREETING}\") }}")).expect("a temporary file");
         let output = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
             .args(["-O", "-C", "target-feature=+crt-static", "-o"])
@@ -186,7 +209,7 @@ fn program() -> &'static Path {
             .output()
             .expect("there is a compiler");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        program
+        std::fs::read(program).expect("it was just made")
     })
 }
 
@@ -257,10 +280,10 @@ pub fn encrypted(tar: &[u8], fragment: &[u8]) -> Vec<u8> {
 fn layer(size: usize, seed: u64) -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();
-    let program = std::fs::read(program()).expect("it was just made");
+    let program = program();
     header.set_mode(0o755);
     header.set_size(program.len() as u64);
-    layer.append_data(&mut header, "hello", &program[..]).expect("a vector takes all");
+    layer.append_data(&mut header, "hello", program).expect("a vector takes all");
     add(&mut layer, "payload", &pattern(size, seed));
     layer.into_inner().expect("a vector takes all")
 }

@@ -31,6 +31,7 @@ pub mod service;
 pub mod small_disk;
 pub mod tcp;
 pub mod tls;
+pub mod weed;
 
 use std::io::{self, Read};
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::client::{self, Download};
+use super::client::{self, Download, Start};
 use super::multipart::Form;
 use super::process::command;
 use super::raw::{Stream, request_from};
@@ -147,22 +147,6 @@ impl Drop for Peer {
         if thread::panicking() {
             eprintln!("the peer said:\n{}", fs::read_to_string(log_path(&self.dir)).unwrap_or_default());
         }
-    }
-}
-
-/// Keeps the start of an answer, where the reason of a failure is, and lets the rest go.
-#[derive(Default)]
-struct Start(Vec<u8>);
-
-impl Write for Start {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = 4096_usize.saturating_sub(self.0.len()).min(bytes.len());
-        self.0.extend_from_slice(&bytes[..room]);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

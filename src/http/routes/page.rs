@@ -7,7 +7,7 @@ static HTML: &str = include_str!("page.html");
 
 /// With the hashes of the page's one script and one style, so that nothing else in the page is ever run.
 const POLICY: &str = "default-src 'none'; script-src 'sha256-DCkO7D2smdbHDJE7x3gnxki5UkqGT2jDm3Z4s8pcXw8='; \
-    style-src 'sha256-lCtTIbCj6RhEiay90ONeXdfxKGrxxW9+pO2N9HRzFG8='; \
+    style-src 'sha256-L97SBDJ6o03yMqmvSb5hvrienUMO877Xws2JMDXw94w='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub(in crate::http) fn page() -> Reply {

