@@ -36,7 +36,7 @@ impl Pace {
         if let Ok(count) = result {
             self.moved = self.moved.saturating_add(count);
             if self.moved >= MIN_BYTES {
-                (self.waited, self.moved) = (Duration::ZERO, 0);
+                self.begin_anew();
             }
         }
         result
@@ -44,6 +44,11 @@ impl Pace {
 
     fn is_over(&self) -> bool {
         self.waited >= self.limit
+    }
+
+    /// The client keeps nobody waiting.
+    fn begin_anew(&mut self) {
+        (self.waited, self.moved) = (Duration::ZERO, 0);
     }
 }
 
@@ -55,9 +60,19 @@ pub(super) struct PacedWriter<'a> {
 }
 
 impl PacedWriter<'_> {
-    fn until_over(&mut self, mut write: impl FnMut(&mut dyn Write) -> io::Result<usize>) -> io::Result<usize> {
+    /// Writes, of `all` bytes, as many as the client takes.
+    fn until_over(
+        &mut self,
+        all: usize,
+        mut write: impl FnMut(&mut dyn Write) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         loop {
             match self.pace.transfer(|| write(self.writer)) {
+                // There was room for all of it: if that took long, this thread had to wait for a processor.
+                Ok(count) if count == all => {
+                    self.pace.begin_anew();
+                    return Ok(count);
+                }
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                     if self.pace.is_over() {
                         return Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading"));
@@ -71,11 +86,11 @@ impl PacedWriter<'_> {
 
 impl Write for PacedWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.until_over(|writer| writer.write(bytes))
+        self.until_over(bytes.len(), |writer| writer.write(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.until_over(|writer| writer.flush().map(|()| 0)).map(drop)
+        self.until_over(0, |writer| writer.flush().map(|()| 0)).map(drop)
     }
 }
 
@@ -136,5 +151,29 @@ mod tests {
             PacedWriter { writer: &mut Full(times), pace }.write_all(b"x").map_err(|error| error.kind())
         };
         assert_eq!((write(3), write(1000)), (Ok(()), Err(io::ErrorKind::TimedOut)));
+    }
+
+    /// Takes all that comes, in its time.
+    struct Slow;
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            sleep(Duration::from_millis(20));
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            sleep(Duration::from_millis(20));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_client_that_takes_everything_is_not_blamed_for_a_busy_machine() {
+        let mut writer = PacedWriter { writer: &mut Slow, pace: Pace::new(Duration::from_millis(10)) };
+        for _ in 0..3 {
+            writer.write_all(b"head").unwrap();
+            writer.flush().unwrap();
+        }
     }
 }

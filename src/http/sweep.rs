@@ -127,8 +127,9 @@ impl Sweep {
                     known.end(connection, words);
                     ending += 1;
                 }
-                // Who has just asked for something waits for an answer, and is no idle one, however long ago it came.
-                None => idle.push(((waiting > 0, known.idle_since), connection)),
+                // Who has asked for something, or is about to, waits for an answer and is no idle one, however long ago it
+                // came, and also where a burst of others came in the same moment.
+                None => idle.push(((head > 0 || waiting > 0, known.idle_since), connection)),
             }
         }
 

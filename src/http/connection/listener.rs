@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tiny_http::Request;
 
-use super::open::{OpenConnection, Places};
+use super::open::{LastSeen, OpenConnection};
 use super::peer::{Peer, SocketId, option, set_option, set_timeout};
 use crate::configuration::BindAddress;
 
@@ -34,7 +34,7 @@ const KEEPALIVE_SECONDS: libc::c_int = 60;
 #[derive(Debug)]
 pub enum Listener {
     /// On a TCP port.
-    Tcp(TcpListener, Places),
+    Tcp(TcpListener, LastSeen),
     /// On a Unix socket with this path, removed when dropped.
     Unix(UnixListener, PathBuf),
 }
@@ -46,7 +46,7 @@ impl Listener {
     /// The operating system's, such as an address that is in use.
     pub fn bind(address: &BindAddress) -> io::Result<Self> {
         let listener = match address {
-            BindAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?, Places::default()),
+            BindAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?, LastSeen::default()),
             BindAddress::Unix(path) => {
                 // A socket that a killed process left behind refuses connections; one that answers is in use.
                 if UnixStream::connect(path).is_ok() {
@@ -156,7 +156,9 @@ impl Listener {
     /// The other end of a request's connection; none if the client has gone.
     pub(in crate::http) fn peer_of(&self, request: &Request) -> Option<Peer> {
         match self {
-            Self::Tcp(_, places) => places.socket_of(*request.remote_addr()?, self.port()?).map(Peer::Tcp),
+            Self::Tcp(_, last_seen) => {
+                last_seen.socket_of(*request.remote_addr()?, || self.connections()).map(Peer::Tcp)
+            }
             Self::Unix(..) => self.unix_peer(),
         }
     }

@@ -78,26 +78,30 @@ impl OpenConnection {
         });
     }
 
+    /// Whether it is still this connection's descriptor, and the client is still there.
+    fn is_there(&self) -> bool {
+        SocketId::of(self.descriptor) == Some(self.socket)
+            && name_of(self.descriptor, libc::getpeername) == Some(self.peer)
+    }
+
     /// Lets the connection end after the current response: nothing more is read from it.
     pub(super) fn stop_reading(&self) {
         self.socket.at(self.descriptor, |descriptor| shutdown(descriptor, libc::SHUT_RD));
     }
 }
 
-/// Where the sockets of clients were when they were last looked for: to look through all descriptors at each request would
-/// take longer than to answer it.
+/// The connections of clients as they were when they were last looked for: to look through all descriptors at each request
+/// would take longer than to answer it.
 #[derive(Debug, Default)]
-pub struct Places(Mutex<HashMap<SocketAddr, RawFd>>);
+pub struct LastSeen(Mutex<HashMap<SocketAddr, OpenConnection>>);
 
-impl Places {
-    /// The socket of the connection from this client to this port; none if the client has gone.
-    pub(super) fn socket_of(&self, client: SocketAddr, port: u16) -> Option<SocketId> {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let look = |place: &RawFd| OpenConnection::of(*place, port).filter(|found| found.peer == client);
-        let found = places.get(&client).and_then(look).or_else(|| {
-            *places = OpenConnection::all(port).into_iter().map(|found| (found.peer, found.descriptor)).collect();
-            places.get(&client).and_then(look)
-        });
-        found.map(|connection| connection.socket)
+impl LastSeen {
+    /// The socket of this client's connection, one of `all`; none if the client has gone.
+    pub(super) fn socket_of(&self, client: SocketAddr, all: impl FnOnce() -> Vec<OpenConnection>) -> Option<SocketId> {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !seen.get(&client).is_some_and(OpenConnection::is_there) {
+            *seen = all().into_iter().map(|found| (found.peer, found)).collect();
+        }
+        seen.get(&client).map(|found| found.socket)
     }
 }
