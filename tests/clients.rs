@@ -90,6 +90,9 @@ fn stalled_clients_give_their_handlers_back_within_the_limit() {
     assert!(health < Duration::from_millis(50), "{health:?}");
     assert!(took < Duration::from_secs(3) + SLACK, "{took:?}");
     // The service has let go of them all, although they are still held here.
+    eventually(SLACK, "no handler is busy", || {
+        world.service.get("/metrics").text().contains("\nloader_handler_threads_busy 0\n")
+    });
     settles(&world.service, descriptors, usize::MAX - 4);
     for stream in &mut stalled {
         let (_, said) = end_of(stream);
@@ -398,6 +401,7 @@ fn a_connection_is_not_taken_for_the_one_before_it_from_the_same_port() {
     world.upload("m.bin", b"model");
     let small = format!("/resources/get/{}", world.folder);
     world.api.fault(&small, resource_api::Fault::Delay(Duration::from_secs(2)), Some(1));
+    world.api.clear_requests();
     let port = free_port();
     let connect = || {
         let stream = connect_from(port, world.service.address()).expect("the port is free again");
