@@ -167,11 +167,11 @@ impl<'a> Scene<'a> {
         ]);
 
         self.forget(bucket);
-        commands::settle();
         let [ours, peers, limits] = &mut measured.cold;
         let [our_first, peers_first] = &mut measured.first_byte;
         in_turns([
             &mut || {
+                commands::settle();
                 let arrival = http::load(loader, bucket, NAME, self.bytes);
                 ours.push(arrival.total);
                 our_first.push(arrival.first_byte * 1000.0);
@@ -179,6 +179,7 @@ impl<'a> Scene<'a> {
             },
             &mut || {
                 if let Some(peer) = &self.peer {
+                    commands::settle();
                     let arrival = http::load(peer.address(), bucket, "peer.bin", self.bytes);
                     peers.push(arrival.total);
                     peers_first.push(arrival.first_byte * 1000.0);
@@ -186,6 +187,7 @@ impl<'a> Scene<'a> {
             },
             &mut || {
                 if with_limits {
+                    commands::settle();
                     let address = self.weed.presigned_get(self.weed.s3.endpoint(), bucket, &format!("{NAME}.big"));
                     let (seconds, bytes) = commands::curl(&[&address]);
                     assert!(bytes + 4096 > self.bytes, "curl got {bytes} bytes");
