@@ -25,7 +25,8 @@ pub use self::request::{Current, RequestId};
 /// How many daily files are kept, today's included.
 const KEPT_FILES: usize = 7;
 
-/// Starts logging, of panics too. A log directory that cannot be used is a warning: a full disk must not keep the box from its models.
+/// Starts logging, of panics too. A log directory that cannot be used is a warning: a full disk must not keep the box from
+/// its models.
 pub fn start(level: LevelFilter, directory: Option<&Path>) {
     let mut loggers: Vec<Box<dyn SharedLogger>> = vec![Box::new(Console {
         level,

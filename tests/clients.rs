@@ -15,7 +15,7 @@ use crate::support::resource_api;
 use crate::support::s3_fault::Fault;
 use crate::support::service::{Service, ServiceBuilder};
 use crate::support::tcp::{connect_from, free_port, reset_on_close};
-use crate::support::{loader_binary, pattern};
+use crate::support::{eventually, loader_binary, pattern};
 use crate::world::World;
 
 /// In KiB, as the kernel counts.
@@ -26,14 +26,6 @@ const SLACK: Duration = Duration::from_secs(6);
 
 fn with_limit(seconds: u32) -> ServiceBuilder {
     Service::builder().env("CLIENT_STALL_SECONDS", seconds.to_string())
-}
-
-fn eventually(at_most: Duration, what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + at_most;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within {at_most:?}: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Descriptors and threads come back to what they were. An idle thread of the library lives 5 s.
@@ -80,9 +72,7 @@ fn stalled_clients_give_their_handlers_back_within_the_limit() {
         stalled.extend([upload, load]);
     }
     // All four handlers are taken.
-    eventually(SLACK, "the uploads arrive", || {
-        std::fs::read_dir(world.service.cache_dir().join(".spool")).map_or(0, Iterator::count) == 2
-    });
+    eventually(SLACK, "the uploads arrive", || world.service.spooled() == 2);
     let started = Instant::now();
     let health = world.service.usual_health();
     world.loads("small.bin", b"model");
@@ -451,7 +441,7 @@ fn resets_in_the_middle_leave_nothing_behind() {
     }
     world.loads("m.bin", &bytes);
     settles(&world.service, descriptors, threads);
-    assert_eq!(std::fs::read_dir(world.service.cache_dir().join(".spool")).map_or(0, Iterator::count), 0);
+    assert_eq!(world.service.spooled(), 0);
     assert!(!world.keys().iter().any(|key| key.starts_with("stalled")));
 }
 

@@ -12,7 +12,7 @@ use crate::support::resource_api::{EMAIL, PASSWORD};
 use crate::support::s3_fault::Fault;
 use crate::support::service::Service;
 use crate::support::small_disk::SmallDisk;
-use crate::support::{pattern, protocol};
+use crate::support::{eventually, pattern, protocol};
 use crate::world::World;
 
 const MIB: usize = 1 << 20;
@@ -55,14 +55,10 @@ fn a_load_streams_uncached_while_the_cache_is_full() {
         assert!(warned(), "{left}");
     }
     // What could not be finished takes no space, a moment after its load; what could is whole, with its record.
-    let settled = || matches!(files(disk.path()).len(), 0) || files(disk.path()) == ["m.bin.big", "m.bin.big.json"];
-    for _ in 0..100 {
-        if settled() {
-            break;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    assert!(settled(), "{:?}", files(disk.path()));
+    eventually(Duration::from_secs(2), "nothing half is on the disk", || {
+        let files = files(disk.path());
+        files.is_empty() || files == ["m.bin.big", "m.bin.big.json"]
+    });
     disk.free();
 
     // Somebody else takes the space while a load is on its way.

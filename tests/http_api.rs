@@ -369,7 +369,7 @@ fn malformed_forms_are_422_with_the_reason() {
         assert!(detail.contains(expected), "{content_type} {body:?}: {detail}");
     }
     assert!(world.keys().is_empty());
-    assert_eq!(std::fs::read_dir(world.service.cache_dir().join(".spool")).map_or(0, Iterator::count), 0);
+    assert_eq!(world.service.spooled(), 0);
 }
 
 #[test]

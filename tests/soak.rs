@@ -465,8 +465,7 @@ fn mixed_clients_on_a_flapping_uplink_leave_nothing_behind() {
     assert!(settled(after), "descriptors and threads were {before:?} and are {after:?}");
     let grown = second.saturating_sub(first);
     assert!(grown <= GROWTH, "SOAK_SEED={seed}: the second half's floor is {grown} KiB over that of the first");
-    let spooled = std::fs::read_dir(soak.world.service.cache_dir().join(".spool")).map_or(0, Iterator::count);
-    assert_eq!(spooled, 0, "spool files are left");
+    assert_eq!(soak.world.service.spooled(), 0, "spool files are left");
     // Neither this program's threads nor, in the standard library's words, those of its libraries.
     let said = soak.world.service.log_text();
     let panics: Vec<_> = said.lines().filter(|line| line.contains("panicked at")).take(5).collect();

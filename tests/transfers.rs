@@ -2,13 +2,13 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::protocol::{self, Salts};
 use crate::support::resource_api::Fault as ApiFault;
 use crate::support::s3::S3;
 use crate::support::s3_fault::Fault;
-use crate::support::{PatternReader, pattern, sha256_hex, sha256_hex_of};
+use crate::support::{PatternReader, eventually, pattern, sha256_hex, sha256_hex_of};
 use crate::world::World;
 
 const MIB: usize = 1 << 20;
@@ -332,12 +332,7 @@ fn an_upload_is_refused_as_a_whole_when_the_client_goes_away() {
     std::io::Write::write_all(&mut client, &vec![1; 4_000_000]).unwrap();
     drop(client);
     thread::sleep(Duration::from_millis(300));
-    let spooled = || std::fs::read_dir(world.service.cache_dir().join(".spool")).map_or(0, Iterator::count);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while spooled() > 0 {
-        assert!(Instant::now() < deadline, "the spool file of an upload that broke off is still there");
-        thread::sleep(Duration::from_millis(20));
-    }
+    eventually(Duration::from_secs(10), "the upload's spool file goes", || world.service.spooled() == 0);
     world.loads("m.bin", b"version 1");
 }
 

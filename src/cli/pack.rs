@@ -68,11 +68,8 @@ pub(super) fn pack(arguments: &Arguments) -> Result<(), String> {
     };
     let name = format!("the output {}", path.display());
     let unwritten = |error| format!("{name} cannot be written: {error}");
-    match (fs::canonicalize(path), fs::canonicalize(key_file)) {
-        (Ok(output), Ok(key_file)) if output == key_file => {
-            return Err(format!("{name} is the key file; name another"));
-        }
-        _ => {}
+    if fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(key_file).is_ok_and(|key_file| path == key_file)) {
+        return Err(format!("{name} is the key file; name another"));
     }
     // A device or a pipe takes the bytes as they come; a file under its name would take its place.
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {

@@ -59,7 +59,7 @@ impl Plan {
             }
         }
         let plan = if quick { Self::quick() } else { Self::full() };
-        Ok(Self { quick, record, only, ..plan })
+        Ok(Self { record, only, ..plan })
     }
 
     /// Whether this part is to be measured.

@@ -35,6 +35,8 @@ pub mod weed;
 
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
@@ -147,4 +149,13 @@ pub fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{test}: {why}");
     // Not `eprintln!`, which the test harness would keep to itself.
     let _ = std::io::Write::write_fmt(&mut io::stderr(), format_args!("SKIPPED: {test} ({why})\n"));
+}
+
+/// Waits until it holds; panics with `what` where it does not in time.
+pub fn eventually(at_most: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + at_most;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {at_most:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }

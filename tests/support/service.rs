@@ -303,6 +303,11 @@ impl Service {
         fs::read_dir(format!("/proc/{}/task", self.pid())).map_or(0, Iterator::count)
     }
 
+    /// Uploads that are being received, or were left half received.
+    pub fn spooled(&self) -> usize {
+        fs::read_dir(self.cache_dir().join(".spool")).map_or(0, Iterator::count)
+    }
+
     /// Open descriptors of the process.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)

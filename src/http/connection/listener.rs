@@ -109,7 +109,7 @@ impl Listener {
     }
 
     /// The TCP port.
-    pub(in crate::http) fn port(&self) -> Option<u16> {
+    fn port(&self) -> Option<u16> {
         match self {
             Self::Tcp(listener, _) => Some(listener.local_addr().ok()?.port()),
             Self::Unix(..) => None,
