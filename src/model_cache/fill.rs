@@ -27,6 +27,9 @@ const DURABLE_EVERY: u64 = 64 << 20;
 /// and after so long: what a slow uplink brought is not lost to a power cut.
 const DURABLE_WITHIN: Duration = Duration::from_secs(1);
 
+/// What has come is passed on after so long, however little it is.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
 /// A download that is running, or has just ended.
 pub(super) struct Fill {
     entry: Entry,
@@ -167,7 +170,9 @@ impl Fill {
         let mut available = resumed;
         let (mut durable, mut since) = (resumed, Instant::now());
         while available < self.object.length {
-            let count = match incoming.next(&self.file, available, &mut buffer) {
+            // To the next multiple of the buffer's length: the page cache takes such a piece of a file at once.
+            let wanted = (CHUNK as u64 - available % CHUNK as u64).min(self.object.length - available) as usize;
+            let count = match incoming.next(&self.file, available, &mut buffer[..wanted]) {
                 Ok(count) => count,
                 Err(Broken::Source(error)) => return Err(error),
                 Err(Broken::File(error)) => {
@@ -193,7 +198,7 @@ impl Fill {
                 }
             }
             self.changed.notify_all();
-            hasher.update(&buffer[..count]);
+            hasher.update_and_exchange(&mut buffer, count);
             // Storage can be slower than the uplink, and then takes its time beside the download.
             if (available - durable >= DURABLE_EVERY || since.elapsed() >= DURABLE_WITHIN) && sync.is_idle() {
                 sync.wait()?;
@@ -230,7 +235,7 @@ impl Fill {
         if self.connections > 1 && ranges::worth_it(length - position) {
             return Ranges::start(&self.file, &self.open, position, length, self.connections).map(Incoming::Ranges);
         }
-        Ok(Incoming::Stream((self.open)(position..length)))
+        Ok(Incoming::Stream { source: (self.open)(position..length), broken: None })
     }
 
     /// The state of the hash cannot be stored, so what is resumed is read once more.
@@ -281,7 +286,11 @@ impl Fill {
 
 /// Bytes on their way into the file.
 enum Incoming {
-    Stream(Box<dyn Read + Send>),
+    Stream {
+        source: Box<dyn Read + Send>,
+        /// Came behind bytes that are still to be used.
+        broken: Option<io::Error>,
+    },
     Ranges(Ranges),
 }
 
@@ -289,17 +298,11 @@ impl Incoming {
     /// Waits for more bytes behind `position`, sees to it that they are in the file, and puts them into `buffer`.
     fn next(&mut self, file: &File, position: u64, buffer: &mut [u8]) -> Result<usize, Broken> {
         match self {
-            Self::Stream(source) => loop {
-                match source.read(buffer) {
-                    Ok(0) => return Err(Broken::Source(io::ErrorKind::UnexpectedEof.into())),
-                    Ok(count) => {
-                        file.write_all_at(&buffer[..count], position).map_err(Broken::File)?;
-                        return Ok(count);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(Broken::Source(error)),
-                }
-            },
+            Self::Stream { source, broken } => {
+                let count = gather(source, buffer, broken).map_err(Broken::Source)?;
+                file.write_all_at(&buffer[..count], position).map_err(Broken::File)?;
+                Ok(count)
+            }
             Self::Ranges(ranges) => {
                 let available = ranges.wait(position)?;
                 let count = buffer.len().min(usize::try_from(available - position).unwrap_or(usize::MAX));
@@ -307,6 +310,23 @@ impl Incoming {
                 Ok(count)
             }
         }
+    }
+}
+
+/// Fills `out`, or less of it if the rest does not come at once. An error behind bytes is kept in `broken` for the next call.
+fn gather(source: &mut dyn Read, out: &mut [u8], broken: &mut Option<io::Error>) -> io::Result<usize> {
+    let (mut count, started) = (0, Instant::now());
+    while broken.is_none() && count < out.len() && (count == 0 || started.elapsed() < AT_ONCE) {
+        match source.read(&mut out[count..]) {
+            Ok(0) => *broken = Some(io::ErrorKind::UnexpectedEof.into()),
+            Ok(more) => count += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => *broken = Some(error),
+        }
+    }
+    match broken.take_if(|_| count == 0) {
+        Some(error) => Err(error),
+        None => Ok(count),
     }
 }
 
@@ -377,5 +397,48 @@ impl Read for FillReader {
 impl Drop for FillReader {
     fn drop(&mut self) {
         self.fill.state().readers -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// Gives one byte a read, with a pause before each, and fails behind the last.
+    struct Drops(u8, Duration);
+
+    impl Read for Drops {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+            thread::sleep(self.1);
+            if self.0 == 0 {
+                return Err(io::Error::other("broken"));
+            }
+            self.0 -= 1;
+            out[0] = self.0;
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn what_comes_at_once_is_gathered_and_what_comes_slowly_is_passed_on() {
+        let (mut out, mut broken) = ([0; 8], None);
+        // Unless the machine takes a break meanwhile.
+        assert!((0..10).any(|_| gather(&mut Drops(9, Duration::ZERO), &mut out, &mut broken).unwrap() == 8));
+        assert_eq!(out, [8, 7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!(gather(&mut Drops(9, 2 * AT_ONCE), &mut out, &mut broken).unwrap(), 1);
+        assert!(broken.is_none());
+    }
+
+    #[test]
+    fn bytes_before_a_failure_are_used_and_the_failure_is_not_lost() {
+        let (mut out, mut broken, mut source) = ([0; 8], None, Drops(3, Duration::ZERO));
+        assert_eq!(gather(&mut source, &mut out, &mut broken).unwrap(), 3);
+        // A source may go on after an error, with what nobody expects.
+        source.0 = 5;
+        assert_eq!(gather(&mut source, &mut out, &mut broken).unwrap_err().to_string(), "broken");
+        let error = gather(&mut &b""[..], &mut out, &mut broken).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -3,6 +3,7 @@
 //! The hash is the slowest stage of a load, slower than decryption and socket together, and the only one that can go on
 //! without the others. So a long stream is hashed on a thread of its own, from copies in a few buffers.
 
+use std::mem;
 use std::panic::resume_unwind;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -37,16 +38,30 @@ impl From<Hasher> for HashBeside {
 impl HashBeside {
     /// Adds `bytes`. Waits if the thread is behind by as much as its buffers hold.
     pub fn update(&mut self, bytes: &[u8]) {
+        match self.worker_for(bytes.len()) {
+            Some(worker) => worker.update(bytes),
+            None => self.hasher.update(bytes),
+        }
+    }
+
+    /// Adds the first `count` bytes of `buffer`, which has [`CHUNK`] bytes, and may leave another of that length in its
+    /// place: that saves the copy.
+    pub fn update_and_exchange(&mut self, buffer: &mut Vec<u8>, count: usize) {
+        match self.worker_for(count) {
+            Some(worker) => worker.exchange(buffer, count),
+            None => self.hasher.update(&buffer[..count]),
+        }
+    }
+
+    /// The thread that the next `count` bytes are for; none if they are for the hasher here.
+    fn worker_for(&mut self, count: usize) -> Option<&Worker> {
         if self.worker.is_none() && self.seen < WORTH_A_THREAD {
-            self.seen += bytes.len();
+            self.seen += count;
             if self.seen >= WORTH_A_THREAD {
                 self.worker = Worker::start(&self.hasher);
             }
         }
-        match &self.worker {
-            Some(worker) => worker.update(bytes),
-            None => self.hasher.update(bytes),
-        }
+        self.worker.as_ref()
     }
 
     /// The state after all bytes added.
@@ -58,7 +73,8 @@ impl HashBeside {
 
 /// The thread and the buffers that go round between it and the caller.
 struct Worker {
-    full: SyncSender<Vec<u8>>,
+    /// Buffers of [`CHUNK`] bytes, with how many of these count.
+    full: SyncSender<(Vec<u8>, usize)>,
     empty: Receiver<Vec<u8>>,
     thread: JoinHandle<Hasher>,
 }
@@ -70,15 +86,15 @@ impl Worker {
         if *CORES.get_or_init(|| available_parallelism().map_or(1, usize::from)) < 2 {
             return None;
         }
-        let (full, filled) = sync_channel::<Vec<u8>>(BUFFERS);
+        let (full, filled) = sync_channel::<(Vec<u8>, usize)>(BUFFERS);
         let (emptied, empty) = sync_channel(BUFFERS);
         for _ in 0..BUFFERS {
-            emptied.send(Vec::with_capacity(CHUNK)).ok()?;
+            emptied.send(vec![0; CHUNK]).ok()?;
         }
         let mut hasher = hasher.clone();
         let hash = move || {
-            while let Ok(buffer) = filled.recv() {
-                hasher.update(&buffer);
+            while let Ok((buffer, count)) = filled.recv() {
+                hasher.update(&buffer[..count]);
                 // The caller may have gone: then nobody waits for it.
                 let _ = emptied.send(buffer);
             }
@@ -89,12 +105,20 @@ impl Worker {
 
     fn update(&self, bytes: &[u8]) {
         for bytes in bytes.chunks(CHUNK) {
-            // The thread ends before its caller by a panic only, which `finish` hands on.
-            let Ok(mut buffer) = self.empty.recv() else { return };
-            buffer.clear();
-            buffer.extend_from_slice(bytes);
-            let _ = self.full.send(buffer);
+            self.send(bytes.len(), |empty| empty[..bytes.len()].copy_from_slice(bytes));
         }
+    }
+
+    fn exchange(&self, buffer: &mut Vec<u8>, count: usize) {
+        self.send(count, |empty| mem::swap(empty, buffer));
+    }
+
+    /// Hands the thread a buffer that `fill` has put `count` bytes into.
+    fn send(&self, count: usize, fill: impl FnOnce(&mut Vec<u8>)) {
+        // The thread ends before its caller by a panic only, which `finish` hands on.
+        let Ok(mut buffer) = self.empty.recv() else { return };
+        fill(&mut buffer);
+        let _ = self.full.send((buffer, count));
     }
 
     fn finish(self) -> Hasher {
@@ -120,6 +144,13 @@ mod tests {
                 }
                 assert_eq!(beside.into_hasher().finish(), sha256_hex(&bytes), "size {size}, portions of {portion}");
             }
+            let (mut beside, mut buffer) = (HashBeside::default(), vec![0; CHUNK]);
+            for part in bytes.chunks(7777) {
+                buffer[..part.len()].copy_from_slice(part);
+                beside.update_and_exchange(&mut buffer, part.len());
+                assert_eq!(buffer.len(), CHUNK);
+            }
+            assert_eq!(beside.into_hasher().finish(), sha256_hex(&bytes), "size {size}, exchanged");
         }
     }
 
