@@ -21,11 +21,8 @@ use crate::security::{HashBeside, HashMismatch, Hasher, Proof};
 use crate::storage::{DiskSync, create_parent, open_private, rename_durably};
 use crate::threads;
 
-/// The part record is brought up to date whenever so many bytes more have come,
-const DURABLE_EVERY: u64 = 64 << 20;
-
-/// and after so long: what a slow uplink brought is not lost to a power cut.
-const DURABLE_WITHIN: Duration = Duration::from_secs(1);
+/// The part record is brought up to date so often: what came before is not lost to a power cut.
+const DURABLE_EVERY: Duration = Duration::from_secs(1);
 
 /// What has come is passed on after so long, however little it is.
 const AT_ONCE: Duration = Duration::from_millis(10);
@@ -168,7 +165,7 @@ impl Fill {
         let mut incoming = self.incoming(resumed)?;
         let mut buffer = vec![0; CHUNK];
         let mut available = resumed;
-        let (mut durable, mut since) = (resumed, Instant::now());
+        let mut durable = Instant::now();
         while available < self.object.length {
             // To the next multiple of the buffer's length: the page cache takes such a piece of a file at once.
             let wanted = (CHUNK as u64 - available % CHUNK as u64).min(self.object.length - available) as usize;
@@ -200,10 +197,10 @@ impl Fill {
             self.changed.notify_all();
             hasher.update_and_exchange(&mut buffer, count);
             // Storage can be slower than the uplink, and then takes its time beside the download.
-            if (available - durable >= DURABLE_EVERY || since.elapsed() >= DURABLE_WITHIN) && sync.is_idle() {
+            if durable.elapsed() >= DURABLE_EVERY && sync.is_idle() {
                 sync.wait()?;
                 self.make_durable(available, sync);
-                (durable, since) = (available, Instant::now());
+                durable = Instant::now();
             }
         }
         let proof = hasher.into_hasher().prove();

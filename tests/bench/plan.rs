@@ -29,6 +29,8 @@ pub struct Plan {
     only: Vec<&'static str>,
     /// Turns of every contestant.
     pub rounds: usize,
+    /// The same for the unlock, where the engine's share differs much from round to round.
+    pub unlock_rounds: usize,
     /// The file that goals are about, in bytes.
     pub main: u64,
     /// File sizes to see growth by, in bytes, `main` among them.
@@ -73,6 +75,7 @@ impl Plan {
             record: false,
             only: Vec::new(),
             rounds: 5,
+            unlock_rounds: 9,
             main: 1024 * MIB,
             sizes: vec![MIB, 64 * MIB, 1024 * MIB, 4096 * MIB],
             peer_up_to: 1024 * MIB,
@@ -89,6 +92,7 @@ impl Plan {
             record: false,
             only: Vec::new(),
             rounds: 2,
+            unlock_rounds: 2,
             main: 48 * MIB,
             sizes: vec![MIB, 48 * MIB, 192 * MIB],
             peer_up_to: 48 * MIB,

@@ -30,6 +30,7 @@ pub struct Growth {
 pub struct Report {
     quick: bool,
     rounds: usize,
+    unlock_rounds: usize,
     figures: Vec<Figure>,
     growth: Vec<Growth>,
     peaks: Vec<(u64, f64)>,
@@ -39,8 +40,9 @@ pub struct Report {
 impl Report {
     /// An empty one.
     pub fn new(plan: &Plan) -> Self {
-        let Plan { quick, rounds, .. } = *plan;
-        Self { quick, rounds, figures: Vec::new(), growth: Vec::new(), peaks: Vec::new(), left_out: Vec::new() }
+        let Plan { quick, rounds, unlock_rounds, .. } = *plan;
+        let (figures, growth, peaks, left_out) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { quick, rounds, unlock_rounds, figures, growth, peaks, left_out }
     }
 
     /// Says what is being measured.
@@ -148,8 +150,9 @@ impl Report {
         }
         let quick = if self.quick { " Quick run: the sizes are too small to judge by." } else { "" };
         text.push_str(&format!(
-            "\nMedians of {} rounds in turns, ratios round by round. {}.{quick}\n",
+            "\nMedians of {} rounds in turns, {} for the unlock; ratios round by round. {}.{quick}\n",
             self.rounds,
+            self.unlock_rounds,
             machine.line()
         ));
         for what in &self.left_out {
@@ -168,7 +171,7 @@ impl Report {
         });
         json!({
             "machine": machine.line(), "date": machine.date, "quick": self.quick, "rounds": self.rounds,
-            "seconds": took.as_secs(), "leftOut": self.left_out,
+            "unlockRounds": self.unlock_rounds, "seconds": took.as_secs(), "leftOut": self.left_out,
             "figures": self.figures.iter().map(Figure::to_json).collect::<Vec<_>>(),
             "growth": growth.collect::<Vec<_>>(),
         })

@@ -54,8 +54,7 @@ pub fn measure(plan: &Plan, python: bool, report: &mut Report) {
         .limited_by("openssl enc -d piped into docker load")
         // In time, 1.05 of the limit's at most.
         .goal(Goal::TimesLimit(1.0 / 1.05));
-    // The engine's share differs so much from round to round that the others' needs more of them.
-    for round in 0..2 * plan.rounds - 1 {
+    for round in 0..plan.unlock_rounds {
         for turn in 0..3 {
             commands::settle();
             match (turn + round) % 3 {
