@@ -1,8 +1,6 @@
 //! Writing big parts: streaming PUT from a file, server-side copy, and the removal of old generations.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 
 use http::{HeaderName, Method, header};
 use s3::serde_types::{CompleteMultipartUploadData, InitiateMultipartUploadResponse, ListBucketResult, Part};
@@ -11,7 +9,6 @@ use serde::Deserialize;
 
 use super::s3::{CdnError, S3Account, S3Request, empty_sha256, xml};
 use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
-use crate::constants::CHUNK;
 use crate::metrics::Stage;
 use crate::security::{Hasher, sha256_hex};
 use crate::transfer::Transfer;
@@ -52,12 +49,12 @@ impl Destination<'_> {
             return self.ask(Method::PUT, key, &[], &metadata, payload, part.sha256).map(drop);
         }
         self.in_parts(key, &metadata, part.length, self.limits.part, |query, offset, length| {
-            let sha256 = hash_range(part.file, offset, length).map_err(|error| CdnError::BadAnswer {
+            let hasher = Hasher::of_range(part.file, offset..offset + length).map_err(|error| CdnError::BadAnswer {
                 object: format!("local copy of {key}"),
                 reason: error.to_string(),
             })?;
             let payload = Payload::File { file: part.file, offset, length, transfer };
-            let answer = self.ask(Method::PUT, key, query, &[], payload, &sha256)?;
+            let answer = self.ask(Method::PUT, key, query, &[], payload, &hasher.finish())?;
             let etag = answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
             etag.ok_or_else(|| self.bad(key, "it does not tell the part's ETag"))
         })
@@ -190,21 +187,4 @@ fn metadata(sha256: Option<&str>, small_sha256: Option<&str>) -> Vec<(HeaderName
     let hashes = [(META_SHA256, sha256), (META_SMALL_SHA256, small_sha256)];
     let hashes = hashes.into_iter().filter_map(|(name, hash)| Some((HeaderName::from_static(name), hash?.to_owned())));
     [(header::CONTENT_TYPE, "application/octet-stream".to_owned())].into_iter().chain(hashes).collect()
-}
-
-fn hash_range(file: &File, offset: u64, length: u64) -> io::Result<String> {
-    let mut hasher = Hasher::default();
-    let mut buffer = vec![0; CHUNK];
-    let (mut position, end) = (offset, offset + length);
-    while position < end {
-        let limit = buffer.len().min((end - position) as usize);
-        match file.read_at(&mut buffer[..limit], position)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                hasher.update(&buffer[..count]);
-                position += count as u64;
-            }
-        }
-    }
-    Ok(hasher.finish())
 }

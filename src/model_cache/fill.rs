@@ -161,7 +161,8 @@ impl Fill {
 
     /// Brings the bytes in. Answers the proof of the whole, or nothing if it stopped before the end without an error.
     fn download(&self, resumed: u64, sync: &mut DiskSync) -> io::Result<Option<Proof>> {
-        let mut hasher = HashBeside::from(self.hash_of_resumed(resumed)?);
+        // The state of the hash cannot be stored, so what is resumed is read once more.
+        let mut hasher = HashBeside::from(Hasher::of_range(&self.file, 0..resumed)?);
         let mut incoming = self.incoming(resumed)?;
         let mut buffer = vec![0; CHUNK];
         let mut available = resumed;
@@ -233,20 +234,6 @@ impl Fill {
             return Ranges::start(&self.file, &self.open, position, length, self.connections).map(Incoming::Ranges);
         }
         Ok(Incoming::Stream { source: (self.open)(position..length), broken: None })
-    }
-
-    /// The state of the hash cannot be stored, so what is resumed is read once more.
-    fn hash_of_resumed(&self, resumed: u64) -> io::Result<Hasher> {
-        let mut hasher = Hasher::default();
-        let mut buffer = vec![0; CHUNK];
-        let mut position = 0;
-        while position < resumed {
-            let limit = buffer.len().min((resumed - position) as usize);
-            self.file.read_exact_at(&mut buffer[..limit], position)?;
-            hasher.update(&buffer[..limit]);
-            position += limit as u64;
-        }
-        Ok(hasher)
     }
 
     /// Gives the finished file its record and its name. The record goes first: it is void until its file is there, while a

@@ -1,7 +1,7 @@
 //! SHA-256 beside the work that its bytes are for.
 //!
 //! The hash is the slowest stage of a load, slower than decryption and socket together, and the only one that can go on
-//! without the others. So a long stream is hashed on a thread of its own, from copies in a few buffers.
+//! without the others. So a long stream is hashed on a thread of its own, a few buffers behind.
 
 use std::mem;
 use std::panic::resume_unwind;

@@ -1,11 +1,15 @@
 //! SHA-256 of bytes that pass by, and a reader that does not end well unless they match.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
 
 use super::HashBeside;
+use crate::constants::CHUNK;
 
 /// How far apart the checkpoints of a [`Proof`] are, in bytes: so much at each end of a range is read besides it.
 const CHECKPOINT: u64 = 8 << 20;
@@ -34,6 +38,23 @@ impl Hasher {
             self.checkpoints.push(self.sha.clone());
             bytes = rest;
         }
+    }
+
+    /// One that has seen a range of a file.
+    ///
+    /// # Errors
+    /// Those of the file, also where it ends before the range.
+    pub fn of_range(file: &File, range: Range<u64>) -> io::Result<Self> {
+        let mut hasher = Self::default();
+        let mut buffer = vec![0; CHUNK];
+        let mut position = range.start;
+        while position < range.end {
+            let limit = buffer.len().min((range.end - position) as usize);
+            file.read_exact_at(&mut buffer[..limit], position)?;
+            hasher.update(&buffer[..limit]);
+            position += limit as u64;
+        }
+        Ok(hasher)
     }
 
     /// The hash of all bytes added, in lower-case hex.

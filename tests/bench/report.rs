@@ -28,9 +28,7 @@ pub struct Growth {
 
 /// All that was measured so far.
 pub struct Report {
-    quick: bool,
-    rounds: usize,
-    unlock_rounds: usize,
+    plan: Plan,
     figures: Vec<Figure>,
     growth: Vec<Growth>,
     peaks: Vec<(u64, f64)>,
@@ -40,9 +38,7 @@ pub struct Report {
 impl Report {
     /// An empty one.
     pub fn new(plan: &Plan) -> Self {
-        let Plan { quick, rounds, unlock_rounds, .. } = *plan;
-        let (figures, growth, peaks, left_out) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { quick, rounds, unlock_rounds, figures, growth, peaks, left_out }
+        Self { plan: plan.clone(), figures: Vec::new(), growth: Vec::new(), peaks: Vec::new(), left_out: Vec::new() }
     }
 
     /// Says what is being measured.
@@ -117,7 +113,7 @@ impl Report {
             let goals = figure.goals.iter().map(|goal| {
                 let (goal, met) = figure.judge(*goal);
                 match met {
-                    _ if self.quick => goal,
+                    _ if self.plan.quick => goal,
                     Some(true) => format!("{goal}: met"),
                     Some(false) => format!("{goal}: MISSED"),
                     None => format!("{goal}: not compared"),
@@ -148,11 +144,11 @@ impl Report {
                 text.push_str("|\n");
             }
         }
-        let quick = if self.quick { " Quick run: the sizes are too small to judge by." } else { "" };
+        let quick = if self.plan.quick { " Quick run: the sizes are too small to judge by." } else { "" };
         text.push_str(&format!(
             "\nMedians of {} rounds in turns, {} for the unlock; ratios round by round. {}.{quick}\n",
-            self.rounds,
-            self.unlock_rounds,
+            self.plan.rounds,
+            self.plan.unlock_rounds,
             machine.line()
         ));
         for what in &self.left_out {
@@ -170,8 +166,8 @@ impl Report {
             })
         });
         json!({
-            "machine": machine.line(), "date": machine.date, "quick": self.quick, "rounds": self.rounds,
-            "unlockRounds": self.unlock_rounds, "seconds": took.as_secs(), "leftOut": self.left_out,
+            "machine": machine.line(), "date": machine.date, "quick": self.plan.quick, "rounds": self.plan.rounds,
+            "unlockRounds": self.plan.unlock_rounds, "seconds": took.as_secs(), "leftOut": self.left_out,
             "figures": self.figures.iter().map(Figure::to_json).collect::<Vec<_>>(),
             "growth": growth.collect::<Vec<_>>(),
         })

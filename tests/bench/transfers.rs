@@ -137,6 +137,7 @@ impl<'a> Scene<'a> {
     fn round(&self, round: usize, bucket: &str, with_limits: bool, measured: &mut Measured) {
         let in_turns = |contestants: [&mut dyn FnMut(); 3]| {
             for index in 0..3 {
+                commands::settle();
                 contestants[(index + round) % 3]();
             }
         };
@@ -146,19 +147,16 @@ impl<'a> Scene<'a> {
         let [ours, peers, limits] = &mut measured.upload;
         in_turns([
             &mut || {
-                commands::settle();
                 ours.push(http::upload(loader, bucket, NAME, &self.plain));
             },
             &mut || {
                 if let Some(peer) = &self.peer {
-                    commands::settle();
                     // Under another name: the two would replace each other's parts.
                     peers.push(http::upload(peer.address(), bucket, "peer.bin", &self.plain));
                 }
             },
             &mut || {
                 if with_limits {
-                    commands::settle();
                     let address = self.weed.presigned_put(bucket, limit_key);
                     limits.push(commands::encrypt_and_send(&self.plain, &self.encrypted, &address));
                     let _ = fs::remove_file(&self.encrypted);
@@ -171,7 +169,6 @@ impl<'a> Scene<'a> {
         let [our_first, peers_first] = &mut measured.first_byte;
         in_turns([
             &mut || {
-                commands::settle();
                 let arrival = http::load(loader, bucket, NAME, self.bytes);
                 ours.push(arrival.total);
                 our_first.push(arrival.first_byte * 1000.0);
@@ -179,7 +176,6 @@ impl<'a> Scene<'a> {
             },
             &mut || {
                 if let Some(peer) = &self.peer {
-                    commands::settle();
                     let arrival = http::load(peer.address(), bucket, "peer.bin", self.bytes);
                     peers.push(arrival.total);
                     peers_first.push(arrival.first_byte * 1000.0);
@@ -187,7 +183,6 @@ impl<'a> Scene<'a> {
             },
             &mut || {
                 if with_limits {
-                    commands::settle();
                     let address = self.weed.presigned_get(self.weed.s3.endpoint(), bucket, &format!("{NAME}.big"));
                     let (seconds, bytes) = commands::curl(&[&address]);
                     assert!(bytes + 4096 > self.bytes, "curl got {bytes} bytes");
@@ -196,7 +191,6 @@ impl<'a> Scene<'a> {
             },
         ]);
 
-        commands::settle();
         let [ours, peers, limits] = &mut measured.warm;
         let small = self.api.file(bucket, &format!("{NAME}.small")).expect("it was uploaded");
         in_turns([
