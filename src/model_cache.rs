@@ -13,6 +13,7 @@
 mod cached;
 mod catalog;
 mod fill;
+mod incoming;
 mod kept;
 mod proofs;
 mod ranges;

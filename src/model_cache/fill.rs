@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::incoming::Incoming;
 use super::proofs::Proofs;
 use super::ranges::{self, Broken, Ranges};
 use super::record::{PartRecord, Record};
@@ -23,9 +24,6 @@ use crate::threads;
 
 /// The part record is brought up to date so often: what came before is not lost to a power cut.
 const DURABLE_EVERY: Duration = Duration::from_secs(1);
-
-/// What has come is passed on after so long, however little it is.
-const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// A download that is running, or has just ended.
 pub(super) struct Fill {
@@ -233,7 +231,7 @@ impl Fill {
         if self.connections > 1 && ranges::worth_it(length - position) {
             return Ranges::start(&self.file, &self.open, position, length, self.connections).map(Incoming::Ranges);
         }
-        Ok(Incoming::Stream { source: (self.open)(position..length), broken: None })
+        Ok(Incoming::stream((self.open)(position..length)))
     }
 
     /// Gives the finished file its record and its name. The record goes first: it is void until its file is there, while a
@@ -265,52 +263,6 @@ impl Fill {
         for path in [self.entry.part(), self.entry.part_record()] {
             let _ = fs::remove_file::<PathBuf>(path);
         }
-    }
-}
-
-/// Bytes on their way into the file.
-enum Incoming {
-    Stream {
-        source: Box<dyn Read + Send>,
-        /// Came behind bytes that are still to be used.
-        broken: Option<io::Error>,
-    },
-    Ranges(Ranges),
-}
-
-impl Incoming {
-    /// Waits for more bytes behind `position`, sees to it that they are in the file, and puts them into `buffer`.
-    fn next(&mut self, file: &File, position: u64, buffer: &mut [u8]) -> Result<usize, Broken> {
-        match self {
-            Self::Stream { source, broken } => {
-                let count = gather(source, buffer, broken).map_err(Broken::Source)?;
-                file.write_all_at(&buffer[..count], position).map_err(Broken::File)?;
-                Ok(count)
-            }
-            Self::Ranges(ranges) => {
-                let available = ranges.wait(position)?;
-                let count = buffer.len().min(usize::try_from(available - position).unwrap_or(usize::MAX));
-                file.read_exact_at(&mut buffer[..count], position).map_err(Broken::File)?;
-                Ok(count)
-            }
-        }
-    }
-}
-
-/// Fills `out`, or less of it if the rest does not come at once. An error behind bytes is kept in `broken` for the next call.
-fn gather(source: &mut dyn Read, out: &mut [u8], broken: &mut Option<io::Error>) -> io::Result<usize> {
-    let (mut count, started) = (0, Instant::now());
-    while broken.is_none() && count < out.len() && (count == 0 || started.elapsed() < AT_ONCE) {
-        match source.read(&mut out[count..]) {
-            Ok(0) => *broken = Some(io::ErrorKind::UnexpectedEof.into()),
-            Ok(more) => count += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => *broken = Some(error),
-        }
-    }
-    match broken.take_if(|_| count == 0) {
-        Some(error) => Err(error),
-        None => Ok(count),
     }
 }
 
@@ -381,48 +333,5 @@ impl Read for FillReader {
 impl Drop for FillReader {
     fn drop(&mut self) {
         self.fill.state().readers -= 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::thread;
-
-    use super::*;
-
-    /// Gives one byte a read, with a pause before each, and fails behind the last.
-    struct Drops(u8, Duration);
-
-    impl Read for Drops {
-        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-            thread::sleep(self.1);
-            if self.0 == 0 {
-                return Err(io::Error::other("broken"));
-            }
-            self.0 -= 1;
-            out[0] = self.0;
-            Ok(1)
-        }
-    }
-
-    #[test]
-    fn what_comes_at_once_is_gathered_and_what_comes_slowly_is_passed_on() {
-        let (mut out, mut broken) = ([0; 8], None);
-        // Unless the machine takes a break meanwhile.
-        assert!((0..10).any(|_| gather(&mut Drops(9, Duration::ZERO), &mut out, &mut broken).unwrap() == 8));
-        assert_eq!(out, [8, 7, 6, 5, 4, 3, 2, 1]);
-        assert_eq!(gather(&mut Drops(9, 2 * AT_ONCE), &mut out, &mut broken).unwrap(), 1);
-        assert!(broken.is_none());
-    }
-
-    #[test]
-    fn bytes_before_a_failure_are_used_and_the_failure_is_not_lost() {
-        let (mut out, mut broken, mut source) = ([0; 8], None, Drops(3, Duration::ZERO));
-        assert_eq!(gather(&mut source, &mut out, &mut broken).unwrap(), 3);
-        // A source may go on after an error, with what nobody expects.
-        source.0 = 5;
-        assert_eq!(gather(&mut source, &mut out, &mut broken).unwrap_err().to_string(), "broken");
-        let error = gather(&mut &b""[..], &mut out, &mut broken).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }
