@@ -151,6 +151,11 @@ pub fn skip(test: &str, why: &str) {
     let _ = std::io::Write::write_fmt(&mut io::stderr(), format_args!("SKIPPED: {test} ({why})\n"));
 }
 
+/// Whether tests take their large sizes.
+pub fn in_ci() -> bool {
+    std::env::var_os("CI").is_some()
+}
+
 /// Waits until it holds; panics with `what` where it does not in time.
 pub fn eventually(at_most: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + at_most;
