@@ -274,7 +274,9 @@ fn serve() -> Result<(), Failure> {
     if !default_salts.is_empty() {
         log::warn!("{default_salts} not set: the default is public and protects nothing");
     }
-    let running = Server::new(Arc::clone(&service), listener, stop).serve();
+    let running = Server::new(Arc::clone(&service), vec![listener], stop)
+        .serve()
+        .map_err(|error| Failure::runtime(format!("requests cannot be served: {error}")))?;
     if !running.finish_within(FINISH_LIMIT) {
         log::warn!("transfers that did not finish within {} s are cut off", FINISH_LIMIT.as_secs());
     }

@@ -59,6 +59,11 @@ impl Count {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// One less, of a gauge.
+    pub fn remove(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// How many.
     #[must_use]
     pub fn get(&self) -> u64 {
@@ -79,7 +84,7 @@ pub struct During(&'static Count);
 
 impl Drop for During {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.remove();
     }
 }
 
@@ -91,6 +96,8 @@ pub static CACHE_MISSES: Count = Count::new();
 pub static UPLINK_RETRIES: Count = Count::new();
 /// Requests that were answered 503, since all handlers were busy and the queue was full.
 pub static QUEUE_FULL: Count = Count::new();
+/// Connections of clients.
+pub static CONNECTIONS: Count = Count::new();
 /// Handler threads.
 pub static HANDLERS: Count = Count::new();
 /// Handler threads that are at a request.
@@ -145,6 +152,7 @@ pub fn write(text: &mut Text) {
         "Requests refused because all handlers were busy.",
         QUEUE_FULL.get(),
     );
+    text.single("loader_connections", "gauge", "Open connections of clients.", CONNECTIONS.get());
     text.single("loader_handler_threads", "gauge", "Handler threads.", HANDLERS.get());
     text.single("loader_handler_threads_busy", "gauge", "Handler threads at work.", HANDLERS_BUSY.get());
     text.single("loader_uptime_seconds", "gauge", "Seconds since the start.", uptime().as_secs_f64());
