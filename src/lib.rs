@@ -3,8 +3,8 @@
 //! Data flows one way: request → handler ([`http`]) → [`api_client`] → [`cdn_manager`] and [`model_cache`] → the readers
 //! of [`security`] → response, each a `Read` around a `Read`. No module calls back up.
 //!
-//! Unsafe code is denied but in two places that call the C library: `http::connection` for sockets, `cli::terminal` for the
-//! modes of a terminal.
+//! Unsafe code is denied but in two places that call the C library, `http::connection` for sockets and `cli::terminal` for
+//! the modes of a terminal, and in `systemd`, which takes over descriptors.
 
 pub mod api_client;
 pub mod binary_split;
@@ -27,6 +27,7 @@ pub mod security;
 pub mod service;
 pub mod shutdown;
 pub mod storage;
+pub mod systemd;
 pub mod threads;
 pub mod transfer;
 pub mod unlock;
