@@ -43,7 +43,7 @@ Environment (name, default, meaning):
   API_VERSION            latest                        image tag that the archive must hold
   BIND_ADDR              127.0.0.1:8080                host:port, or unix:/path (mode 0660)
   MODEL_CACHE_DIR        models                        model cache
-  LOG_DIR                logs                          daily log files, 7 kept; empty: no files
+  LOG_DIR                logs                          daily log files, 7 kept, 16 MiB each at most; empty: no files
   LOG_LEVEL              info                          off, error, warn, info, debug or trace
   CDN_CONFIG_PATH        (from the Resource API)       local CDN configuration, YAML
   CA_CERT_PATH           (none)                        PEM, trusted besides the web's authorities
@@ -280,5 +280,6 @@ fn serve() -> Result<(), Failure> {
     }
     service.stop();
     log::info!("stopped");
+    log::logger().flush();
     Ok(())
 }
