@@ -25,3 +25,15 @@ pub use multipart::{Multipart, MultipartError, PartHead, boundary};
 pub use reply::Reply;
 pub use router::{Route, RouteError, route};
 pub use server::{Running, Server};
+
+/// The parser of request heads, for its fuzz target.
+#[doc(hidden)]
+pub fn fuzz_head(bytes: &[u8]) {
+    gate::fuzz_head(bytes);
+}
+
+/// The decoder of chunked bodies, for its fuzz target.
+#[doc(hidden)]
+pub fn fuzz_chunked(bytes: &[u8]) {
+    body::fuzz(bytes);
+}

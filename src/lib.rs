@@ -3,7 +3,8 @@
 //! Data flows one way: request → handler ([`http`]) → [`api_client`] → [`cdn_manager`] and [`model_cache`] → the readers
 //! of [`security`] → response, each a `Read` around a `Read`. No module calls back up.
 //!
-//! Unsafe code is denied but in one place that calls the C library: `cli::terminal`, for the modes of a terminal.
+//! Unsafe code is denied but in two places: `cli::terminal` asks the C library for the modes of a terminal, and `systemd`
+//! takes over descriptors by their numbers.
 
 pub mod api_client;
 pub mod binary_split;
@@ -27,6 +28,7 @@ pub mod security;
 pub mod service;
 pub mod shutdown;
 pub mod storage;
+pub mod systemd;
 pub mod threads;
 pub mod transfer;
 pub mod unlock;

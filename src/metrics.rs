@@ -106,6 +106,13 @@ pub static HANDLERS_BUSY: Count = Count::new();
 static BYTES: [AtomicU64; Stage::ALL.len()] = [const { AtomicU64::new(0) }; Stage::ALL.len()];
 static MICROSECONDS: [AtomicU64; Stage::ALL.len()] = [const { AtomicU64::new(0) }; Stage::ALL.len()];
 
+static UNDER_WAY: [Count; Stage::ALL.len()] = [const { Count::new() }; Stage::ALL.len()];
+
+/// The transfers of a stage that are under way.
+pub fn under_way(stage: Stage) -> &'static Count {
+    &UNDER_WAY[stage as usize]
+}
+
 /// `bytes` have moved in a stage, and it took so long.
 pub fn moved(stage: Stage, bytes: u64, time: Duration) {
     BYTES[stage as usize].fetch_add(bytes, Ordering::Relaxed);
@@ -135,6 +142,10 @@ pub fn write(text: &mut Text) {
     for stage in Stage::ALL {
         let time = Duration::from_micros(MICROSECONDS[stage as usize].load(Ordering::Relaxed));
         text.sample("", &[("stage", stage.name())], time.as_secs_f64());
+    }
+    text.family("loader_transfers", "gauge", "Transfers under way, by stage.");
+    for stage in Stage::ALL {
+        text.sample("", &[("stage", stage.name())], under_way(stage).get());
     }
     text.family("loader_cache_lookups_total", "counter", "Loads by whether their big part was in the cache.");
     for (result, count) in [("hit", &CACHE_HITS), ("miss", &CACHE_MISSES)] {

@@ -122,6 +122,22 @@ fn line(source: &mut impl BufRead, limit: usize) -> io::Result<Vec<u8>> {
     }
 }
 
+/// For the fuzz target: a chunked body comes out the same whatever portions it is read in.
+pub(super) fn fuzz(body: &[u8]) {
+    let outcome = |portion: usize| {
+        let mut source = io::BufReader::with_capacity(portion, body);
+        let (mut decoder, mut content, mut buffer) = (Decoder::Size, Vec::new(), vec![0; portion]);
+        loop {
+            match decoder.read(&mut source, &mut buffer) {
+                Ok(0) => return Ok(content),
+                Ok(count) => content.extend_from_slice(&buffer[..count]),
+                Err(error) => return Err((error.kind(), content)),
+            }
+        }
+    };
+    assert_eq!(outcome(4096), outcome(1));
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{BufReader, Read};

@@ -33,7 +33,7 @@ use self::feed::{Feed, write_head};
 use self::head::{HeadBuffer, Refusal};
 
 pub(super) use self::feed::Requests;
-pub(super) use self::head::{Framing, Head, MAX_HEAD};
+pub(super) use self::head::{Framing, Head, MAX_HEAD, fuzz as fuzz_head};
 pub use self::listener::{Listener, reachable};
 
 /// A head must be whole within this time, or the stall limit if that is shorter.

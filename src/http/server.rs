@@ -4,7 +4,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tiny_http::Method;
 
@@ -20,9 +20,13 @@ use super::routes;
 use crate::cancellation::Cancellation;
 use crate::logging::Current;
 use crate::service::Service;
+use crate::systemd;
 
 /// How long the accept loop waits for a request before it looks around.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
+
+/// How often systemd is told what has changed.
+const REPORT_EVERY: Duration = Duration::from_secs(2);
 
 /// The service on its listeners.
 pub struct Server {
@@ -66,9 +70,11 @@ impl Server {
             Gate::open(self.listeners, &limits, Arc::clone(&handlers), Arc::clone(&pulse), self.stop)?;
         let mut watch = Watch::new("the thread that reads requests", Arc::clone(&gate.pulse));
         let dispatcher = Dispatcher { service: self.service, gate, handlers };
+        let mut reports = Reports::begin();
         loop {
             pulse.beat();
             watch.look();
+            reports.report(&dispatcher.service);
             // What came in before the gate was closed is answered.
             let stopping = dispatcher.gate.is_closed();
             match requests.next(if stopping { Duration::ZERO } else { LOOK_AROUND }) {
@@ -77,9 +83,42 @@ impl Server {
                         dispatcher.dispatch(&method, &target, exchange);
                     }
                 }
-                None if stopping => return Ok(Running { handlers: dispatcher.handlers }),
+                None if stopping => {
+                    systemd::notify("STOPPING=1");
+                    return Ok(Running { handlers: dispatcher.handlers });
+                }
                 None => {}
             }
+        }
+    }
+}
+
+/// What systemd is told of the accept loop: that it is ready, that it lives, and what the service is about.
+struct Reports {
+    watchdog: Option<Duration>,
+    /// When systemd was last told that the loop lives.
+    told: Instant,
+    summary: String,
+}
+
+impl Reports {
+    fn begin() -> Self {
+        systemd::notify("READY=1");
+        Self { watchdog: systemd::watchdog_interval(), told: Instant::now(), summary: String::new() }
+    }
+
+    fn report(&mut self, service: &Service) {
+        if self.told.elapsed() < self.watchdog.unwrap_or(REPORT_EVERY).min(REPORT_EVERY) {
+            return;
+        }
+        self.told = Instant::now();
+        if self.watchdog.is_some() {
+            systemd::notify("WATCHDOG=1");
+        }
+        let summary = service.summary();
+        if self.summary != summary {
+            systemd::notify(&systemd::status(&summary));
+            self.summary = summary;
         }
     }
 }

@@ -299,6 +299,29 @@ fn is_kept_alive(head: &Head) -> bool {
     !has("close") && (!head.is_1_0 || has("keep-alive"))
 }
 
+/// For the fuzz target: a head comes out the same whatever portions it arrives in.
+pub(in crate::http) fn fuzz(bytes: &[u8]) {
+    let outcome = |portion: usize| {
+        let mut buffer = HeadBuffer::default();
+        for (number, bytes) in bytes.chunks(portion).enumerate() {
+            buffer.push(bytes);
+            match buffer.take_head() {
+                Ok(None) => {}
+                Ok(Some((head, rest))) => {
+                    return Ok(Some((format!("{head:?}"), number * portion + bytes.len() - rest.len())));
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Ok(None)
+    };
+    let whole = outcome(MAX_HEAD);
+    if bytes.len() < MAX_HEAD {
+        assert_eq!(whole, outcome(7));
+        assert_eq!(whole, outcome(1));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
