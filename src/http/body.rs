@@ -7,6 +7,9 @@ use super::gate::Framing;
 /// The longest chunk-size line, and the longest trailer section, in bytes.
 const MAX_LINE: usize = 1024;
 
+/// The most trailer fields.
+const MAX_TRAILERS: usize = 32;
+
 /// A body, as far as it has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decoder {
@@ -90,16 +93,18 @@ fn chunk_size(source: &mut impl BufRead) -> io::Result<u64> {
 
 /// Trailers are read over: no field of them could be trusted like one of the head.
 fn skip_trailers(source: &mut impl BufRead) -> io::Result<()> {
-    let mut left = MAX_LINE;
+    let mut trailers = Vec::new();
     loop {
-        let line = line(source, left)?;
+        let line = line(source, MAX_LINE - trailers.len().min(MAX_LINE))?;
+        trailers.extend_from_slice(&line);
+        trailers.extend_from_slice(b"\r\n");
         if line.is_empty() {
-            return Ok(());
+            break;
         }
-        if !line.contains(&b':') {
-            return Err(malformed("a trailer line has no colon"));
-        }
-        left -= line.len();
+    }
+    match httparse::parse_headers(&trailers, &mut [httparse::EMPTY_HEADER; MAX_TRAILERS]) {
+        Ok(httparse::Status::Complete(_)) => Ok(()),
+        _ => Err(malformed("a trailer line is not of the form Name: value")),
     }
 }
 
@@ -115,7 +120,10 @@ fn line(source: &mut impl BufRead, limit: usize) -> io::Result<Vec<u8>> {
                 line.truncate(line.len() - 2);
                 return Ok(line);
             }
-            [.., b'\r', _] | [.., b'\n' | 0] => return Err(malformed("a line of a chunked body does not end in CRLF")),
+            [.., b'\r', _] | [.., b'\n'] => return Err(malformed("a line of a chunked body does not end in CRLF")),
+            [.., byte] if byte.is_ascii_control() && !matches!(byte, b'\r' | b'\t') => {
+                return Err(malformed("a line of a chunked body has a control character"));
+            }
             _ if line.len() > limit + 1 => return Err(malformed("a chunk or a line of a chunked body is too long")),
             _ => {}
         }

@@ -8,6 +8,9 @@ pub(in crate::http) const MAX_HEAD: usize = 16 * 1024;
 /// The longest request target.
 const MAX_TARGET: usize = 8000;
 
+/// The most empty lines before a request line.
+const MAX_EMPTY_LINES: usize = 8;
+
 /// The most header fields.
 const MAX_FIELDS: usize = 100;
 
@@ -67,7 +70,7 @@ impl Head {
     /// The comma-separated elements of all fields with this name, in lower case.
     fn elements<'a>(&'a self, name: &'a str) -> impl Iterator<Item = String> + 'a {
         let elements = self.all(name).flat_map(|value| value.split(',')).map(str::trim);
-        elements.filter(|element| !element.is_empty()).map(str::to_ascii_lowercase)
+        elements.map(str::to_ascii_lowercase)
     }
 }
 
@@ -77,6 +80,7 @@ pub(in crate::http) struct HeadBuffer {
     bytes: Vec<u8>,
     /// No fault and no end before here.
     scanned: usize,
+    empty_lines: usize,
 }
 
 impl HeadBuffer {
@@ -116,6 +120,10 @@ impl HeadBuffer {
         if self.scanned == 0 {
             let empty = self.bytes.chunks_exact(2).take_while(|pair| pair == b"\r\n").count();
             self.bytes.drain(..empty * 2);
+            self.empty_lines += empty;
+            if self.empty_lines > MAX_EMPTY_LINES {
+                return Err(refusal(400, "the request begins with empty lines"));
+            }
         }
         while let Some(byte) = self.bytes.get(self.scanned) {
             match byte {
@@ -188,8 +196,8 @@ fn parse(bytes: &mut [u8]) -> Result<Head, Refusal> {
     check_target(&mut head, target)?;
     head.framing = framing(&head)?;
     head.keep_alive = is_kept_alive(&head);
-    if !is_1_0 && let Some(expectation) = head.field("expect") {
-        if !expectation.eq_ignore_ascii_case("100-continue") {
+    if !is_1_0 && head.field("expect").is_some() {
+        if head.elements("expect").any(|expectation| expectation != "100-continue") {
             return Err(refusal(417, "the only expectation that can be met is 100-continue"));
         }
         head.awaits_continue = head.framing != Framing::Length(0);
@@ -263,7 +271,9 @@ fn is_authority(authority: &str) -> bool {
         None => authority.split_once(':').unwrap_or((authority, "")),
     };
     let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte);
-    !host.is_empty() && host.bytes().all(of_name) && port.bytes().all(|byte| byte.is_ascii_digit())
+    let is_encoded = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    let valid = host.bytes().all(of_name) && host.split('%').skip(1).all(is_encoded);
+    !host.is_empty() && valid && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// RFC 9112, 6: what would leave two readers with two ideas of where the body ends is refused.
@@ -285,13 +295,18 @@ fn framing(head: &Head) -> Result<Framing, Refusal> {
         return Err(refusal(400, "HTTP/1.0 has no Transfer-Encoding"));
     }
     let codings: Vec<String> = head.elements("transfer-encoding").collect();
-    match codings.iter().filter(|coding| *coding == "chunked").count() {
-        1 if codings.len() == 1 => Ok(Framing::Chunked),
-        1 if codings.ends_with(&["chunked".to_owned()]) => {
+    match codings.as_slice() {
+        [chunked] if chunked == "chunked" => Ok(Framing::Chunked),
+        [others @ .., last] if last == "chunked" && others.iter().all(|coding| is_foreign(coding)) => {
             Err(refusal(501, "the only Transfer-Encoding that is implemented is chunked"))
         }
         _ => Err(refusal(400, "the Transfer-Encoding does not end in chunked, once")),
     }
+}
+
+/// A coding that somebody may implement.
+fn is_foreign(coding: &str) -> bool {
+    !coding.is_empty() && coding != "chunked"
 }
 
 fn is_kept_alive(head: &Head) -> bool {
