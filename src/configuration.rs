@@ -57,6 +57,8 @@ pub struct Configuration {
     pub hardware_id: Option<String>,
     /// `HANDLER_THREADS`.
     pub handler_threads: usize,
+    /// `MAX_CONNECTIONS`: client connections at once.
+    pub max_connections: usize,
     /// `MAX_UPLOAD_BYTES`.
     pub max_upload_bytes: u64,
     /// `CLIENT_STALL_SECONDS`: how long a client may keep its connection waiting.
@@ -179,6 +181,7 @@ impl Configuration {
             max_upload_bytes: text("MAX_UPLOAD_BYTES", "17179869184")?
                 .parse()
                 .map_err(|_| bad("MAX_UPLOAD_BYTES", "is not a number of bytes such as 17179869184"))?,
+            max_connections: max_connections(&text("MAX_CONNECTIONS", "1024")?)?,
             client_stall_limit: client_stall_limit(&text("CLIENT_STALL_SECONDS", "30")?)?,
             client_token,
             jwt_public_key_path: file("JWT_PUBLIC_KEY_PATH")?,
@@ -243,6 +246,13 @@ fn handler_threads(value: &str) -> Result<usize, ConfigurationError> {
     match value.parse() {
         Ok(count @ 1..=64) => Ok(count),
         _ => Err(bad("HANDLER_THREADS", "is not a number from 1 to 64")),
+    }
+}
+
+fn max_connections(value: &str) -> Result<usize, ConfigurationError> {
+    match value.parse() {
+        Ok(count @ 1..=65536) => Ok(count),
+        _ => Err(bad("MAX_CONNECTIONS", "is not a number from 1 to 65536")),
     }
 }
 

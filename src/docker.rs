@@ -15,6 +15,8 @@ use self::output::Tail;
 
 pub use self::load::Load;
 
+use crate::systemd;
+
 /// An engine that does not answer a question within this time is down.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
@@ -135,6 +137,7 @@ impl Docker {
         for name in SECRETS {
             command.env_remove(name);
         }
+        systemd::hide_from(&mut command);
         command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => DockerError::NoCommand,
             _ => DockerError::Command(error),

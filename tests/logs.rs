@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::eventually;
 use crate::support::protocol;
 use crate::support::raw::{Reply, exchange, read_reply};
 use crate::support::resource_api::{EMAIL, PASSWORD};
@@ -127,6 +128,59 @@ fn no_client_can_fake_a_line_or_choose_an_id() {
             "{line:?}"
         );
     }
+}
+
+/// One client asks for the same thing over and over: its lines are counted, in the file as on stderr, and none is lost.
+#[test]
+fn a_flood_is_written_as_one_line_a_second_with_the_number_left_out() {
+    const REQUESTS: u64 = 500;
+    let service = Service::builder().start();
+    let started = Instant::now();
+    let mut stream = std::io::BufReader::new(service.connect());
+    for _ in 0..REQUESTS {
+        let request = "POST /load/m.bin HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+        stream.get_mut().write_all(request.as_bytes()).unwrap();
+        assert_eq!(read_reply(&mut stream, "POST").unwrap().status, 500);
+    }
+    // Another place's line is none of the flood.
+    assert_eq!(service.post_json("/unlock", json!({"email": "a", "password": "b"})).status, 404);
+    service.terminate();
+    let seconds = started.elapsed().as_secs() + 2;
+    let lines = lines(&service);
+    for message in ["\"answered\"", "\"models/m.bin was not loaded: "] {
+        let of_it = lines.iter().filter(|line| get(line, "message").unwrap().starts_with(message));
+        let (counts, single): (Vec<_>, Vec<_>) = of_it.partition(|line| line.iter().any(|(key, _)| key == "omitted"));
+        let single = single.iter().filter(|line| get(line, "endpoint") != Some("/unlock")).count() as u64;
+        let omitted: u64 = counts.iter().map(|line| get(line, "omitted").unwrap().parse::<u64>().unwrap()).sum();
+        let others =
+            u64::from(message == "\"answered\"" && !lines.iter().any(|line| get(line, "path") == Some("/unlock")));
+        assert_eq!(single + omitted, REQUESTS + others, "{message}: {counts:?}");
+        let written = single + counts.len() as u64;
+        assert!(written <= 11 * seconds, "{message}: {written} lines in {seconds} s");
+    }
+    // stdout and stderr have what the file has.
+    eventually(Duration::from_secs(10), "stderr has the same lines", || {
+        service.log_text().matches("omitted=").count()
+            == 2 * lines.iter().flatten().filter(|(key, _)| key == "omitted").count()
+    });
+}
+
+#[test]
+fn a_board_whose_clock_starts_in_1970_keeps_todays_lines() {
+    let directory = tempfile::tempdir().unwrap();
+    let logs = directory.path().join("logs");
+    std::fs::create_dir(&logs).unwrap();
+    // All of them are later than today, whenever this test runs.
+    for day in 1..=9 {
+        std::fs::write(logs.join(format!("loader-9999-01-0{day}.log")), "").unwrap();
+    }
+    let service = Service::builder().env("LOG_DIR", &logs).start();
+    service.terminate();
+    let names: Vec<_> = std::fs::read_dir(&logs).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let today: Vec<_> = names.iter().filter(|name| !name.to_string_lossy().contains("9999")).collect();
+    assert!(names.len() == 7 && today.len() == 1, "{names:?}");
+    let text = std::fs::read_to_string(logs.join(today[0])).unwrap();
+    assert!(text.contains("listens on") && text.contains("stopped"), "{text}");
 }
 
 #[test]

@@ -1,46 +1,107 @@
 //! The form of a line: `key=value` pairs, of which no value can fake another pair or another line.
 
 use std::fmt::{self, Write};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use log::kv::{Error, Key, Value, VisitSource};
-use log::{Log, Metadata, Record};
+use log::{Level, Log, Metadata, Record};
 
 use super::Current;
+use super::flood::{Floods, Omitted};
 
-/// Gives each record its form and passes it on.
-pub(super) struct Lines<L>(L);
+/// Gives each record its form and passes it on, unless it is one of a flood.
+pub(super) struct Lines<L> {
+    logger: L,
+    floods: Mutex<Floods>,
+    /// Lines were left out.
+    omitted: Condvar,
+}
 
 impl<L: Log> Lines<L> {
     pub(super) fn to(logger: L) -> Self {
-        Self(logger)
+        Self { logger, floods: Mutex::new(Floods::new(Instant::now())), omitted: Condvar::new() }
+    }
+
+    /// The life of the thread that says once a second what was left out.
+    pub(super) fn tell_of_floods(&self) {
+        loop {
+            drop(self.omitted.wait_while(self.floods(), |floods| !floods.is_pending()));
+            thread::sleep(Duration::from_secs(1));
+            let omitted = self.floods().end_window(Instant::now());
+            self.tell(&omitted);
+        }
+    }
+
+    fn admits(&self, record: &Record<'_>) -> bool {
+        let mut floods = self.floods();
+        let over = floods.end_window(Instant::now());
+        let (before, admitted) = (floods.is_pending(), floods.admits(record, client_of(record)));
+        if floods.is_pending() && !before {
+            self.omitted.notify_one();
+        }
+        drop(floods);
+        self.tell(&over);
+        admitted
+    }
+
+    fn tell(&self, omitted: &[Omitted]) {
+        for lines in omitted {
+            self.write(lines.level, &lines.target, &format_omitted(lines));
+        }
+    }
+
+    fn write(&self, level: Level, target: &str, line: &str) {
+        let metadata = Metadata::builder().level(level).target(target).build();
+        self.logger.log(&Record::builder().metadata(metadata).args(format_args!("{line}")).build());
+    }
+
+    fn floods(&self) -> MutexGuard<'_, Floods> {
+        self.floods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<L: Log> Log for Lines<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.0.enabled(metadata)
+        is_ours(metadata) && self.logger.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
+        if self.enabled(record.metadata()) && self.admits(record) {
+            self.write(record.level(), record.target(), &format(record));
         }
-        let line = format(record);
-        let mut whole = Record::builder();
-        whole.metadata(record.metadata().clone()).module_path(record.module_path());
-        self.0.log(&whole.args(format_args!("{line}")).build());
     }
 
     fn flush(&self) {
-        self.0.flush();
+        let omitted = self.floods().end_now(Instant::now());
+        self.tell(&omitted);
+        self.logger.flush();
     }
 }
 
+/// Libraries log headers and bytes, and those hold tokens and signatures.
+fn is_ours(metadata: &Metadata<'_>) -> bool {
+    metadata.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"))
+}
+
+/// Whose doing the line is: the client that it names, else the one that sent the request.
+fn client_of(record: &Record<'_>) -> Option<String> {
+    let named = record.key_values().get(Key::from_str("client")).map(|client| client.to_string());
+    named.or_else(|| Some(Current::get()?.client()?.to_string()))
+}
+
+fn format_omitted(lines: &Omitted) -> String {
+    let mut line = Line::new(lines.level, &lines.message);
+    if let Some(client) = &lines.client {
+        line.pair("client", client);
+    }
+    line.pair("omitted", lines.count);
+    line.0
+}
+
 fn format(record: &Record<'_>) -> String {
-    let mut line = Line(String::with_capacity(128));
-    line.pair("level", record.level().as_str().to_ascii_lowercase());
-    // Sentences are always quoted, so that a reader by eye finds them.
-    let _ = write!(line.0, " message={:?}", record.args().to_string());
+    let mut line = Line::new(record.level(), &record.args().to_string());
     if let Some(id) = Current::get() {
         line.pair("request", id);
     }
@@ -51,6 +112,14 @@ fn format(record: &Record<'_>) -> String {
 struct Line(String);
 
 impl Line {
+    fn new(level: Level, message: &str) -> Self {
+        let mut line = Self(String::with_capacity(128));
+        line.pair("level", level.as_str().to_ascii_lowercase());
+        // Sentences are always quoted, so that a reader by eye finds them.
+        let _ = write!(line.0, " message={message:?}");
+        line
+    }
+
     /// Appends `key=value`, the value as it is where it is one plain word, else in quotes with escapes.
     fn pair(&mut self, key: &str, value: impl fmt::Display) {
         let value = value.to_string();
@@ -76,7 +145,7 @@ impl<'kvs> VisitSource<'kvs> for Line {
 
 #[cfg(test)]
 mod tests {
-    use log::Level;
+    use std::sync::Arc;
 
     use super::*;
     use crate::logging::RequestId;
@@ -115,5 +184,62 @@ mod tests {
                 "{message}"
             );
         }
+    }
+    /// Keeps what reaches it.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<String>>>);
+
+    impl Log for Kept {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &Record<'_>) {
+            self.0.lock().unwrap().push(record.args().to_string());
+        }
+
+        fn flush(&self) {}
+    }
+
+    fn log_one(lines: &Lines<Kept>, target: &str, pairs: &[(&str, &str)]) {
+        let mut record = Record::builder();
+        record.level(Level::Warn).target(target).file_static(Some("a.rs")).line(Some(1)).key_values(&pairs);
+        lines.log(&record.args(format_args!("refused")).build());
+    }
+
+    #[test]
+    fn a_flood_ends_in_a_line_with_its_number_and_leaves_other_clients_their_lines() {
+        let kept = Kept::default();
+        let lines = Lines::to(kept.clone());
+        let current = Current::enter(RequestId::next_for("10.0.0.7".parse().ok()));
+        for _ in 0..500 {
+            log_one(&lines, "loader::a", &[("client", "10.0.0.9")]);
+            log_one(&lines, "loader::a", &[]);
+        }
+        drop(current);
+        log_one(&lines, "loader::a", &[("client", "10.0.0.8")]);
+        lines.flush();
+        let kept = kept.0.lock().unwrap();
+        let written = |client: &str| kept.iter().filter(|line| line.contains(client)).count();
+        let omitted = |client: &str| -> usize {
+            let prefix = format!("level=warn message=\"refused\" client={client} omitted=");
+            kept.iter().filter_map(|line| line.strip_prefix(&prefix)).map(|count| count.parse::<usize>().unwrap()).sum()
+        };
+        assert_eq!(written("10.0.0.8"), 1);
+        // A slow machine may need several seconds: whatever the number of lines, all are counted.
+        let [nine, seven] = [omitted("10.0.0.9"), omitted("10.0.0.7")];
+        let single = |client: &str| kept.iter().filter(|line| line.ends_with(&format!("client={client}"))).count();
+        assert_eq!(single("10.0.0.9") + nine, 500);
+        assert!(nine > 0 && seven > 0 && single("10.0.0.9") >= 10, "{kept:?}");
+    }
+
+    #[test]
+    fn lines_of_libraries_are_not_written() {
+        let kept = Kept::default();
+        let lines = Lines::to(kept.clone());
+        for target in ["ureq::pool", "loaderx", "tiny_http", ""] {
+            log_one(&lines, target, &[]);
+        }
+        assert!(kept.0.lock().unwrap().is_empty());
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,17 +14,31 @@ pub struct RequestId {
     /// Random, once for each process.
     process: u32,
     number: u32,
+    /// Who sent it, where that is known: by this the lines of floods are told from those of others.
+    client: Option<IpAddr>,
 }
 
 impl RequestId {
     /// A new one.
     #[must_use]
     pub fn next() -> Self {
+        Self::next_for(None)
+    }
+
+    /// A new one for a request of this client.
+    #[must_use]
+    pub fn next_for(client: Option<IpAddr>) -> Self {
         static PROCESS: OnceLock<u32> = OnceLock::new();
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         // Without random bytes the ids of two starts look the same, which is no reason not to serve.
         let process = *PROCESS.get_or_init(|| getrandom::u32().unwrap_or(0));
-        Self { process, number: NUMBER.fetch_add(1, Ordering::Relaxed) }
+        Self { process, number: NUMBER.fetch_add(1, Ordering::Relaxed), client }
+    }
+
+    /// The client that the request is from.
+    #[must_use]
+    pub fn client(self) -> Option<IpAddr> {
+        self.client
     }
 }
 

@@ -101,17 +101,20 @@ fn rfc9112_6_1_transfer_encoding_in_http_1_0_is_400() {
 
 #[test]
 fn rfc9112_6_1_an_unknown_transfer_coding_is_501() {
-    for coding in ["gzip, chunked", "gzip,chunked", "x-mine", "xchunked", "chunkedx", "identity, chunked", "br"] {
+    for coding in ["gzip, chunked", "gzip,chunked", "x-mine, chunked", "identity, chunked"] {
         refused(login_with(format!("Transfer-Encoding: {coding}\r\n"), "0\r\n\r\n"), &[501]);
     }
     refused(login_with("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"), &[501]);
 }
 
-/// Here the sections ask for both: 400 since the body has no end, 501 since the coding is not known.
+/// Where the body has no end, the 400 of section 6.3 comes before the 501 of section 6.1.
 #[test]
 fn rfc9112_6_3_a_last_coding_that_is_not_chunked_is_refused() {
     for fields in [
         "Transfer-Encoding: gzip\r\n",
+        "Transfer-Encoding: x-mine\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "Transfer-Encoding: chunkedx\r\n",
         "Transfer-Encoding: identity\r\n",
         "Transfer-Encoding: chunked, gzip\r\n",
         "Transfer-Encoding: chunked, identity\r\n",
@@ -125,7 +128,7 @@ fn rfc9112_6_3_a_last_coding_that_is_not_chunked_is_refused() {
         "Transfer-Encoding: chunk\r\n",
         "Transfer-Encoding:\r\n",
     ] {
-        refused(login_with(fields, format!("0\r\n\r\n{HIDDEN}")), &[400, 501]);
+        refused(login_with(fields, format!("0\r\n\r\n{HIDDEN}")), &[400]);
     }
 }
 
