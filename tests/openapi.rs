@@ -142,9 +142,9 @@ fn busy_handlers_answer_as_the_document_says() {
     let document = Document::of(&service);
     api.fault("/login", Fault::Delay(std::time::Duration::from_secs(1)), None);
     std::thread::scope(|scope| {
-        let calls: Vec<_> = (0..12).map(|_| scope.spawn(|| service.login())).collect();
+        let calls: Vec<_> = (0..24).map(|_| scope.spawn(|| service.login())).collect();
         let replies: Vec<Reply> = calls.into_iter().map(|call| call.join().unwrap()).collect();
-        let refused = replies.iter().find(|reply| reply.status == 503).expect("one handler and four places");
+        let refused = replies.iter().find(|reply| reply.status == 503).expect("one handler and sixteen places");
         document.has("post", "/login", refused);
         api.clear_faults();
     });

@@ -113,7 +113,6 @@ impl Exchange {
     /// From here on a handler works on the request.
     pub(super) fn begin_work(&mut self, place: Place) {
         self.place = Some(place);
-        self.connection.watch_for_hangup();
     }
 
     /// Answers that there is no room for the request.
@@ -122,6 +121,12 @@ impl Exchange {
         let reply = Reply::error(503, "all handlers are busy; try again in a moment");
         // Where the socket has no room for that either, dropping the exchange ends the connection.
         drop(self.answer_at_once(reply.with_header("Retry-After", RETRY_AFTER_SECONDS)));
+    }
+
+    /// Ends it without an answer: there is nobody to read one.
+    pub(super) fn abandon(mut self) {
+        self.answered = true;
+        self.connection.give_back(Next::Close);
     }
 
     /// Somebody else answers, or nobody can.

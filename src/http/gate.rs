@@ -50,9 +50,6 @@ const LINGER_BYTES: usize = 4 << 20;
 /// Connections beyond the limit that are told so.
 const OVERFLOW: usize = 64;
 
-/// A client that has begun to send loses its connection to a newcomer only after this time.
-const SETTLED: Duration = Duration::from_secs(1);
-
 /// How often limits of time are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -127,7 +124,9 @@ impl Gate {
             clients: HashMap::new(),
             waiting: BTreeSet::new(),
             head_bytes: 0,
+            lingering: 0,
             next_token: FIRST_CLIENT,
+            scratch: vec![0; MAX_HEAD],
             stop,
         };
         let (ours, accept_loop) = (Arc::clone(&pulse), Watch::new("the accept loop", accept_loop));
@@ -180,6 +179,9 @@ fn capacity(limits: &Limits) -> usize {
     }
     capacity
 }
+
+/// Both directions have ended.
+const GONE: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
 
 /// What events are about: a listener by its number, a wake-up, or a client's connection.
 const WAKE: u64 = 1 << 16;
@@ -250,7 +252,10 @@ struct Keeper {
     /// All clients that are waited for, the longest first.
     waiting: BTreeSet<(Wait, Instant, u64)>,
     head_bytes: usize,
+    lingering: usize,
     next_token: u64,
+    /// What is read goes here first.
+    scratch: Vec<u8>,
     stop: Arc<AtomicBool>,
 }
 
@@ -321,38 +326,37 @@ impl Keeper {
     }
 
     fn admit(&mut self, socket: super::connection::Socket, client: String) {
-        let has_room = self.clients.len() < self.max_clients || self.make_room();
+        let has_room = self.clients.len() - self.lingering < self.max_clients || self.make_room();
         if self.clients.len() >= self.max_clients + OVERFLOW {
-            return;
+            let Some((.., longest)) = self.longest(Wait::Lingering) else { return };
+            self.drop_client(longest);
         }
         let token = self.next_token;
         self.next_token += 1;
         let returns = Arc::clone(&self.shared.returns);
-        let connection = Arc::new(Connection { token, socket, client, gone: Arc::default(), returns });
-        let events = EventFlags::IN | EventFlags::RDHUP | EventFlags::ONESHOT;
+        let connection = Arc::new(Connection::new(token, socket, client, returns));
         let data = EventData::new_u64(token);
-        if let Err(error) = epoll::add(&self.shared.returns.epoll, &connection.socket, data, events) {
+        if let Err(error) = epoll::add(&self.shared.returns.epoll, &connection.socket, data, EventFlags::ONESHOT) {
             log::error!("a connection cannot be waited for: {error}");
             return;
         }
         self.clients.insert(token, Client { connection, state: State::Lent, since: Instant::now() });
         metrics::CONNECTIONS.add();
         self.set(token, State::Idle);
-        if !has_room {
+        if has_room {
+            // Its request may have come with it: then it is not the idle connection that the next newcomer ends.
+            self.heard(token, EventFlags::IN);
+        } else {
             self.refuse(token, NO_ROOM);
         }
     }
 
-    /// Ends the connection that is missed least. False if all are in use.
+    /// Ends the connection that is missed least. False if all are in use. An honest head is whole when it is read, so that one
+    /// which is not can go, however young it is.
     fn make_room(&mut self) -> bool {
-        let now = Instant::now();
-        let victim = [Wait::Idle, Wait::Head, Wait::Body, Wait::Lingering].into_iter().find_map(|wait| {
-            let (_, since, token) = self.longest(wait)?;
-            (wait == Wait::Idle || now - since >= SETTLED).then_some((wait, token))
-        });
-        match victim {
-            Some((Wait::Head | Wait::Body, token)) => self.refuse(token, TIMED_OUT),
-            Some((Wait::Idle | Wait::Lingering, token)) => self.drop_client(token),
+        match [Wait::Idle, Wait::Head, Wait::Body].into_iter().find_map(|wait| self.longest(wait)) {
+            Some((Wait::Idle, _, token)) => self.drop_client(token),
+            Some((.., token)) => self.refuse(token, TIMED_OUT),
             None => return false,
         }
         true
@@ -369,6 +373,8 @@ impl Keeper {
             self.waiting.remove(&(wait, client.since, token));
         }
         self.head_bytes = self.head_bytes + state.head_bytes() - client.state.head_bytes();
+        let lingers = |state: &State| usize::from(matches!(state, State::Lingering(_)));
+        self.lingering = self.lingering + lingers(&state) - lingers(&client.state);
         // The time of a head runs from its first byte.
         if !matches!((&client.state, &state), (State::Head(_), State::Head(_))) {
             client.since = Instant::now();
@@ -399,7 +405,7 @@ impl Keeper {
         if let Some(Client { state: State::Body(exchange), .. }) = self.clients.get_mut(&token) {
             exchange.leave_unanswered();
         }
-        self.set(token, State::Lent);
+        self.set(token, State::Lingering(0));
         let mut reply = Reply::error(status, refusal.detail);
         if status == NO_ROOM.status {
             reply = reply.with_header("Retry-After", "2");
@@ -415,10 +421,7 @@ impl Keeper {
     fn returned(&mut self, token: u64, next: Next) {
         match next {
             Next::Close => self.drop_client(token),
-            Next::Linger => {
-                self.set(token, State::Lingering(0));
-                self.watch(token);
-            }
+            Next::Linger => self.set(token, State::Lingering(0)),
             Next::Head(_) if self.stop.load(Ordering::Relaxed) => self.drop_client(token),
             Next::Head(bytes) if bytes.is_empty() => self.set(token, State::Idle),
             Next::Head(bytes) => {
@@ -437,35 +440,30 @@ impl Keeper {
     /// Something has come on a connection, or its client has gone.
     fn heard(&mut self, token: u64, flags: EventFlags) {
         let Some(client) = self.clients.get_mut(&token) else { return };
+        let mut bytes = std::mem::take(&mut self.scratch);
         match &mut client.state {
-            State::Lent => {
-                client.connection.gone.store(true, Ordering::Relaxed);
-            }
-            State::Idle | State::Head(_) => {
-                let mut bytes = [0; MAX_HEAD];
-                match client.connection.read(&mut bytes) {
-                    Ok(0) => self.drop_client(token),
-                    Ok(count) => self.take_bytes(token, &bytes[..count]),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.watch(token),
-                    Err(_) => self.drop_client(token),
-                }
-            }
-            State::Body(exchange) if flags.intersects(EventFlags::HUP | EventFlags::ERR) => {
+            State::Lent => client.connection.hung_up(),
+            State::Idle | State::Head(_) => match client.connection.read(&mut bytes) {
+                Ok(count @ 1..) => self.take_bytes(token, &bytes[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.watch(token),
+                _ => self.drop_client(token),
+            },
+            State::Body(exchange) if flags.intersects(GONE) => {
                 exchange.leave_unanswered();
                 self.drop_client(token);
             }
             State::Body(_) => self.pass_on(token),
-            State::Lingering(read) => {
-                let mut waste = [0; MAX_HEAD];
-                loop {
-                    match client.connection.read(&mut waste) {
-                        Ok(count @ 1..) if *read < LINGER_BYTES => *read += count,
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.watch(token),
-                        _ => return self.drop_client(token),
-                    }
+            State::Lingering(read) => match client.connection.read(&mut bytes) {
+                // One portion at a time, however much there is: others have their turn.
+                Ok(count @ 1..) if *read < LINGER_BYTES => {
+                    *read += count;
+                    self.watch(token);
                 }
-            }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.watch(token),
+                _ => self.drop_client(token),
+            },
         }
+        self.scratch = bytes;
     }
 
     /// The body has begun: a handler's turn.
