@@ -231,10 +231,9 @@ fn a_body_whose_client_is_slow_is_not_read_as_requests() {
         |builder| builder.env("CLIENT_STALL_SECONDS", "1"),
         |service| {
             let mut open = Vec::new();
-            for framing in [
-                "Content-Length: 60000\r\n\r\n{".to_owned(),
-                "Transfer-Encoding: chunked\r\n\r\nea60\r\n{".into(),
-            ] {
+            for framing in
+                ["Content-Length: 60000\r\n\r\n{".to_owned(), "Transfer-Encoding: chunked\r\n\r\nea60\r\n{".into()]
+            {
                 for _ in 0..3 {
                     let mut stream = service.connect();
                     write!(stream, "POST /login HTTP/1.1\r\nHost: x\r\n{JSON}{framing}").unwrap();
