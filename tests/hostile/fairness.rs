@@ -17,7 +17,9 @@ const SLACK: Duration = Duration::from_secs(6);
 fn form(folder: &str) -> String {
     format!(
         "--b\r\nContent-Disposition: form-data; name=folder\r\n\r\n{folder}\r\n\
-         --b\r\nContent-Disposition: form-data; name=data; filename=x\r\n\r\nDATA\r\n--b--\r\n"
+         --b\r\nContent-Disposition: form-data; name=data; filename=x\r\n\r\n{}\r\n--b--\r\n",
+        // More than anybody reads ahead.
+        "D".repeat(5_000)
     )
 }
 

@@ -101,6 +101,7 @@ impl Scene {
         let before = Holdings::of(service);
         service.reset_hwm();
         let (mut attacked, mut idle, mut most) = (Probes::default(), Probes::default(), before.memory);
+        let began = Instant::now();
         thread::scope(|scope| {
             let attack = scope.spawn(|| attack(service));
             // Hangs would take very long one after the other.
@@ -111,6 +112,7 @@ impl Scene {
                 thread::sleep(Duration::from_millis(5));
             }
         });
+        let whole = began.elapsed();
         // The peak holds what was not seen between two looks; pages of files in it are the program itself.
         most = most.max(service.vm_hwm_kib().saturating_sub(memory_kib(service.pid(), "RssFile")));
         let limit = LIMIT + idle.slowest();
@@ -126,6 +128,8 @@ impl Scene {
         assert!(idle.failures.is_empty(), "the bystander: {:?}", idle.failures);
         // The machine may take a break during a probe and not during the bystander's.
         assert!(missed <= 1 + probes / 50, "{said}");
+        let silent: Duration = attacked.took.iter().filter(|took| **took > limit).sum();
+        assert!(silent <= LIMIT * 2 || silent <= whole / 4, "silent for {silent:?} of {whole:?}; {said}");
         assert!(service.is_emulated() || grown <= MEMORY_KIB, "{said}");
         let started = Instant::now();
         let mut after = Holdings::of(service);
