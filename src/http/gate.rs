@@ -50,6 +50,10 @@ const LINGER_BYTES: usize = 4 << 20;
 /// Connections beyond the limit that are told so.
 const OVERFLOW: usize = 64;
 
+/// How long, and how often, a newcomer waits for requests that are answered in no time.
+const MOMENT: Duration = Duration::from_micros(200);
+const MOMENTS: usize = 25;
+
 /// How often limits of time are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -284,10 +288,7 @@ impl Keeper {
                     token => self.heard(token, event.flags),
                 }
             }
-            if !self.heads.is_empty() {
-                self.feed.pass(&self.heads)?;
-                self.heads.clear();
-            }
+            self.flush()?;
             if last_tick.elapsed() >= TICK {
                 last_tick = Instant::now();
                 self.tick();
@@ -326,7 +327,7 @@ impl Keeper {
     }
 
     fn admit(&mut self, socket: super::connection::Socket, client: String) {
-        let has_room = self.clients.len() - self.lingering < self.max_clients || self.make_room();
+        let has_room = self.has_room() || self.make_room() || self.wait_for_room();
         if self.clients.len() >= self.max_clients + OVERFLOW {
             let Some((.., longest)) = self.longest(Wait::Lingering) else { return };
             self.drop_client(longest);
@@ -349,6 +350,37 @@ impl Keeper {
         } else {
             self.refuse(token, NO_ROOM);
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.clients.len() - self.lingering < self.max_clients
+    }
+
+    /// Requests on their way to the accept loop may be answered, and their connections free, in a moment.
+    fn wait_for_room(&mut self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        for _ in 0..MOMENTS {
+            if lock(&shared.passed).is_empty() || self.flush().is_err() {
+                break;
+            }
+            std::thread::sleep(MOMENT);
+            for (token, next) in shared.returns.mailbox.take_all() {
+                self.returned(token, next);
+            }
+            if self.has_room() || self.make_room() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Hands the heads of this round to `tiny_http`.
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.heads.is_empty() {
+            self.feed.pass(&self.heads)?;
+            self.heads.clear();
+        }
+        Ok(())
     }
 
     /// Ends the connection that is missed least. False if all are in use. An honest head is whole when it is read, so that one
