@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use super::connection::{Listener, Peer, SocketId};
 use super::exchange::Exchange;
-use super::origin::Sender;
+use super::origin::{Sender, Way};
 use super::reply::Reply;
 use super::router::{Route, RouteError, route};
 use super::routes;
 use super::sweep::{MAX_HEAD, Sweep};
 use super::watch::Watch;
+use crate::configuration::BindAddress;
 use crate::logging::Current;
 use crate::metrics;
 use crate::service::Service;
@@ -333,10 +334,14 @@ fn reply_to(service: &Arc<Service>, exchange: &mut Exchange) -> Reply {
         site: exchange.header("Sec-Fetch-Site"),
         origin: exchange.header("Origin"),
         host: exchange.header("Host"),
-        has_token: service.configuration.client_token.is_some(),
+        user_agent: exchange.header("User-Agent"),
+        way: match &service.configuration.bind_address {
+            BindAddress::Unix(_) => Way::of(None),
+            BindAddress::Tcp(address) => Way::of(Some(address.ip())),
+        },
     };
-    // What GET answers, a page of another site cannot read.
-    if let (true, Some(objection)) = (route.changes_something(), sender.objection()) {
+    let objection = sender.objection(route.changes_something(), &service.configuration);
+    if let (false, Some(objection)) = (route.is_public(), objection) {
         return Reply::error(403, objection);
     }
     if !route.is_public() && !is_authorized(service, exchange) {
