@@ -53,9 +53,11 @@ Environment (name, default, meaning):
   RESOURCE_KEY_SALT      dev-resource-key-salt
   HARDWARE_ID            (read from the hardware)      replaces the hardware string
   HANDLER_THREADS        4                             requests that are worked on at once, 1 to 64
-  MAX_UPLOAD_BYTES       17179869184                   largest upload
+  MAX_UPLOAD_BYTES       17179869184                   largest upload; K, M or G (1024) may follow
   CLIENT_STALL_SECONDS   30                            a client that moves nothing for so long is cut off, 1 to 3600
+  MAX_CONNECTIONS        1024                          client connections at once, 1 to 65536
   CLIENT_TOKEN           (none)                        bearer token that clients must send
+  ALLOWED_HOSTS          (none)                        names, comma-separated, that browsers may use for this service
   JWT_PUBLIC_KEY_PATH    (none)                        PEM; verifies the Resource API's tokens
   OFFLINE_HOURS          0                             how long models load again without the Resource API, 0 to 8760
 
@@ -283,6 +285,7 @@ fn serve() -> Result<(), Failure> {
         shutdown::on_signal().map_err(|error| Failure::runtime(format!("signals cannot be watched: {error}")))?;
     let bind_address = configuration.bind_address.clone();
     let default_salts = configuration.default_salts.join(", ");
+    let has_token = configuration.client_token.is_some();
     let service = Arc::new(Service::new(configuration).map_err(Failure::usage)?);
     let listeners = listeners(&bind_address)?;
     for listener in &listeners {
@@ -290,6 +293,12 @@ fn serve() -> Result<(), Failure> {
     }
     if !default_salts.is_empty() {
         log::warn!("{default_salts} not set: the default is public and protects nothing");
+    }
+    for listener in listeners.iter().filter(|listener| !has_token && listener.is_open_to_the_network()) {
+        log::warn!(
+            "{} is open to the network and CLIENT_TOKEN is not set: everybody there can log in, load models and upload them",
+            listener.address()
+        );
     }
     let running = Server::new(Arc::clone(&service), listeners, stop)
         .serve()

@@ -57,12 +57,14 @@ pub struct Configuration {
     pub hardware_id: Option<String>,
     /// `HANDLER_THREADS`.
     pub handler_threads: usize,
-    /// `MAX_CONNECTIONS`: client connections at once.
-    pub max_connections: usize,
     /// `MAX_UPLOAD_BYTES`.
     pub max_upload_bytes: u64,
     /// `CLIENT_STALL_SECONDS`: how long a client may keep its connection waiting.
     pub client_stall_limit: Duration,
+    /// `MAX_CONNECTIONS`: client connections at once.
+    pub max_connections: usize,
+    /// `ALLOWED_HOSTS`: names in lower case by which browsers may reach this service, besides addresses and `localhost`.
+    pub allowed_hosts: Vec<String>,
     /// `CLIENT_TOKEN`.
     pub client_token: Option<Secret>,
     /// `JWT_PUBLIC_KEY_PATH`.
@@ -140,18 +142,21 @@ impl Configuration {
             }
         };
 
+        // An empty secret is a slip, such as a variable that was not filled in, and would protect nothing.
+        let secret = |name: &'static str, what: &str| -> Result<Option<Secret>, ConfigurationError> {
+            match lookup(name)? {
+                Some(value) if value.is_empty() => {
+                    Err(bad(name, format!("is empty; set {what} of your installation or leave it unset")))
+                }
+                value => Ok(value.map(Secret::new)),
+            }
+        };
         let mut default_salts = Vec::new();
         let mut salt = |name: &'static str, default: &str| -> Result<Secret, ConfigurationError> {
-            Ok(match lookup(name)? {
-                Some(value) if value.is_empty() => {
-                    return Err(bad(name, "is empty; set the salt of your installation or leave it unset"));
-                }
-                Some(value) => Secret::new(value),
-                None => {
-                    default_salts.push(name);
-                    Secret::new(default)
-                }
-            })
+            Ok(secret(name, "the salt")?.unwrap_or_else(|| {
+                default_salts.push(name);
+                Secret::new(default)
+            }))
         };
         let salts = Salts {
             hardware: salt("HARDWARE_SALT", "dev-hardware-salt")?,
@@ -159,7 +164,7 @@ impl Configuration {
             resource_key: salt("RESOURCE_KEY_SALT", "dev-resource-key-salt")?,
         };
 
-        let client_token = optional("CLIENT_TOKEN")?.map(Secret::new);
+        let client_token = secret("CLIENT_TOKEN", "the token")?;
         if client_token.as_ref().is_some_and(|token| !token.expose().bytes().all(|b| b.is_ascii_graphic())) {
             return Err(bad("CLIENT_TOKEN", "may hold visible ASCII characters only, since it travels in a header"));
         }
@@ -178,11 +183,10 @@ impl Configuration {
             default_salts,
             hardware_id: optional("HARDWARE_ID")?,
             handler_threads: handler_threads(&text("HANDLER_THREADS", "4")?)?,
-            max_upload_bytes: text("MAX_UPLOAD_BYTES", "17179869184")?
-                .parse()
-                .map_err(|_| bad("MAX_UPLOAD_BYTES", "is not a number of bytes such as 17179869184"))?,
-            max_connections: max_connections(&text("MAX_CONNECTIONS", "1024")?)?,
+            max_upload_bytes: max_upload_bytes(&text("MAX_UPLOAD_BYTES", "17179869184")?)?,
             client_stall_limit: client_stall_limit(&text("CLIENT_STALL_SECONDS", "30")?)?,
+            max_connections: max_connections(&text("MAX_CONNECTIONS", "1024")?)?,
+            allowed_hosts: allowed_hosts(&text("ALLOWED_HOSTS", "")?)?,
             client_token,
             jwt_public_key_path: file("JWT_PUBLIC_KEY_PATH")?,
             offline_limit: offline_limit(&text("OFFLINE_HOURS", "0")?)?,
@@ -249,11 +253,46 @@ fn handler_threads(value: &str) -> Result<usize, ConfigurationError> {
     }
 }
 
+/// A number of bytes: digits, and `K`, `M` or `G` for powers of 1,024.
+fn bytes(name: &'static str, value: &str) -> Result<u64, ConfigurationError> {
+    let (digits, unit) = match value.as_bytes().last() {
+        Some(b'K' | b'k') => (&value[..value.len() - 1], 1 << 10),
+        Some(b'M' | b'm') => (&value[..value.len() - 1], 1 << 20),
+        Some(b'G' | b'g') => (&value[..value.len() - 1], 1 << 30),
+        _ => (value, 1),
+    };
+    let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    let number = digits.parse::<u64>().ok().filter(|_| is_number).and_then(|number| number.checked_mul(unit));
+    number.ok_or_else(|| bad(name, "is not a number of bytes such as 17179869184, 512M or 16G"))
+}
+
+fn max_upload_bytes(value: &str) -> Result<u64, ConfigurationError> {
+    match bytes("MAX_UPLOAD_BYTES", value)? {
+        0 => Err(bad("MAX_UPLOAD_BYTES", "is 0, which refuses every upload; give a number of bytes such as 16G")),
+        limit => Ok(limit),
+    }
+}
+
 fn max_connections(value: &str) -> Result<usize, ConfigurationError> {
     match value.parse() {
-        Ok(count @ 1..=65536) => Ok(count),
+        Ok(count @ 1..=65_536) => Ok(count),
         _ => Err(bad("MAX_CONNECTIONS", "is not a number from 1 to 65536")),
     }
+}
+
+fn allowed_hosts(value: &str) -> Result<Vec<String>, ConfigurationError> {
+    let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names
+        .map(|name| {
+            let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+            let is_name = !name.is_empty()
+                && !name.starts_with('.')
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+            let refusal =
+                "holds more than host names, such as box17.example.com,loader; ports and wildcards are not allowed";
+            if is_name { Ok(name) } else { Err(bad("ALLOWED_HOSTS", refusal)) }
+        })
+        .collect()
 }
 
 fn client_stall_limit(value: &str) -> Result<Duration, ConfigurationError> {
@@ -294,6 +333,8 @@ mod tests {
         assert_eq!(configuration.handler_threads, 4);
         assert_eq!(configuration.max_upload_bytes, 17_179_869_184);
         assert_eq!(configuration.client_stall_limit, Duration::from_secs(30));
+        assert_eq!(configuration.max_connections, 1024);
+        assert!(configuration.allowed_hosts.is_empty());
         assert_eq!(configuration.offline_limit, Duration::ZERO);
         assert_eq!(configuration.default_salts, ["HARDWARE_SALT", "API_KEY_SALT", "RESOURCE_KEY_SALT"]);
         assert!(configuration.client_token.is_none() && configuration.hardware_id.is_none());
@@ -315,7 +356,25 @@ mod tests {
             ("JWT_PUBLIC_KEY_PATH", "/nonexistent/key.pem"),
             ("HANDLER_THREADS", "0"),
             ("HANDLER_THREADS", "many"),
-            ("MAX_UPLOAD_BYTES", "16G"),
+            ("MAX_UPLOAD_BYTES", "0"),
+            ("MAX_UPLOAD_BYTES", "0G"),
+            ("MAX_UPLOAD_BYTES", ""),
+            ("MAX_UPLOAD_BYTES", "G"),
+            ("MAX_UPLOAD_BYTES", "+16G"),
+            ("MAX_UPLOAD_BYTES", "16GB"),
+            ("MAX_UPLOAD_BYTES", "1.5G"),
+            ("MAX_UPLOAD_BYTES", "16é"),
+            ("MAX_UPLOAD_BYTES", "99999999999G"),
+            ("MAX_CONNECTIONS", "0"),
+            ("MAX_CONNECTIONS", "65537"),
+            ("MAX_CONNECTIONS", "1K"),
+            ("ALLOWED_HOSTS", "*"),
+            ("ALLOWED_HOSTS", "loader:8080"),
+            ("ALLOWED_HOSTS", "loader,http://box"),
+            ("ALLOWED_HOSTS", "*.example.com"),
+            ("ALLOWED_HOSTS", ".example.com"),
+            ("ALLOWED_HOSTS", "two names"),
+            ("CLIENT_TOKEN", ""),
             ("CLIENT_STALL_SECONDS", "0"),
             ("CLIENT_STALL_SECONDS", "3601"),
             ("CLIENT_STALL_SECONDS", "30s"),
@@ -329,6 +388,15 @@ mod tests {
             assert!(error.starts_with(name) && error.lines().count() == 1, "{name}={value}: {error}");
             assert!(!error.contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn byte_values_take_units_and_hosts_are_a_list() {
+        for (value, expected) in [("1", 1), ("3K", 3 << 10), ("512M", 512 << 20), ("16G", 16 << 30), ("2g", 2 << 30)] {
+            assert_eq!(with(&[("MAX_UPLOAD_BYTES", value)]).unwrap().max_upload_bytes, expected, "{value}");
+        }
+        let hosts = with(&[("ALLOWED_HOSTS", " Loader,box17.Example.com. ,, ")]).unwrap().allowed_hosts;
+        assert_eq!(hosts, ["loader", "box17.example.com"]);
     }
 
     #[test]

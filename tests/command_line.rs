@@ -70,6 +70,10 @@ fn a_bad_value_stops_the_start_with_one_line_that_names_it() {
         ("BIND_ADDR", "192.0.2.1:80"),
         ("BIND_ADDR", "unix:/no/such/directory/sock"),
         ("MAX_UPLOAD_BYTES", "-1"),
+        ("MAX_UPLOAD_BYTES", "0"),
+        ("MAX_CONNECTIONS", "0"),
+        ("ALLOWED_HOSTS", "*"),
+        ("CLIENT_TOKEN", ""),
         ("RESOURCE_API_URL", "api"),
         ("CDN_CONFIG_PATH", "/no/such/file"),
         ("CDN_CONFIG_PATH", "/"),
@@ -91,6 +95,17 @@ fn default_salts_are_warned_about() {
     let service =
         Service::builder().env("HARDWARE_SALT", "a").env("API_KEY_SALT", "b").env("RESOURCE_KEY_SALT", "c").start();
     assert!(!service.log_text().contains("not set"));
+}
+
+#[test]
+fn a_service_that_is_open_to_the_network_without_a_token_is_warned_about() {
+    const WARNING: &str = "is open to the network and CLIENT_TOKEN is not set";
+    let open = Service::builder().on_all_addresses().start();
+    assert!(open.log_text().contains(WARNING), "{}", open.log_text());
+    let guarded = Service::builder().on_all_addresses().env("CLIENT_TOKEN", "x").start();
+    for service in [guarded, Service::builder().start(), Service::builder().unix().start()] {
+        assert!(!service.log_text().contains(WARNING), "{}", service.log_text());
+    }
 }
 
 #[test]

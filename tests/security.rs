@@ -64,7 +64,11 @@ fn pages_of_other_sites_cannot_make_a_browser_do_anything() {
         for headers in strangers {
             let reply = send(path, content_type, headers, body);
             assert_eq!(reply.status, 403, "{path} {headers:?}: {}", reply.text());
-            assert!(reply.detail().contains("browser") || reply.detail().contains("another site"), "{}", reply.text());
+            assert!(
+                reply.detail().contains("ALLOWED_HOSTS") || reply.detail().contains("another site"),
+                "{}",
+                reply.text()
+            );
         }
     }
     assert!(world.api.requests().is_empty(), "{:?}", world.api.requests());
@@ -89,6 +93,36 @@ fn pages_of_other_sites_cannot_make_a_browser_do_anything() {
     assert_eq!(reply.status, 200);
     // Without this header a browser keeps the answer from the page.
     assert_eq!(reply.header("access-control-allow-origin"), None);
+}
+
+/// Its requests are of the same origin, so over http nothing but `Host` tells them from a program's.
+#[test]
+fn a_page_whose_name_was_pointed_here_reads_nothing() {
+    let private = ["/status", "/unlock/status", "/metrics"];
+    let public = ["/", "/docs", "/openapi.json", "/health"];
+    let status = |service: &Service, path: &str, host: &str| {
+        let reply = raw::request(service.connect(), "GET", path, &[("Host", host)], b"").unwrap();
+        assert!(reply.status == 200 || reply.detail().contains("ALLOWED_HOSTS"), "{}", reply.text());
+        reply.status
+    };
+    let service = Service::builder().start();
+    for path in private {
+        for host in ["evil.example:8080", "evil.example", "box.local", "loader"] {
+            assert_eq!(status(&service, path, host), 403, "{path} {host}");
+        }
+        for host in ["127.0.0.1:8080", "localhost", "[::1]:8080"] {
+            assert_eq!(status(&service, path, host), 200, "{path} {host}");
+        }
+    }
+    for path in public {
+        assert_eq!(status(&service, path, "evil.example"), 200, "{path}");
+    }
+    let service = Service::builder().env("ALLOWED_HOSTS", "box17.example.com,loader").start();
+    for (host, expected) in [("box17.example.com:8080", 200), ("loader", 200), ("evil.example", 403)] {
+        assert_eq!(status(&service, "/status", host), expected, "{host}");
+    }
+    let service = Service::builder().unix().start();
+    assert_eq!(status(&service, "/status", "any.example"), 200);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! The gate keeps every connection and lends it to one request at a time; [`Connection::give_back`] returns it.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -71,8 +71,8 @@ impl Returns {
 pub(super) struct Connection {
     pub(super) token: u64,
     pub(super) socket: Socket,
-    /// The client's address in the log: all connections of one address are one client.
-    pub(super) client: String,
+    /// The client's address, if it came over TCP: all connections of one address are one client.
+    pub(super) address: Option<IpAddr>,
     /// The client has closed its end while its request waited or was worked on. It may have closed one direction only, and be
     /// listening; but most have gone, and nothing tells the two apart. So it gets its answer if there is one at once.
     left: Arc<AtomicBool>,
@@ -80,8 +80,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(token: u64, socket: Socket, client: String, returns: Arc<Returns>) -> Self {
-        Self { token, socket, client, left: Arc::default(), returns }
+    pub(super) fn new(token: u64, socket: Socket, address: Option<IpAddr>, returns: Arc<Returns>) -> Self {
+        Self { token, socket, address, left: Arc::default(), returns }
     }
 
     /// The client has closed its end.
@@ -98,9 +98,9 @@ impl Connection {
         Arc::clone(&self.left)
     }
 
-    /// Whether it came over the Unix socket, which browsers cannot reach.
-    pub(super) fn is_unix(&self) -> bool {
-        matches!(self.socket, Socket::Unix(_))
+    /// How the log names the client.
+    pub(super) fn client(&self) -> String {
+        self.address.map_or_else(|| "unix".to_owned(), |address| address.to_string())
     }
 
     /// Reads what is there. [`io::ErrorKind::WouldBlock`] if nothing is.

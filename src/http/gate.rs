@@ -10,6 +10,7 @@ mod listener;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +20,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use super::connection::{Connection, Next, Returns};
+use super::connection::{Connection, Next, Returns, Socket};
 use super::exchange::Exchange;
 use super::handlers::Handlers;
 use super::pulse::{Pulse, Watch};
@@ -302,7 +303,7 @@ impl Keeper {
         for _ in 0..BATCH {
             let Some(listener) = self.listeners.get(number) else { return };
             match listener.accept() {
-                Ok((socket, client)) => self.admit(socket, client),
+                Ok((socket, address)) => self.admit(socket, address),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The client has gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -326,7 +327,7 @@ impl Keeper {
         }
     }
 
-    fn admit(&mut self, socket: super::connection::Socket, client: String) {
+    fn admit(&mut self, socket: Socket, address: Option<IpAddr>) {
         let has_room = self.has_room() || self.make_room() || self.wait_for_room();
         if self.clients.len() >= self.max_clients + OVERFLOW {
             let Some((.., longest)) = self.longest(Wait::Lingering) else { return };
@@ -335,7 +336,7 @@ impl Keeper {
         let token = self.next_token;
         self.next_token += 1;
         let returns = Arc::clone(&self.shared.returns);
-        let connection = Arc::new(Connection::new(token, socket, client, returns));
+        let connection = Arc::new(Connection::new(token, socket, address, returns));
         let data = EventData::new_u64(token);
         if let Err(error) = epoll::add(&self.shared.returns.epoll, &connection.socket, data, EventFlags::ONESHOT) {
             log::error!("a connection cannot be waited for: {error}");
@@ -428,9 +429,9 @@ impl Keeper {
     fn refuse(&mut self, token: u64, refusal: Refusal) {
         let Some(client) = self.clients.get(&token) else { return };
         let (connection, since) = (Arc::clone(&client.connection), client.since);
-        let id = RequestId::next();
+        let id = RequestId::next_for(connection.address);
         let _current = Current::enter(id);
-        let (status, client) = (refusal.status, connection.client.as_str());
+        let (status, client) = (refusal.status, connection.client());
         metrics::request(NO_ENDPOINT, status, since.elapsed());
         log::info!(status, client; "refused: {}", refusal.detail);
         // The request of a body that has not begun must not answer, too.

@@ -170,7 +170,7 @@ impl Handlers {
         for request in still.into_iter().take(waiting.saturating_sub(leaving)) {
             request.evicted = true;
             request.connection.shut_down();
-            let client = request.connection.client.as_str();
+            let client = request.connection.client();
             log::warn!(client; "a transfer was cut off: its client stood still while others waited");
         }
     }

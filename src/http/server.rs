@@ -12,7 +12,7 @@ use super::exchange::Exchange;
 use super::gate::{Gate, Limits, Listener};
 use super::handlers::Handlers;
 use super::json::admit_json;
-use super::origin::Sender;
+use super::origin::{Sender, Way};
 use super::pulse::{Pulse, Watch};
 use super::reply::Reply;
 use super::router::{Route, RouteError, methods_of, route};
@@ -194,10 +194,11 @@ fn admit(service: &Service, method: &Method, target: &str, exchange: &Exchange) 
         site: exchange.header("sec-fetch-site"),
         origin: exchange.header("origin"),
         host: exchange.header("host"),
-        has_token: service.configuration.client_token.is_some(),
+        user_agent: exchange.header("user-agent"),
+        way: Way::of(exchange.connection().address),
     };
-    // What GET answers, a page of another site cannot read.
-    if let (true, Some(objection)) = (route.changes_something(), sender.objection()) {
+    let objection = sender.objection(route.changes_something(), &service.configuration);
+    if let (false, Some(objection)) = (route.is_public(), objection) {
         return Err(Reply::error(403, objection));
     }
     if !route.is_public() && !is_authorized(service, exchange) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::tcp::lock;
 
 /// Every name of section 8, so that nothing of the developer's environment reaches a test.
-pub const VARIABLES: [&str; 19] = [
+pub const VARIABLES: [&str; 21] = [
     "RESOURCE_API_URL",
     "IMAGES_PATH",
     "API_VERSION",
@@ -28,12 +28,26 @@ pub const VARIABLES: [&str; 19] = [
     "HANDLER_THREADS",
     "MAX_UPLOAD_BYTES",
     "CLIENT_STALL_SECONDS",
+    "MAX_CONNECTIONS",
     "CLIENT_TOKEN",
+    "ALLOWED_HOSTS",
     "JWT_PUBLIC_KEY_PATH",
     "OFFLINE_HOURS",
 ];
-/// A proxy would stand between the loader and the servers of a test.
-const CLEARED: [&str; 6] = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+/// A proxy would stand between the loader and the servers of a test, and a service manager would hear of it.
+const CLEARED: [&str; 11] = [
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+];
 
 /// What a process has written, as far as it has come.
 pub type Captured = Arc<Mutex<Vec<u8>>>;

@@ -29,6 +29,7 @@ pub struct ServiceBuilder {
     binary: PathBuf,
     env: Vec<(OsString, OsString)>,
     unix: bool,
+    host: &'static str,
     timeout: Duration,
 }
 
@@ -64,6 +65,12 @@ impl ServiceBuilder {
     /// Listens on a Unix socket in the service's directory.
     pub fn unix(mut self) -> Self {
         self.unix = true;
+        self
+    }
+
+    /// Listens on all addresses of this machine instead of the loopback one.
+    pub fn on_all_addresses(mut self) -> Self {
+        self.host = "0.0.0.0";
         self
     }
 
@@ -110,7 +117,7 @@ impl ServiceBuilder {
         if self.unix {
             format!("unix:{}", dir.join("loader.sock").display())
         } else {
-            format!("127.0.0.1:{}", free_port())
+            format!("{}:{}", self.host, free_port())
         }
     }
 }
@@ -122,6 +129,7 @@ impl Service {
             binary: super::loader_binary(),
             env: Vec::new(),
             unix: false,
+            host: "127.0.0.1",
             timeout: Duration::from_secs(60),
         }
     }

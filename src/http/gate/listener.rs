@@ -92,17 +92,26 @@ impl Listener {
         }
     }
 
-    /// The next client's socket, and how the log names the client.
-    pub(super) fn accept(&self) -> io::Result<(Socket, String)> {
+    /// Whether clients of other machines can reach it.
+    pub fn is_open_to_the_network(&self) -> bool {
+        match self {
+            Self::Tcp(listener) => {
+                listener.local_addr().is_ok_and(|address| !address.ip().to_canonical().is_loopback())
+            }
+            Self::Unix(..) => false,
+        }
+    }
+
+    /// The next client's socket, and its address over TCP.
+    pub(super) fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, address) = rustix::net::acceptfrom_with(self, flags)?;
         Ok(match self {
             Self::Tcp(_) => {
                 let address = address.and_then(|address| SocketAddr::try_from(address).ok());
-                let client = address.map_or_else(String::new, |address| address.ip().to_canonical().to_string());
-                (Socket::Tcp(socket.into()), client)
+                (Socket::Tcp(socket.into()), address.map(|address| address.ip().to_canonical()))
             }
-            Self::Unix(..) => (Socket::Unix(socket.into()), "unix".to_owned()),
+            Self::Unix(..) => (Socket::Unix(socket.into()), None),
         })
     }
 }
