@@ -21,6 +21,7 @@ use crate::configuration::Configuration;
 use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
 use crate::hardware_service;
+use crate::manifest::ManifestKeys;
 use crate::model_cache::{CacheSummary, KeptParts, ModelCache, Refusal};
 use crate::names::FileName;
 use crate::security::{AesKey, Salts, decrypt_whole};
@@ -91,6 +92,7 @@ pub struct ApiClient {
     hardware: String,
     salts: Salts,
     resource_key: AesKey,
+    manifest_keys: ManifestKeys,
     cache: ModelCache,
     kept: Arc<KeptParts>,
     uploads: Turns,
@@ -105,6 +107,12 @@ impl ApiClient {
     pub fn new(configuration: &Configuration) -> Result<Self, String> {
         let uplink = Uplink::new(configuration.ca_cert_path.as_deref())?;
         let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
+        let manifest_keys = ManifestKeys::new(
+            &configuration.salts,
+            configuration.signing_key_path.as_deref(),
+            configuration.trusted_keys_path.as_deref(),
+            configuration.require_manifest,
+        )?;
         let cache = ModelCache::open(&configuration.model_cache_dir);
         let kept = Arc::new(KeptParts::open(&configuration.model_cache_dir, configuration.offline_limit));
         offline::sweep_now_and_then(&kept);
@@ -115,6 +123,7 @@ impl ApiClient {
             hardware: hardware(configuration),
             salts: configuration.salts.clone(),
             resource_key: AesKey::of_resources(&configuration.salts),
+            manifest_keys,
             cache,
             kept,
             uploads: Turns::default(),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use self::object::Source;
 use self::publish::Destination;
 use self::s3::S3Account;
+use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::uplink::Uplink;
 
 pub use self::config::{AccessKey, CdnConfig, CdnConfigError};
@@ -57,6 +58,12 @@ pub fn plain_key(file_name: &str) -> String {
 #[must_use]
 pub fn generation_key(file_name: &str, small_sha256: &str) -> String {
     format!("{file_name}.{}.big", &small_sha256[..small_sha256.len().min(16)])
+}
+
+/// The object key of the manifest of one generation.
+#[must_use]
+pub fn manifest_key(file_name: &str, small_sha256: &str) -> String {
+    format!("{file_name}.{}.manifest", &small_sha256[..small_sha256.len().min(16)])
 }
 
 /// Whether `key` is a generation of `file_name`.
@@ -127,6 +134,32 @@ impl CdnManager {
         self.destination(bucket).put(&generation_key(file_name, part.small_sha256), part)
     }
 
+    /// Between steps 1 and 2 of an upload: stores the manifest of the generation.
+    ///
+    /// # Errors
+    /// See [`CdnError`].
+    pub fn put_manifest(
+        &self,
+        bucket: &str,
+        file_name: &str,
+        small_sha256: &str,
+        manifest: &str,
+    ) -> Result<(), CdnError> {
+        self.destination(bucket).put_text(&manifest_key(file_name, small_sha256), manifest)
+    }
+
+    /// The manifest of the generation that belongs to the small part with this hash, if there is one.
+    ///
+    /// # Errors
+    /// See [`CdnError`].
+    pub fn manifest(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<Option<String>, CdnError> {
+        match self.downloads.text(bucket, &manifest_key(file_name, small_sha256), MAX_MANIFEST_BYTES) {
+            // A key that may not list a bucket is told 403 for what is not there.
+            Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
     /// Step 3 of an upload: sets the plain key to the generation that belongs to the small part with this hash.
     ///
     /// # Errors
@@ -154,6 +187,7 @@ impl CdnManager {
             let marked = self.downloads.describe(bucket, key)?.small_sha256;
             if marked.is_some_and(|hash| generation_key(file_name, &hash) == *key) {
                 destination.delete(key)?;
+                destination.delete(&format!("{}manifest", key.trim_end_matches("big")))?;
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ mod progress;
 mod terminal;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use self::call::RunningService;
 use crate::api_client::hardware;
 use crate::configuration::Configuration;
 use crate::http::{Listener, Server};
+use crate::manifest::Keygen;
 use crate::service::Service;
 use crate::{logging, shutdown};
 
@@ -33,6 +35,7 @@ Usage:
   loader pack --key-file FILE [IN] [OUT]
                          encrypt a docker save tar into an archive for IMAGES_PATH
                          (default: standard input and output; FILE holds the key fragment)
+  loader keygen DIR      make a key pair for SIGNING_KEY_PATH and TRUSTED_KEYS_PATH
   loader COMMAND --help  print more about a command
   loader --help          print this text
   loader --version       print the version
@@ -56,6 +59,9 @@ Environment (name, default, meaning):
   CLIENT_STALL_SECONDS   30                            a client that moves nothing for so long is cut off, 1 to 3600
   CLIENT_TOKEN           (none)                        bearer token that clients must send
   JWT_PUBLIC_KEY_PATH    (none)                        PEM; verifies the Resource API's tokens
+  SIGNING_KEY_PATH       (none)                        PEM, Ed25519 private key; signs what this box uploads
+  TRUSTED_KEYS_PATH      (none)                        PEM, Ed25519 public keys; only what they signed is loaded
+  REQUIRE_MANIFEST       false                         true: old uploads, which prove nothing, are refused
   OFFLINE_HOURS          0                             how long models load again without the Resource API, 0 to 8760
 
 Exit status: 0 done or stopped by a signal, 1 failed, 2 wrong usage or configuration.
@@ -89,7 +95,7 @@ struct Command {
     run: fn(&[&str]) -> Result<(), Failure>,
 }
 
-const COMMANDS: [Command; 6] = [
+const COMMANDS: [Command; 7] = [
     Command {
         name: "status",
         help: concat!(
@@ -166,6 +172,19 @@ Shows how far it is on standard error: with a bar on a terminal, with a line eve
 Exit status: 0 done, 1 failed, 2 wrong usage.
 ",
         run: pack,
+    },
+    Command {
+        name: "keygen",
+        help: "\
+Usage: loader keygen DIR
+
+Makes an Ed25519 key pair in the directory DIR, which is created:
+  signing-key.pem        for SIGNING_KEY_PATH where models are uploaded; nobody else may have it
+  trusted-keys.pem       for TRUSTED_KEYS_PATH on the boxes; several such files may be joined to one
+
+Replaces no file. Exit status: 0 done, 1 failed, 2 wrong usage.
+",
+        run: keygen,
     },
 ];
 
@@ -257,6 +276,15 @@ fn pack(words: &[&str]) -> Result<(), Failure> {
     let arguments = pack::Arguments::parse(words)
         .map_err(|reason| Failure::usage(format!("{reason}; loader pack --key-file FILE [IN] [OUT]")))?;
     pack::pack(&arguments).map_err(Failure::runtime)
+}
+
+fn keygen(words: &[&str]) -> Result<(), Failure> {
+    let [directory] = words else { return Err(Failure::usage("keygen needs one directory; loader keygen DIR")) };
+    if directory.starts_with('-') {
+        return Err(Failure::usage(format!("unknown option {directory}; loader keygen DIR")));
+    }
+    let files = Keygen::write(Path::new(directory)).map_err(Failure::runtime)?;
+    print(&format!("{}\n{}\n", files.private.display(), files.public.display()))
 }
 
 fn serve() -> Result<(), Failure> {

@@ -65,6 +65,12 @@ pub struct Configuration {
     pub client_token: Option<Secret>,
     /// `JWT_PUBLIC_KEY_PATH`.
     pub jwt_public_key_path: Option<PathBuf>,
+    /// `SIGNING_KEY_PATH`: signs the manifests of uploads.
+    pub signing_key_path: Option<PathBuf>,
+    /// `TRUSTED_KEYS_PATH`: only what these keys signed is loaded.
+    pub trusted_keys_path: Option<PathBuf>,
+    /// `REQUIRE_MANIFEST`: uploads without a manifest are refused.
+    pub require_manifest: bool,
     /// `OFFLINE_HOURS`: how long a model may be loaded again without the Resource API; zero: never.
     pub offline_limit: Duration,
 }
@@ -182,6 +188,9 @@ impl Configuration {
             client_stall_limit: client_stall_limit(&text("CLIENT_STALL_SECONDS", "30")?)?,
             client_token,
             jwt_public_key_path: file("JWT_PUBLIC_KEY_PATH")?,
+            signing_key_path: file("SIGNING_KEY_PATH")?,
+            trusted_keys_path: file("TRUSTED_KEYS_PATH")?,
+            require_manifest: truth("REQUIRE_MANIFEST", &text("REQUIRE_MANIFEST", "false")?)?,
             offline_limit: offline_limit(&text("OFFLINE_HOURS", "0")?)?,
         })
     }
@@ -253,6 +262,14 @@ fn client_stall_limit(value: &str) -> Result<Duration, ConfigurationError> {
     }
 }
 
+fn truth(name: &'static str, value: &str) -> Result<bool, ConfigurationError> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" | "" => Ok(false),
+        _ => Err(bad(name, "is neither true nor false")),
+    }
+}
+
 /// A year at most: more is a slip of the finger.
 fn offline_limit(value: &str) -> Result<Duration, ConfigurationError> {
     match value.parse::<u64>() {
@@ -285,6 +302,8 @@ mod tests {
         assert_eq!(configuration.max_upload_bytes, 17_179_869_184);
         assert_eq!(configuration.client_stall_limit, Duration::from_secs(30));
         assert_eq!(configuration.offline_limit, Duration::ZERO);
+        assert_eq!((configuration.signing_key_path, configuration.trusted_keys_path), (None, None));
+        assert!(!configuration.require_manifest);
         assert_eq!(configuration.default_salts, ["HARDWARE_SALT", "API_KEY_SALT", "RESOURCE_KEY_SALT"]);
         assert!(configuration.client_token.is_none() && configuration.hardware_id.is_none());
     }
@@ -303,6 +322,9 @@ mod tests {
             ("CDN_CONFIG_PATH", "/nonexistent/cdn.yaml"),
             ("CA_CERT_PATH", "/nonexistent/ca.pem"),
             ("JWT_PUBLIC_KEY_PATH", "/nonexistent/key.pem"),
+            ("SIGNING_KEY_PATH", "/nonexistent/key.pem"),
+            ("TRUSTED_KEYS_PATH", "/nonexistent/key.pem"),
+            ("REQUIRE_MANIFEST", "perhaps"),
             ("HANDLER_THREADS", "0"),
             ("HANDLER_THREADS", "many"),
             ("MAX_UPLOAD_BYTES", "16G"),

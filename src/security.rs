@@ -15,7 +15,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::credentials::Credentials;
 use crate::secret::Secret;
 
-pub use beside::HashBeside;
+pub use beside::{Absorb, HashBeside};
 pub use decrypt::{DecryptError, DecryptReader, HELD_BACK, decrypt_beginning, decrypt_whole, plain_length};
 pub use encrypt::EncryptWriter;
 pub use loader_cipher::BLOCK;

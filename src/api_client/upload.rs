@@ -8,12 +8,19 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{ApiClient, ApiError, Login, LoginError, small_name};
 use crate::cdn_manager::{BigPart, CdnError, CdnManager};
+use crate::manifest::{ChunkHasher, Manifest, Subject};
 use crate::model_cache::Spool;
 use crate::names::{FileName, Folder};
-use crate::security::{EncryptWriter, HashBeside, HashWriter, Parts, PartsWriter, sha256_hex};
+use crate::security::{EncryptWriter, HashWriter, Parts, PartsWriter, sha256_hex};
 
 /// How many other uploads of the same model, committed one after the other meanwhile, are followed by the plain key.
 const UPLOADS_AT_ONCE: usize = 4;
+
+/// A big part is shorter than its file by at most this: the small part.
+const NOT_IN_BIG_PART: u64 = 3072;
+
+/// A big part is longer than its file by at most this: initialization vector and padding.
+const NOT_IN_FILE: u64 = 32;
 
 /// Why a model could not be uploaded.
 #[derive(Debug)]
@@ -58,12 +65,15 @@ impl std::error::Error for UploadError {}
 /// An upload that is being received: what is written to it is encrypted and kept on local storage.
 pub struct Upload {
     login: Arc<Login>,
-    encrypt: EncryptWriter<PartsWriter<HashWriter<Spool>>>,
+    encrypt: EncryptWriter<PartsWriter<HashWriter<Spool, ChunkHasher>>>,
+    plain_length: u64,
 }
 
 impl Write for Upload {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.encrypt.write(bytes)
+        let count = self.encrypt.write(bytes)?;
+        self.plain_length += count as u64;
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -77,8 +87,15 @@ pub struct ReceivedUpload {
     small: Vec<u8>,
     small_sha256: String,
     big: Spool,
-    big_length: u64,
     big_sha256: String,
+    manifest: Manifest,
+}
+
+impl ReceivedUpload {
+    fn subject<'a>(&'a self, folder: &'a str, file_name: &'a str) -> Subject<'a> {
+        let (small_sha256, small_length) = (self.small_sha256.as_str(), self.small.len() as u64);
+        Subject { folder, file_name, small_sha256, small_length }
+    }
 }
 
 impl Upload {
@@ -88,29 +105,34 @@ impl Upload {
     /// [`UploadError::Spool`].
     pub fn finish(self) -> Result<ReceivedUpload, UploadError> {
         let parts = self.encrypt.finish().and_then(PartsWriter::finish).map_err(UploadError::Spool)?;
-        let Parts { small, big: HashWriter { sink, hasher, length } } = parts;
+        let Parts { small, big: HashWriter { sink, whole, chunks, .. } } = parts;
+        let chunks = chunks.into_hasher().finish().ok_or_else(|| {
+            UploadError::Spool(io::Error::other("the upload has another length than its request announced"))
+        })?;
         Ok(ReceivedUpload {
             login: self.login,
             small_sha256: sha256_hex(&small),
             small,
             big: sink,
-            big_length: length,
-            big_sha256: hasher.into_hasher().finish(),
+            big_sha256: whole.into_hasher().finish(),
+            manifest: Manifest { chunks, plain_length: self.plain_length },
         })
     }
 }
 
 impl ApiClient {
-    /// Starts an upload. Where it goes is said when it has been received, since a form may name its folder last.
+    /// Starts an upload of at most `longest` bytes, of which at least `shortest` are announced. Where it goes is said when it
+    /// has been received, since a form may name its folder last.
     ///
     /// # Errors
     /// [`UploadError::NotLoggedIn`] and [`UploadError::Spool`].
-    pub fn begin_upload(&self) -> Result<Upload, UploadError> {
+    pub fn begin_upload(&self, shortest: u64, longest: u64) -> Result<Upload, UploadError> {
         let login = self.current().ok_or(UploadError::NotLoggedIn)?;
         let spool = self.cache.spool().map_err(UploadError::Spool)?;
-        let hashed = HashWriter { sink: spool, hasher: HashBeside::default(), length: 0 };
+        let chunks = ChunkHasher::new(shortest.saturating_sub(NOT_IN_BIG_PART), longest.saturating_add(NOT_IN_FILE));
+        let hashed = HashWriter::new(spool, chunks);
         let encrypt = EncryptWriter::new(PartsWriter::new(hashed), &self.resource_key).map_err(UploadError::Spool)?;
-        Ok(Upload { login, encrypt })
+        Ok(Upload { login, encrypt, plain_length: 0 })
     }
 
     /// Publishes an upload as `file_name` in `folder`. Cut at any point it leaves the previous version loadable.
@@ -122,11 +144,14 @@ impl ApiClient {
         let cdn = self.cdn(&upload.login).map_err(UploadError::Config)?;
         let part = BigPart {
             file: upload.big.file(),
-            length: upload.big_length,
+            length: upload.manifest.chunks.length,
             sha256: &upload.big_sha256,
             small_sha256: &upload.small_sha256,
         };
         cdn.put_generation(folder, file_name, part).map_err(UploadError::Big)?;
+        let manifest = self.manifest_keys.sign(upload.subject(folder, file_name), &upload.manifest);
+        let manifest = manifest.map_err(UploadError::Spool)?;
+        cdn.put_manifest(folder, file_name, &upload.small_sha256, &manifest).map_err(UploadError::Big)?;
 
         // The commit: from here on readers see the new version.
         let small_name = small_name(file_name);

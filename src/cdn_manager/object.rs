@@ -76,6 +76,17 @@ impl Source {
         }
     }
 
+    /// The whole of a short object, which must be text.
+    pub(super) fn text(&self, bucket: &str, key: &str, limit: u64) -> Result<String, CdnError> {
+        let sha256 = empty_sha256();
+        let request = S3Request { method: Method::GET, bucket, key, query: &[], headers: &[], payload_sha256: &sha256 };
+        let asked = Instant::now();
+        let answer = self.account.ask(&self.uplink, &request, Payload::None, limit)?;
+        self.latency.store(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        String::from_utf8(answer.body.to_vec())
+            .map_err(|_| CdnError::BadAnswer { object: request.object(), reason: "it is not text".into() })
+    }
+
     fn describe_once(&self, request: &S3Request<'_>) -> Result<BigObject, CdnError> {
         let bad = |reason: &str| CdnError::BadAnswer { object: request.object(), reason: reason.into() };
         // Not `ask`: a CDN that ignores ranges answers with the whole object, which must not be read here.

@@ -7,7 +7,7 @@ use s3::serde_types::{CompleteMultipartUploadData, InitiateMultipartUploadRespon
 use s3::signing::uri_encode;
 use serde::Deserialize;
 
-use super::s3::{CdnError, S3Account, S3Request, empty_sha256, xml};
+use super::s3::{CdnError, MAX_XML_BYTES, S3Account, S3Request, empty_sha256, xml};
 use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
 use crate::metrics::Stage;
 use crate::security::{Hasher, sha256_hex};
@@ -58,6 +58,13 @@ impl Destination<'_> {
             let etag = answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
             etag.ok_or_else(|| self.bad(key, "it does not tell the part's ETag"))
         })
+    }
+
+    /// Stores a short text.
+    pub(super) fn put_text(&self, key: &str, text: &str) -> Result<(), CdnError> {
+        let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned())];
+        let payload = Payload::Bytes(text.as_bytes());
+        self.ask(Method::PUT, key, &[], &headers, payload, &sha256_hex(text.as_bytes())).map(drop)
     }
 
     /// Copies an object within the bucket, in the CDN.
@@ -169,7 +176,7 @@ impl Destination<'_> {
         payload_sha256: &str,
     ) -> Result<Answer, CdnError> {
         let request = S3Request { method, bucket: self.bucket, key, query, headers, payload_sha256 };
-        self.account.ask(self.uplink, &request, payload)
+        self.account.ask(self.uplink, &request, payload, MAX_XML_BYTES)
     }
 
     /// Long operations answer 200 before they know how they end; an error is then in the body.

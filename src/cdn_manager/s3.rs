@@ -18,7 +18,7 @@ use crate::security::sha256_hex;
 use crate::uplink::{Answer, Payload, Uplink, UplinkError};
 
 /// The largest XML answer that is read: a page of a listing has at most 1000 keys.
-const MAX_XML_BYTES: u64 = 4 * 1024 * 1024;
+pub(super) const MAX_XML_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Why the CDN did not give or take an object.
 #[derive(Debug)]
@@ -177,14 +177,15 @@ impl S3Account {
         Some(signed)
     }
 
-    /// Makes a request that is safe to repeat and reads its small answer.
+    /// Makes a request that is safe to repeat and reads its answer of at most `limit` bytes.
     pub(super) fn ask(
         &self,
         uplink: &Uplink,
         request: &S3Request<'_>,
         payload: Payload<'_>,
+        limit: u64,
     ) -> Result<Answer, CdnError> {
-        let answer = uplink.ask(payload, MAX_XML_BYTES, || self.sign(request))?;
+        let answer = uplink.ask(payload, limit, || self.sign(request))?;
         if answer.status.is_success() {
             return Ok(answer);
         }

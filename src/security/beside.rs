@@ -19,28 +19,40 @@ const WORTH_A_THREAD: usize = 1 << 20;
 /// How many buffers may be on their way to the thread. Two would do if the scheduler were exact.
 const BUFFERS: usize = 4;
 
-/// A running SHA-256 like [`Hasher`], whose work is done on another core once there is enough of it.
-#[derive(Default)]
-pub struct HashBeside {
-    /// The state until the thread takes over.
-    hasher: Hasher,
-    seen: usize,
-    worker: Option<Worker>,
+/// Something that takes bytes in, as a hash does.
+pub trait Absorb: Clone + Send + 'static {
+    /// Adds `bytes`.
+    fn absorb(&mut self, bytes: &[u8]);
 }
 
-impl From<Hasher> for HashBeside {
+impl Absorb for Hasher {
+    fn absorb(&mut self, bytes: &[u8]) {
+        self.update(bytes);
+    }
+}
+
+/// A running hash whose work is done on another core once there is enough of it.
+#[derive(Default)]
+pub struct HashBeside<H: Absorb = Hasher> {
+    /// The state until the thread takes over.
+    hasher: H,
+    seen: usize,
+    worker: Option<Worker<H>>,
+}
+
+impl<H: Absorb> From<H> for HashBeside<H> {
     /// Goes on from what `hasher` has seen.
-    fn from(hasher: Hasher) -> Self {
+    fn from(hasher: H) -> Self {
         Self { hasher, seen: 0, worker: None }
     }
 }
 
-impl HashBeside {
+impl<H: Absorb> HashBeside<H> {
     /// Adds `bytes`. Waits if the thread is behind by as much as its buffers hold.
     pub fn update(&mut self, bytes: &[u8]) {
         match self.worker_for(bytes.len()) {
             Some(worker) => worker.update(bytes),
-            None => self.hasher.update(bytes),
+            None => self.hasher.absorb(bytes),
         }
     }
 
@@ -49,12 +61,12 @@ impl HashBeside {
     pub fn update_and_exchange(&mut self, buffer: &mut Vec<u8>, count: usize) {
         match self.worker_for(count) {
             Some(worker) => worker.exchange(buffer, count),
-            None => self.hasher.update(&buffer[..count]),
+            None => self.hasher.absorb(&buffer[..count]),
         }
     }
 
     /// The thread that the next `count` bytes are for; none if they are for the hasher here.
-    fn worker_for(&mut self, count: usize) -> Option<&Worker> {
+    fn worker_for(&mut self, count: usize) -> Option<&Worker<H>> {
         if self.worker.is_none() && self.seen < WORTH_A_THREAD {
             self.seen += count;
             if self.seen >= WORTH_A_THREAD {
@@ -66,22 +78,22 @@ impl HashBeside {
 
     /// The state after all bytes added.
     #[must_use]
-    pub fn into_hasher(self) -> Hasher {
+    pub fn into_hasher(self) -> H {
         self.worker.map_or(self.hasher, Worker::finish)
     }
 }
 
 /// The thread and the buffers that go round between it and the caller.
-struct Worker {
+struct Worker<H> {
     /// Buffers of [`CHUNK`] bytes, with how many of these count.
     full: SyncSender<(Vec<u8>, usize)>,
     empty: Receiver<Vec<u8>>,
-    thread: JoinHandle<Hasher>,
+    thread: JoinHandle<H>,
 }
 
-impl Worker {
+impl<H: Absorb> Worker<H> {
     /// None where there is no second core, or no thread to be had: the caller then hashes itself.
-    fn start(hasher: &Hasher) -> Option<Self> {
+    fn start(hasher: &H) -> Option<Self> {
         static CORES: OnceLock<usize> = OnceLock::new();
         if *CORES.get_or_init(|| available_parallelism().map_or(1, usize::from)) < 2 {
             return None;
@@ -94,7 +106,7 @@ impl Worker {
         let mut hasher = hasher.clone();
         let hash = move || {
             while let Ok((buffer, count)) = filled.recv() {
-                hasher.update(&buffer[..count]);
+                hasher.absorb(&buffer[..count]);
                 // The caller may have gone: then nobody waits for it.
                 let _ = emptied.send(buffer);
             }
@@ -121,7 +133,7 @@ impl Worker {
         let _ = self.full.send((buffer, count));
     }
 
-    fn finish(self) -> Hasher {
+    fn finish(self) -> H {
         drop(self.full);
         drop(self.empty);
         self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
@@ -144,7 +156,7 @@ mod tests {
                 }
                 assert_eq!(beside.into_hasher().finish(), sha256_hex(&bytes), "size {size}, portions of {portion}");
             }
-            let (mut beside, mut buffer) = (HashBeside::default(), vec![0; CHUNK]);
+            let (mut beside, mut buffer) = (HashBeside::from(Hasher::default()), vec![0; CHUNK]);
             for part in bytes.chunks(7777) {
                 buffer[..part.len()].copy_from_slice(part);
                 beside.update_and_exchange(&mut buffer, part.len());

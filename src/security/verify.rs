@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
 
-use super::HashBeside;
+use super::{Absorb, HashBeside};
 use crate::constants::CHUNK;
 
 /// How far apart the checkpoints of a [`Proof`] are, in bytes: so much at each end of a range is read besides it.
@@ -202,22 +202,28 @@ impl<R: Read> Read for VerifyReader<R> {
     }
 }
 
-/// Passes bytes on to a sink while it hashes and counts them.
-#[derive(Default)]
-pub struct HashWriter<W> {
+/// Passes bytes on to a sink while it hashes them, as a whole and by chunks.
+pub struct HashWriter<W, H: Absorb> {
     /// Where the bytes go.
     pub sink: W,
     /// The hash of the bytes so far.
-    pub hasher: HashBeside,
-    /// How many bytes there were so far.
-    pub length: u64,
+    pub whole: HashBeside,
+    /// The hashes of their chunks.
+    pub chunks: HashBeside<H>,
 }
 
-impl<W: Write> Write for HashWriter<W> {
+impl<W, H: Absorb> HashWriter<W, H> {
+    /// Begins with nothing hashed.
+    pub fn new(sink: W, chunks: H) -> Self {
+        Self { sink, whole: HashBeside::default(), chunks: chunks.into() }
+    }
+}
+
+impl<W: Write, H: Absorb> Write for HashWriter<W, H> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.sink.write(bytes)?;
-        self.hasher.update(&bytes[..count]);
-        self.length += count as u64;
+        self.whole.update(&bytes[..count]);
+        self.chunks.update(&bytes[..count]);
         Ok(count)
     }
 

@@ -53,13 +53,17 @@ fn receive(
         return Err(too_large());
     }
 
+    // What the form has besides its file is little, so the length of the file is nearly known.
+    let declared = exchange.body().declared_length();
+    let (shortest, longest) =
+        (declared.unwrap_or(0).saturating_sub(FORM_OVERHEAD), declared.unwrap_or(limit).min(limit));
     let transfer = Transfer::begin(Stage::Receive, &*file_name, 0, exchange.body().declared_length());
     let mut form = Multipart::new(exchange, &boundary);
     let (mut upload, mut folder) = (None, None);
     while let Some(part) = form.next_part().map_err(|error| unreadable(&error))? {
         match part.name.as_str() {
             "data" if upload.is_none() => {
-                let mut sink = service.client.begin_upload().map_err(|error| failed(&error))?;
+                let mut sink = service.client.begin_upload(shortest, longest).map_err(|error| failed(&error))?;
                 let mut content = (&mut form).take(limit.saturating_add(1));
                 if copy(&mut content, &mut sink, &transfer)? > limit {
                     return Err(too_large());
