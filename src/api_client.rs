@@ -74,19 +74,19 @@ impl From<ApiError> for LoginError {
 
 /// A login that worked: the session, and the CDN once its configuration was needed.
 struct Login {
-    session: Session,
+    session: Arc<Session>,
     cdn: Mutex<Option<Arc<CdnManager>>>,
 }
 
 impl Login {
     fn new(session: Session) -> Self {
-        Self { session, cdn: Mutex::default() }
+        Self { session: Arc::new(session), cdn: Mutex::default() }
     }
 }
 
 /// The one client of this process. It is created at the start; the credentials come with the first login.
 pub struct ApiClient {
-    api: ResourceApi,
+    api: Arc<ResourceApi>,
     uplink: Uplink,
     cdn_config_path: Option<PathBuf>,
     hardware: String,
@@ -117,7 +117,7 @@ impl ApiClient {
         let kept = Arc::new(KeptParts::open(&configuration.model_cache_dir, configuration.offline_limit));
         offline::sweep_now_and_then(&kept);
         Ok(Self {
-            api: ResourceApi::new(uplink.clone(), &configuration.resource_api_url, tokens),
+            api: Arc::new(ResourceApi::new(uplink.clone(), &configuration.resource_api_url, tokens)),
             uplink,
             cdn_config_path: configuration.cdn_config_path.clone(),
             hardware: hardware(configuration),
@@ -197,16 +197,7 @@ impl ApiClient {
 
     /// Fetches a file and decrypts it with the API key.
     fn fetch(&self, login: &Login, folder: &str, file_name: &str) -> Result<Fetched, ApiError> {
-        let credentials = login.session.credentials();
-        let encrypted = login
-            .session
-            .call(&self.api, |token| self.api.resource(token, credentials, &self.hardware, folder, file_name))?;
-        match decrypt_whole(&encrypted, &self.api_key(credentials)) {
-            Ok(plain) => Ok(Fetched { encrypted, plain: Zeroizing::new(plain) }),
-            Err(error) => {
-                Err(ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)")))
-            }
-        }
+        fetch(&self.api, &login.session, &self.hardware, &self.salts, (folder, file_name))
     }
 
     /// The key with which the Resource API encrypts files for these credentials on this box.
@@ -214,23 +205,39 @@ impl ApiClient {
         AesKey::of_api(credentials, &self.hardware, &self.salts)
     }
 
-    /// The CDN of this login, whose configuration is fetched once.
+    /// The CDN of this login, whose configuration is fetched once, and again when the CDN refuses its keys.
     fn cdn(&self, login: &Login) -> Result<Arc<CdnManager>, LoginError> {
         let mut cdn = login.cdn.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cdn) = &*cdn {
             return Ok(Arc::clone(cdn));
         }
-        let yaml = match &self.cdn_config_path {
-            Some(path) => read_config(path).map_err(LoginError::CdnConfigUnavailable)?,
-            None => self
-                .fetch(login, "", CDN_CONFIG_FILE)
-                .map(|fetched| fetched.plain)
-                .map_err(|error| LoginError::CdnConfigUnavailable(error.to_string()))?,
-        };
-        let config = CdnConfig::from_yaml(&yaml).map_err(LoginError::CdnConfig)?;
-        let manager = Arc::new(CdnManager::new(self.uplink.clone(), &config));
+        let read = self.cdn_config(&login.session);
+        let config = read()?;
+        if config.is_open_to_listeners() {
+            log::warn!("the CDN is asked without TLS ({}); whoever is on the way sees who loads what", config.endpoint);
+        }
+        let renew = Box::new(move || {
+            log::info!("the CDN refuses its access key, so its configuration is fetched again");
+            read().inspect_err(|error| log::warn!("{error}")).ok()
+        });
+        let manager = Arc::new(CdnManager::with_renewal(self.uplink.clone(), &config, renew));
         *cdn = Some(Arc::clone(&manager));
         Ok(manager)
+    }
+
+    /// Reads the CDN configuration each time that it is called.
+    fn cdn_config(&self, session: &Arc<Session>) -> impl Fn() -> Result<CdnConfig, LoginError> + Send + Sync + use<> {
+        let (api, session, path) = (Arc::clone(&self.api), Arc::clone(session), self.cdn_config_path.clone());
+        let (hardware, salts) = (self.hardware.clone(), self.salts.clone());
+        move || {
+            let yaml = match &path {
+                Some(path) => read_config(path),
+                None => fetch(&api, &session, &hardware, &salts, ("", CDN_CONFIG_FILE))
+                    .map(|fetched| fetched.plain)
+                    .map_err(|error| error.to_string()),
+            };
+            CdnConfig::from_yaml(&yaml.map_err(LoginError::CdnConfigUnavailable)?).map_err(LoginError::CdnConfig)
+        }
     }
 }
 
@@ -239,6 +246,21 @@ struct Fetched {
     /// As it came, encrypted with the API key.
     encrypted: Zeroizing<Vec<u8>>,
     plain: Zeroizing<Vec<u8>>,
+}
+
+fn fetch(
+    api: &ResourceApi,
+    session: &Session,
+    hardware: &str,
+    salts: &Salts,
+    (folder, file_name): (&str, &str),
+) -> Result<Fetched, ApiError> {
+    let credentials = session.credentials();
+    let encrypted = session.call(api, |token| api.resource(token, credentials, hardware, folder, file_name))?;
+    match decrypt_whole(&encrypted, &AesKey::of_api(credentials, hardware, salts)) {
+        Ok(plain) => Ok(Fetched { encrypted, plain: Zeroizing::new(plain) }),
+        Err(error) => Err(ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)"))),
+    }
 }
 
 /// The hardware string of this box, or what `HARDWARE_ID` puts in its place.

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use self::object::Source;
 use self::publish::Destination;
-use self::s3::S3Account;
+use self::s3::{Role, S3Account, S3Endpoint};
 use crate::manifest::MAX_MANIFEST_BYTES;
-use crate::uplink::Uplink;
+use crate::uplink::{PATIENT_TRIES, TRIES, Uplink};
 
 pub use self::config::{AccessKey, CdnConfig, CdnConfigError};
 pub use self::object::{BigObject, ContentRange, ObjectReader};
-pub use self::publish::BigPart;
-pub use self::s3::CdnError;
+pub use self::publish::{BigPart, Multipart};
+pub use self::s3::{CdnError, RenewConfig};
 
 /// Object metadata: SHA-256 of the big part itself.
 const META_SHA256: &str = "x-amz-meta-sha256";
@@ -38,13 +38,14 @@ const CONNECTIONS_WHEN_FAR: usize = 8;
 pub struct Limits {
     /// A longer big part is uploaded in parts of this length, so that a broken connection costs one part.
     pub part: u64,
-    /// A longer object is copied in ranges of this length; S3 copies at most 5 GiB in one request.
+    /// A longer object is copied in ranges of this length: a server is silent while it copies, and S3 copies at most 5 GiB in
+    /// one request.
     pub copy: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { part: 64 << 20, copy: 5 << 30 }
+        Self { part: 16 << 20, copy: 512 << 20 }
     }
 }
 
@@ -84,12 +85,20 @@ impl CdnManager {
     /// The CDN that `config` describes.
     #[must_use]
     pub fn new(uplink: Uplink, config: &CdnConfig) -> Self {
-        let account = Arc::new(S3Account::new(config, &config.downloader));
-        Self {
-            downloads: Source { uplink, account, latency: Arc::default() },
-            uploader: S3Account::new(config, &config.uploader),
-            limits: Limits::default(),
-        }
+        Self::at(S3Endpoint::new(uplink, config, None))
+    }
+
+    /// The same; when it refuses its keys, `renew` is asked for those that have replaced them.
+    #[must_use]
+    pub fn with_renewal(uplink: Uplink, config: &CdnConfig, renew: RenewConfig) -> Self {
+        Self::at(S3Endpoint::new(uplink, config, Some(renew)))
+    }
+
+    fn at(endpoint: S3Endpoint) -> Self {
+        let endpoint = Arc::new(endpoint);
+        let account = |role| S3Account { endpoint: Arc::clone(&endpoint), role };
+        let (downloads, uploader) = (Source::new(account(Role::Download)), account(Role::Upload));
+        Self { downloads, uploader, limits: Limits::default() }
     }
 
     /// The same with other limits.
@@ -104,13 +113,15 @@ impl CdnManager {
     /// # Errors
     /// See [`CdnError`].
     pub fn find(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<BigObject, CdnError> {
-        match self.downloads.describe(bucket, &generation_key(file_name, small_sha256)) {
+        let mut object = match self.downloads.describe(bucket, &generation_key(file_name, small_sha256), TRIES) {
             // A key that may not list a bucket is told 403 for what is not there.
             Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => {
-                self.downloads.describe(bucket, &plain_key(file_name))
+                self.downloads.describe(bucket, &plain_key(file_name), TRIES)
             }
             found => found,
-        }
+        }?;
+        object.tail = self.downloads.tail(&object)?;
+        Ok(object)
     }
 
     /// The bytes of an object in `range`, which must not go beyond its end.
@@ -126,12 +137,27 @@ impl CdnManager {
         if self.downloads.latency() >= FAR { CONNECTIONS_WHEN_FAR } else { 1 }
     }
 
+    /// How long the parts are in which a big part of at most `longest` bytes is stored.
+    #[must_use]
+    pub fn part_length(&self, longest: u64) -> u64 {
+        self.limits.part.max(longest.div_ceil(publish::MAX_PARTS))
+    }
+
     /// Step 1 of an upload: stores the generation, which nobody asks for yet.
     ///
     /// # Errors
     /// See [`CdnError`].
     pub fn put_generation(&self, bucket: &str, file_name: &str, part: BigPart<'_>) -> Result<(), CdnError> {
         self.destination(bucket).put(&generation_key(file_name, part.small_sha256), part)
+    }
+
+    /// Step 1 of an upload whose big part is still being made: it is stored part by part, and exists when it is complete.
+    ///
+    /// # Errors
+    /// See [`CdnError`].
+    pub fn begin_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<Multipart, CdnError> {
+        let metadata = publish::metadata(None, Some(small_sha256));
+        self.destination(bucket).begin(&generation_key(file_name, small_sha256), metadata)
     }
 
     /// Between steps 1 and 2 of an upload: stores the manifest of the generation.
@@ -165,36 +191,65 @@ impl CdnManager {
     /// # Errors
     /// See [`CdnError`].
     pub fn set_plain(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
-        let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256))?;
+        let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256), PATIENT_TRIES)?;
         self.destination(bucket).copy(&generation, &plain_key(file_name))
     }
 
-    /// Step 4 of an upload: deletes the generations older than the one before this upload's.
+    /// Deletes the generation of an upload that was not committed, and its manifest.
+    ///
+    /// # Errors
+    /// See [`CdnError`].
+    pub fn delete_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
+        let destination = self.destination(bucket);
+        // In this order: of a generation that remains, the next upload knows.
+        destination.delete(&manifest_key(file_name, small_sha256))?;
+        destination.delete(&generation_key(file_name, small_sha256))
+    }
+
+    /// Whether there is the generation of the small part with this hash.
+    ///
+    /// # Errors
+    /// See [`CdnError`].
+    pub fn has_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<bool, CdnError> {
+        match self.downloads.describe(bucket, &generation_key(file_name, small_sha256), PATIENT_TRIES) {
+            Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => Ok(false),
+            found => found.map(|_| true),
+        }
+    }
+
+    /// Step 4 of an upload: deletes the generations older than this upload's but for the one that was in force before it,
+    /// which readers may still be at. Where that is not known (`None`), it may be any, most likely the newest.
     ///
     /// # Errors
     /// See [`CdnError`]. Nobody is hurt by a generation that remains.
-    pub fn prune(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
-        let destination = self.destination(bucket);
+    pub fn prune(
+        &self,
+        bucket: &str,
+        file_name: &str,
+        small_sha256: &str,
+        previous: Option<&str>,
+    ) -> Result<(), CdnError> {
+        let found = self.destination(bucket).list(&format!("{file_name}."), |key| is_generation_of(key, file_name))?;
         let own = generation_key(file_name, small_sha256);
-        let mut older: Vec<(String, String)> = destination.list(&format!("{file_name}."))?;
-        let Some((_, uploaded)) = older.iter().find(|(key, _)| *key == own).cloned() else { return Ok(()) };
+        let Some((_, uploaded)) = found.iter().find(|(key, _)| *key == own) else { return Ok(()) };
         // What is not older than this upload's may be that of another box, which is about to commit it.
-        older.retain(|(key, time)| is_generation_of(key, file_name) && *time < uploaded);
-        // The newest first: it is the previous one, which readers may still be at.
+        let mut older: Vec<_> = found.iter().filter(|(_, time)| time < uploaded).collect();
         older.sort_by(|a, b| b.1.cmp(&a.1));
-        for (key, _) in older.iter().skip(1) {
+        let newest = older.first().map(|(key, _)| key.clone());
+        let kept = previous.map(|previous| generation_key(file_name, previous)).or(newest);
+        for (key, _) in older.into_iter().filter(|(key, _)| Some(key) != kept.as_ref()) {
             // A model may be named like a generation of this one. Only a generation is marked as what its name says.
-            let marked = self.downloads.describe(bucket, key)?.small_sha256;
-            if marked.is_some_and(|hash| generation_key(file_name, &hash) == *key) {
-                destination.delete(key)?;
-                destination.delete(&format!("{}manifest", key.trim_end_matches("big")))?;
+            if let Some(hash) = self.downloads.describe(bucket, key, TRIES)?.small_sha256
+                && generation_key(file_name, &hash) == *key
+            {
+                self.delete_generation(bucket, file_name, &hash)?;
             }
         }
         Ok(())
     }
 
-    fn destination<'a>(&'a self, bucket: &'a str) -> Destination<'a> {
-        Destination { uplink: &self.downloads.uplink, account: &self.uploader, bucket, limits: self.limits }
+    fn destination(&self, bucket: &str) -> Destination {
+        Destination { account: self.uploader.clone(), bucket: bucket.to_owned(), limits: self.limits }
     }
 }
 
@@ -206,6 +261,7 @@ mod tests {
     fn generations_are_told_from_other_models() {
         let hash = "0123456789abcdef".repeat(4);
         assert_eq!(generation_key("m.bin", &hash), "m.bin.0123456789abcdef.big");
+        assert_eq!(manifest_key("m.bin", &hash), "m.bin.0123456789abcdef.manifest");
         assert!(is_generation_of("m.bin.0123456789abcdef.big", "m.bin"));
         for other in
             ["m.bin.big", "m.bin.0123456789abcde.big", "m.bin.0123456789ABCDEF.big", "m.bin.v2.0123456789abcdef.big"]

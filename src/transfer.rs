@@ -1,6 +1,6 @@
 //! A transfer that is under way: its bytes and seconds go to the metrics, and a long one says in the log how far it is.
 
-use std::cell::Cell;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::metrics::{self, Stage};
@@ -8,15 +8,20 @@ use crate::metrics::{self, Stage};
 /// How often a long transfer says how far it is.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// One transfer. Its time runs from the beginning to the last byte that moved.
+/// One transfer, however many connections carry it. Its time runs from the beginning to the last byte that moved.
 #[derive(Debug)]
 pub struct Transfer {
     stage: Stage,
     subject: String,
-    done: Cell<u64>,
     total: Option<u64>,
-    moved_at: Cell<Instant>,
-    reported_at: Cell<Instant>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    done: u64,
+    moved_at: Instant,
+    reported_at: Instant,
 }
 
 impl Transfer {
@@ -24,34 +29,29 @@ impl Transfer {
     #[must_use]
     pub fn begin(stage: Stage, subject: impl Into<String>, done: u64, total: Option<u64>) -> Self {
         let now = Instant::now();
-        Self {
-            stage,
-            subject: subject.into(),
-            done: Cell::new(done),
-            total,
-            moved_at: Cell::new(now),
-            reported_at: Cell::new(now),
-        }
+        let state = Mutex::new(State { done, moved_at: now, reported_at: now });
+        Self { stage, subject: subject.into(), total, state }
     }
 
     /// `count` more bytes have moved.
     pub fn moved(&self, count: u64) {
         let now = Instant::now();
-        metrics::moved(self.stage, count, now - self.moved_at.replace(now));
-        self.done.set(self.done.get() + count);
-        if now - self.reported_at.get() >= REPORT_EVERY {
-            self.reported_at.set(now);
-            self.report();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics::moved(self.stage, count, now - std::mem::replace(&mut state.moved_at, now));
+        state.done += count;
+        if now - state.reported_at >= REPORT_EVERY {
+            state.reported_at = now;
+            self.report(state.done);
         }
     }
 
-    /// It goes on from another position, since something has to be sent again.
-    pub fn continue_at(&self, position: u64) {
-        self.done.set(position);
+    /// `count` bytes of those that have moved have to move again.
+    pub fn moves_again(&self, count: u64) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).done -= count;
     }
 
-    fn report(&self) {
-        let (stage, of, done) = (self.stage.name(), self.subject.as_str(), self.done.get());
+    fn report(&self, done: u64) {
+        let (stage, of) = (self.stage.name(), self.subject.as_str());
         match self.total {
             Some(total) if total > 0 => {
                 let percent = done.saturating_mul(100) / total;

@@ -105,7 +105,9 @@ enum Call {
     KeyFragment,
     /// The upload of the small part.
     Commit,
-    /// The look at an object and its last bytes.
+    /// The look at an object.
+    Describe,
+    /// The look at its last bytes.
     Tail,
     Body,
     /// The request that continues a download.
@@ -115,7 +117,7 @@ enum Call {
 }
 
 const API_CALLS: [Call; 5] = [Call::Login, Call::CdnYaml, Call::SmallPart, Call::KeyFragment, Call::Commit];
-const CDN_CALLS: [Call; 5] = [Call::Tail, Call::Body, Call::Rest, Call::Put, Call::Copy];
+const CDN_CALLS: [Call; 6] = [Call::Describe, Call::Tail, Call::Body, Call::Rest, Call::Put, Call::Copy];
 
 impl Call {
     fn is_of_api(self) -> bool {
@@ -131,15 +133,15 @@ impl Call {
             Self::KeyFragment => "the key fragment cannot be fetched: the Resource API",
             Self::Commit => "the Resource API",
             Self::Put => "the model was not uploaded, the previous version remains: the CDN",
-            Self::Tail => "the big part of the model cannot be fetched: ",
+            Self::Describe | Self::Tail => "the big part of the model cannot be fetched: ",
             Self::Body | Self::Rest => "",
             Self::Copy => "readers of the old kind still get the previous version; upload it again: the CDN",
         }
     }
 
-    /// A download that breaks is taken up again for half a minute.
+    /// A transfer that breaks is taken up again for half a minute.
     fn is_patient(self) -> bool {
-        matches!(self, Self::Body | Self::Rest)
+        matches!(self, Self::Body | Self::Rest | Self::Put | Self::Copy)
     }
 }
 
@@ -189,6 +191,7 @@ impl Line {
             Call::CdnYaml | Call::SmallPart => api("/resources/get/"),
             Call::KeyFragment => api("/binary-split/"),
             Call::Commit => api(&format!("/resources/{}", world.folder)),
+            Call::Describe => proxy.fault_on(Purpose::Describe, "m.bin", trouble.of_cdn(), times),
             Call::Tail => proxy.fault_on(Purpose::Tail, "m.bin", trouble.of_cdn(), times),
             Call::Body => proxy.fault_on(Purpose::Whole, "m.bin", trouble.of_cdn(), times),
             Call::Rest => {
@@ -219,7 +222,7 @@ impl Line {
         };
         match call {
             Call::Login | Call::CdnYaml => answer(401, world.service.login()),
-            Call::SmallPart | Call::Tail | Call::Body | Call::Rest => {
+            Call::SmallPart | Call::Describe | Call::Tail | Call::Body | Call::Rest => {
                 if call != Call::SmallPart {
                     world.forget("m.bin");
                 }
@@ -268,7 +271,7 @@ impl Line {
     fn meets(&mut self, trouble: Trouble) {
         let call = self.call;
         if trouble.passes() && trouble != Refused {
-            self.arm(trouble, Some(if call.is_patient() { 2 } else { 1 }));
+            self.arm(trouble, Some(if call.is_patient() { 3 } else { 1 }));
             self.make().unwrap_or_else(|why| panic!("{call:?} met {trouble:?} once: {why}"));
             self.disarm();
         }
@@ -290,7 +293,7 @@ impl Line {
             assert!(why.contains(named), "{call:?} under {trouble:?}: {why:?}");
         } else {
             // An answer without a body cannot be truncated.
-            let bodiless = matches!(call, Call::Commit | Call::Put | Call::Copy);
+            let bodiless = matches!(call, Call::Commit | Call::Describe | Call::Put | Call::Copy);
             assert!(trouble == Truncated && bodiless, "{call:?} under {trouble:?} succeeded");
         }
         self.disarm();
@@ -375,7 +378,8 @@ fn every_call_of_an_upload_in_parts_meets_every_fault() {
         let limits = Limits { part: 5 * MIB as u64, copy: 6 * MIB as u64 };
         let cdn = CdnManager::new(loader::uplink::Uplink::new(None).unwrap(), &config).with_limits(limits);
         for trouble in OF_ALL_CALLS.into_iter().filter(|trouble| *trouble != Refused) {
-            for times in [Some(1), None] {
+            // For half a minute; it takes too long to outlast it with every one of them.
+            for times in if trouble.passes() { [Some(1), Some(3)] } else { [Some(1), None] } {
                 for copying in [false, true] {
                     let what = format!("{method} {query} under {trouble:?} ({times:?}), copying: {copying}");
                     let target = if copying { "m.bin.big" } else { &key };

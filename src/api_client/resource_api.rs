@@ -28,6 +28,13 @@ pub enum ApiError {
         /// The API's message.
         message: String,
     },
+    /// The API has no such file (404 or 410).
+    NotFound {
+        /// The folder, empty for the unnamed one.
+        folder: String,
+        /// The file.
+        file_name: String,
+    },
     /// A status that has no meaning here.
     Unexpected(StatusCode),
     /// A success whose body is not what it should be.
@@ -42,6 +49,9 @@ impl fmt::Display for ApiError {
                 write!(f, "the Resource API does not accept this account's token for this call ({status})")
             }
             Self::Business { code, message } => write!(f, "the Resource API refused: {message} (error {code})"),
+            Self::NotFound { folder, file_name } => {
+                write!(f, "the Resource API has no file {file_name} in folder \"{folder}\"; check both names")
+            }
             Self::Unexpected(status) => write!(f, "the Resource API answered {status}, which it should not"),
             Self::BadAnswer(what) => write!(f, "the Resource API's answer is unusable: {what}"),
         }
@@ -66,10 +76,7 @@ impl ApiError {
     /// Whether the Resource API said that this user may not have this, or that it is gone.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Unauthorized(_) | Self::Business { .. } | Self::Unexpected(StatusCode::NOT_FOUND | StatusCode::GONE)
-        )
+        matches!(self, Self::Unauthorized(_) | Self::Business { .. } | Self::NotFound { .. })
     }
 }
 
@@ -120,7 +127,12 @@ impl ResourceApi {
         let body = json_object([("password", password), ("hardware", hardware), ("fileName", file_name)]);
         let path = format!("/resources/get/{folder}");
         let answer = self.ask(&Method::POST, &path, Some(token), "application/json", &body)?;
-        accepted(answer, Some(&credentials.password))
+        accepted(answer, Some(&credentials.password)).map_err(|error| match error {
+            ApiError::Unexpected(StatusCode::NOT_FOUND | StatusCode::GONE) => {
+                ApiError::NotFound { folder: folder.to_owned(), file_name: file_name.to_owned() }
+            }
+            error => error,
+        })
     }
 
     /// `POST /resources/{folder}`: stores a small file.
@@ -168,19 +180,16 @@ impl ResourceApi {
     ) -> Result<Answer, UplinkError> {
         let payload = if *method == Method::GET { Payload::None } else { Payload::Bytes(body) };
         let started = Instant::now();
-        let result = self.uplink.ask(payload, MAX_RESOURCE_BYTES, || {
-            let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
-            if let Some(token) = token {
-                let bearer = Zeroizing::new(format!("Bearer {}", token.expose()));
-                request = request.header(header::AUTHORIZATION, bearer.as_str());
-            }
-            if !content_type.is_empty() {
-                request = request.header(header::CONTENT_TYPE, content_type);
-            }
-            request
-                .body(())
-                .map_err(|_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() })
-        });
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        if let Some(token) = token {
+            let bearer = Zeroizing::new(format!("Bearer {}", token.expose()));
+            request = request.header(header::AUTHORIZATION, bearer.as_str());
+        }
+        if !content_type.is_empty() {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        let unusable = |_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() };
+        let result = self.uplink.ask(&request.body(()).map_err(unusable)?, payload, MAX_RESOURCE_BYTES);
         let received = result.as_ref().map_or(0, |answer| answer.body.len());
         metrics::moved(Stage::Api, (body.len() + received) as u64, started.elapsed());
         result

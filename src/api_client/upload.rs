@@ -162,7 +162,7 @@ impl ApiClient {
             .map_err(UploadError::Small)?;
 
         self.set_plain(&upload, &cdn, folder, file_name, part).map_err(UploadError::Plain)?;
-        if let Err(error) = cdn.prune(folder, file_name, &upload.small_sha256) {
+        if let Err(error) = cdn.prune(folder, file_name, &upload.small_sha256, None) {
             log::warn!("old generations of {} remain in the CDN: {error}", &**file_name);
         }
         let entry = self.cache.entry(folder, file_name);

@@ -29,6 +29,13 @@ pub struct AccessKey {
     pub secret: Secret,
 }
 
+impl AccessKey {
+    /// Whether both are the same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.id == other.id && self.secret.expose() == other.secret.expose()
+    }
+}
+
 /// Why a document is not a CDN configuration. The text repeats no value of the document.
 #[derive(Debug)]
 pub struct CdnConfigError(String);
@@ -52,6 +59,18 @@ struct Document {
 }
 
 impl CdnConfig {
+    /// Whether requests go over a network in plain: neither TLS nor loopback.
+    #[must_use]
+    pub fn is_open_to_listeners(&self) -> bool {
+        let is_loopback = match self.endpoint.host() {
+            Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        self.endpoint.scheme() == "http" && !is_loopback
+    }
+
     /// Reads a YAML document with the keys of SPEC section 5. Other keys are ignored.
     ///
     /// # Errors
@@ -121,6 +140,21 @@ mod tests {
         assert_eq!(config.endpoint.as_str(), "https://cdn.example.com/");
         assert_eq!((config.region.as_str(), config.uploader.id.as_str()), ("us-east-1", "u"));
         assert!(!format!("{config:?}").contains("hush"));
+    }
+
+    #[test]
+    fn plain_http_is_for_loopback_only() {
+        for (host, expected) in [
+            ("https://cdn.example.com", false),
+            ("http://cdn.example.com", true),
+            ("http://10.0.0.7:8333", true),
+            ("http://127.8.9.1:8333", false),
+            ("http://[::1]:8333", false),
+            ("http://localhost:8333", false),
+        ] {
+            let config = CdnConfig::from_yaml(GOOD.replace("https://cdn.example.com", host).as_bytes()).unwrap();
+            assert_eq!(config.is_open_to_listeners(), expected, "{host}");
+        }
     }
 
     #[test]

@@ -131,9 +131,11 @@ pub fn change_request(request: &mut Head, fault: Option<&Fault>) -> bool {
 pub enum Purpose {
     /// `GET` of all of it.
     Whole,
-    /// `GET` of its last bytes (`Range: bytes=-32`).
+    /// `HEAD`.
+    Describe,
+    /// `GET` of its last bytes, which are at most 32.
     Tail,
-    /// `GET` of what follows an offset (`Range: bytes=1000-`): a download that continues.
+    /// `GET` of any other range: a download that continues.
     Rest,
     /// `PUT` of its bytes.
     Store,
@@ -148,8 +150,12 @@ impl Purpose {
         let range = request.get("Range").and_then(|range| range.strip_prefix("bytes="));
         match (method, range) {
             ("GET", None) => Some(Self::Whole),
-            ("GET", Some(range)) if range.starts_with('-') => Some(Self::Tail),
-            ("GET", Some(_)) => Some(Self::Rest),
+            ("HEAD", _) => Some(Self::Describe),
+            ("GET", Some(range)) => {
+                let (from, to) = range.split_once('-')?;
+                let length = to.parse::<u64>().ok()? - from.parse::<u64>().ok()? + 1;
+                Some(if length <= 32 { Self::Tail } else { Self::Rest })
+            }
             ("PUT", _) if request.get("x-amz-copy-source").is_some() => Some(Self::Copy),
             ("PUT", _) => Some(Self::Store),
             _ => None,
