@@ -1,5 +1,6 @@
 //! The client of the Resource API and the CDN together: login, load and upload, as the seed's module of this name.
 
+mod big_sink;
 mod load;
 mod offline;
 mod part;
@@ -93,6 +94,8 @@ pub struct ApiClient {
     salts: Salts,
     resource_key: AesKey,
     manifest_keys: ManifestKeys,
+    /// Whether uploads set the plain key.
+    old_readers: bool,
     cache: ModelCache,
     kept: Arc<KeptParts>,
     uploads: Turns,
@@ -124,6 +127,7 @@ impl ApiClient {
             salts: configuration.salts.clone(),
             resource_key: AesKey::of_resources(&configuration.salts),
             manifest_keys,
+            old_readers: configuration.old_readers,
             cache,
             kept,
             uploads: Turns::default(),

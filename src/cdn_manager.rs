@@ -186,6 +186,12 @@ impl CdnManager {
         }
     }
 
+    /// SHA-256 of the small part that the object under the plain key belongs to, if it tells.
+    #[must_use]
+    pub fn plain_is_of(&self, bucket: &str, file_name: &str) -> Option<String> {
+        self.downloads.describe(bucket, &plain_key(file_name), TRIES).ok()?.small_sha256
+    }
+
     /// Step 3 of an upload: sets the plain key to the generation that belongs to the small part with this hash.
     ///
     /// # Errors
@@ -218,7 +224,7 @@ impl CdnManager {
     }
 
     /// Step 4 of an upload: deletes the generations older than this upload's but for the one that was in force before it,
-    /// which readers may still be at. Where that is not known (`None`), it may be any, most likely the newest.
+    /// which readers may still be at: the newest of `previous`, or the newest of all where none of these is known.
     ///
     /// # Errors
     /// See [`CdnError`]. Nobody is hurt by a generation that remains.
@@ -227,7 +233,7 @@ impl CdnManager {
         bucket: &str,
         file_name: &str,
         small_sha256: &str,
-        previous: Option<&str>,
+        previous: &[String],
     ) -> Result<(), CdnError> {
         let found = self.destination(bucket).list(&format!("{file_name}."), |key| is_generation_of(key, file_name))?;
         let own = generation_key(file_name, small_sha256);
@@ -235,9 +241,9 @@ impl CdnManager {
         // What is not older than this upload's may be that of another box, which is about to commit it.
         let mut older: Vec<_> = found.iter().filter(|(_, time)| time < uploaded).collect();
         older.sort_by(|a, b| b.1.cmp(&a.1));
-        let newest = older.first().map(|(key, _)| key.clone());
-        let kept = previous.map(|previous| generation_key(file_name, previous)).or(newest);
-        for (key, _) in older.into_iter().filter(|(key, _)| Some(key) != kept.as_ref()) {
+        let was_in_force = |key: &str| previous.iter().any(|hash| generation_key(file_name, hash) == key);
+        let kept = older.iter().position(|(key, _)| was_in_force(key)).unwrap_or(0);
+        for (_, (key, _)) in older.into_iter().enumerate().filter(|(index, _)| *index != kept) {
             // A model may be named like a generation of this one. Only a generation is marked as what its name says.
             if let Some(hash) = self.downloads.describe(bucket, key, TRIES)?.small_sha256
                 && generation_key(file_name, &hash) == *key

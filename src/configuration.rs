@@ -71,6 +71,8 @@ pub struct Configuration {
     pub trusted_keys_path: Option<PathBuf>,
     /// `REQUIRE_MANIFEST`: uploads without a manifest are refused.
     pub require_manifest: bool,
+    /// `OLD_READERS`: uploads set the plain key as well, which readers of the old kind ask for.
+    pub old_readers: bool,
     /// `OFFLINE_HOURS`: how long a model may be loaded again without the Resource API; zero: never.
     pub offline_limit: Duration,
 }
@@ -191,6 +193,7 @@ impl Configuration {
             signing_key_path: file("SIGNING_KEY_PATH")?,
             trusted_keys_path: file("TRUSTED_KEYS_PATH")?,
             require_manifest: truth("REQUIRE_MANIFEST", &text("REQUIRE_MANIFEST", "false")?)?,
+            old_readers: truth("OLD_READERS", &optional("OLD_READERS")?.unwrap_or_else(|| "true".into()))?,
             offline_limit: offline_limit(&text("OFFLINE_HOURS", "0")?)?,
         })
     }
@@ -303,7 +306,7 @@ mod tests {
         assert_eq!(configuration.client_stall_limit, Duration::from_secs(30));
         assert_eq!(configuration.offline_limit, Duration::ZERO);
         assert_eq!((configuration.signing_key_path, configuration.trusted_keys_path), (None, None));
-        assert!(!configuration.require_manifest);
+        assert!(!configuration.require_manifest && configuration.old_readers);
         assert_eq!(configuration.default_salts, ["HARDWARE_SALT", "API_KEY_SALT", "RESOURCE_KEY_SALT"]);
         assert!(configuration.client_token.is_none() && configuration.hardware_id.is_none());
     }
@@ -325,6 +328,7 @@ mod tests {
             ("SIGNING_KEY_PATH", "/nonexistent/key.pem"),
             ("TRUSTED_KEYS_PATH", "/nonexistent/key.pem"),
             ("REQUIRE_MANIFEST", "perhaps"),
+            ("OLD_READERS", "some"),
             ("HANDLER_THREADS", "0"),
             ("HANDLER_THREADS", "many"),
             ("MAX_UPLOAD_BYTES", "16G"),

@@ -19,7 +19,7 @@ pub use beside::{Absorb, HashBeside};
 pub use decrypt::{DecryptError, DecryptReader, HELD_BACK, decrypt_beginning, decrypt_whole, plain_length};
 pub use encrypt::EncryptWriter;
 pub use loader_cipher::BLOCK;
-pub use parts::{Parts, PartsWriter, split_point};
+pub use parts::{OpenBig, Parts, PartsWriter, split_point};
 pub use verify::{HashMismatch, HashWriter, Hasher, Proof, VerifyReader, hex, is_sha256_hex, sha256_hex};
 
 /// The installation's salts (`HARDWARE_SALT`, `API_KEY_SALT`, `RESOURCE_KEY_SALT`).

@@ -206,23 +206,25 @@ impl<R: Read> Read for VerifyReader<R> {
 pub struct HashWriter<W, H: Absorb> {
     /// Where the bytes go.
     pub sink: W,
-    /// The hash of the bytes so far.
-    pub whole: HashBeside,
+    /// The hash of the bytes so far, where it is needed.
+    pub whole: Option<HashBeside>,
     /// The hashes of their chunks.
     pub chunks: HashBeside<H>,
 }
 
 impl<W, H: Absorb> HashWriter<W, H> {
     /// Begins with nothing hashed.
-    pub fn new(sink: W, chunks: H) -> Self {
-        Self { sink, whole: HashBeside::default(), chunks: chunks.into() }
+    pub fn new(sink: W, whole: bool, chunks: H) -> Self {
+        Self { sink, whole: whole.then(HashBeside::default), chunks: chunks.into() }
     }
 }
 
 impl<W: Write, H: Absorb> Write for HashWriter<W, H> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.sink.write(bytes)?;
-        self.whole.update(&bytes[..count]);
+        if let Some(whole) = &mut self.whole {
+            whole.update(&bytes[..count]);
+        }
         self.chunks.update(&bytes[..count]);
         Ok(count)
     }
