@@ -98,19 +98,12 @@ impl CdnManager {
         Self { limits, ..self }
     }
 
-    /// Finds the big part that belongs to the small part with the hash `small_sha256`: its generation, else the plain key.
-    /// Whether the plain key's object belongs to this small part is for the caller to judge by its metadata.
+    /// The object under the plain key. Whether it belongs to a given small part is for the caller to judge by its metadata.
     ///
     /// # Errors
     /// See [`CdnError`].
-    pub fn find(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<BigObject, CdnError> {
-        match self.downloads.describe(bucket, &generation_key(file_name, small_sha256)) {
-            // A key that may not list a bucket is told 403 for what is not there.
-            Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => {
-                self.downloads.describe(bucket, &plain_key(file_name))
-            }
-            found => found,
-        }
+    pub fn find_plain(&self, bucket: &str, file_name: &str) -> Result<BigObject, CdnError> {
+        self.downloads.describe(bucket, &plain_key(file_name))
     }
 
     /// The bytes of an object in `range`, which must not go beyond its end.

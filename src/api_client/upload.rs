@@ -166,7 +166,7 @@ impl ApiClient {
             log::warn!("old generations of {} remain in the CDN: {error}", &**file_name);
         }
         let entry = self.cache.entry(folder, file_name);
-        if let Err(error) = self.cache.adopt(&entry, upload.big, &upload.big_sha256, &upload.small_sha256) {
+        if let Err(error) = self.cache.adopt(&entry, upload.big, &upload.small_sha256, manifest) {
             log::warn!("the upload of {} is not kept in the cache: {error}", &**file_name);
         }
         Ok(())
