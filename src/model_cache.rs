@@ -344,8 +344,10 @@ impl ModelCache {
             let is_there = |suffix: &str| Path::new(&format!("{name}{suffix}")).exists();
             let orphan = match name.rsplit_once(".big") {
                 Some((_, ".json.tmp" | ".small.json.tmp" | ".part.json.tmp" | ".part.source.json.tmp")) => true,
-                Some((big, ".part.json" | ".part.source.json")) => !Path::new(&format!("{big}.big.part")).exists(),
-                Some((_, ".part")) => !is_there(".json") || !is_there(".source.json"),
+                // One of the three without the others is worth nothing.
+                Some((big, ".part" | ".part.json" | ".part.source.json")) => ["", ".json", ".source.json"]
+                    .iter()
+                    .any(|suffix| !Path::new(&format!("{big}.big.part{suffix}")).exists()),
                 _ => false,
             };
             if orphan {

@@ -244,6 +244,10 @@ impl Fleet {
         assert!(self.in_force() == bytes, "after {after}");
         let generations = self.generations();
         assert!(generations.len() <= 2, "after {after}: {generations:?}");
+        // A manifest comes after its generation, and goes after it.
+        let in_force = sha256_hex(&self.world.api.file(&self.world.folder, &format!("{NAME}.small")).unwrap());
+        let manifest = format!("{NAME}.{}.manifest", &in_force[..16]);
+        assert!(self.world.keys().contains(&manifest), "after {after}: {:?}", self.world.keys());
     }
 
     /// What a reader of the old kind gets: the small part and the plain key.
@@ -254,7 +258,8 @@ impl Fleet {
     }
 
     fn generations(&self) -> Vec<String> {
-        self.world.keys().into_iter().filter(|key| *key != format!("{NAME}.big")).collect()
+        let is_generation = |key: &String| key.ends_with(".big") && *key != format!("{NAME}.big");
+        self.world.keys().into_iter().filter(is_generation).collect()
     }
 
     fn cut_everywhere(&self, victim: Victim) {

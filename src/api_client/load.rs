@@ -126,8 +126,7 @@ impl ApiClient {
         let entry = self.cache.entry(folder, file_name);
         let SmallPart { plain: small, source } = self.small_part(login, folder, file_name, &entry)?;
         let small_sha256 = sha256_hex(&small);
-        let subject =
-            Subject { folder, file_name, small_sha256: &small_sha256, small_length: small.len() as u64 };
+        let subject = Subject { folder, file_name, small_sha256: &small_sha256, small_length: small.len() as u64 };
         let remote = self.remote(login);
         let found = self.cache.find(&entry, subject, &remote);
         let (version, keep) = match source {
@@ -187,12 +186,12 @@ impl ApiClient {
             let manifest = self.manifest_keys.verify(&text, subject).map_err(LoadError::Manifest)?;
             return Ok(Ok(self.cache.create(entry, subject, Evidence::Manifest(manifest, text), remote)));
         }
-        if let Some(reason) = self.needs_manifest(entry) {
-            return Ok(Err(LoadError::NoManifest(reason)));
-        }
         let mut object = self.ask_cdn(login, |cdn| cdn.find_plain(folder, file_name))?;
         if object.small_sha256.as_ref().is_some_and(|expected| expected != small_sha256) {
             return Ok(Err(LoadError::TornPair));
+        }
+        if let Some(reason) = self.needs_manifest(entry) {
+            return Ok(Err(LoadError::NoManifest(reason)));
         }
         if object.tail.is_none() {
             // The CDN serves no ranges, so the padding is known when the whole was here.
@@ -227,15 +226,13 @@ impl ApiClient {
     /// the other, so what was downloaded between the two is no pair.
     fn was_replaced(&self, login: &Arc<Login>, folder: &str, file_name: &str, version: &Version) -> bool {
         version.may_be_torn()
-            && self.ask_cdn(login, |cdn| cdn.find_plain(folder, file_name)).is_ok_and(|now| version.is_replaced_by(&now))
+            && self
+                .ask_cdn(login, |cdn| cdn.find_plain(folder, file_name))
+                .is_ok_and(|now| version.is_replaced_by(&now))
     }
 
     /// Asks the CDN. Its keys may have been replaced since the login: then the configuration is fetched again, once.
-    fn ask_cdn<T>(
-        &self,
-        login: &Login,
-        ask: impl Fn(&CdnManager) -> Result<T, CdnError>,
-    ) -> Result<T, LoadError> {
+    fn ask_cdn<T>(&self, login: &Login, ask: impl Fn(&CdnManager) -> Result<T, CdnError>) -> Result<T, LoadError> {
         let cdn = self.cdn(login).map_err(LoadError::Config)?;
         match ask(&cdn) {
             Err(CdnError::Refused { .. }) => {
@@ -253,9 +250,8 @@ impl ApiClient {
             let (client, login) = (Arc::clone(&client), Arc::clone(&login));
             move || client.cdn(&login).map_or(1, |cdn| cdn.connections())
         };
-        let open = move |object: &BigObject, range| -> Box<dyn Read + Send> {
-            Box::new(client.object(&login, object, range))
-        };
+        let open =
+            move |object: &BigObject, range| -> Box<dyn Read + Send> { Box::new(client.object(&login, object, range)) };
         Remote { open: Arc::new(open), connections: Arc::new(connections) }
     }
 

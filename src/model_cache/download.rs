@@ -161,7 +161,10 @@ impl Download {
             {
                 let mut state = version.state();
                 if !state.is_wanted(index) && state.demands.is_empty() {
-                    log::info!("{}: the download stops at chunk {index}, no client is left", version.entry.big.display());
+                    log::info!(
+                        "{}: the download stops at chunk {index}, no client is left",
+                        version.entry.big.display()
+                    );
                 }
                 if state.stored[index] || !state.is_wanted(index) || state.place == Place::Nowhere {
                     return Ok(());
@@ -354,8 +357,7 @@ impl ChunkStream {
     fn read_once(&mut self, version: &Version, bytes: &mut Vec<u8>) -> io::Result<ChunkHash> {
         let range = version.bytes_of(self.chunks.start..self.chunks.start + 1);
         bytes.resize((range.end - range.start) as usize, 0);
-        let source =
-            self.source.get_or_insert_with(|| version.open(version.bytes_of(self.chunks.clone())));
+        let source = self.source.get_or_insert_with(|| version.open(version.bytes_of(self.chunks.clone())));
         let mut hasher = Sha256::new();
         for piece in bytes.chunks_mut(CHUNK) {
             source.read_exact(piece)?;

@@ -88,7 +88,8 @@ impl PartRecord {
 
     /// Which of `count` chunks are on the disk.
     pub(super) fn stored(&self, count: usize) -> Vec<bool> {
-        let bits = if self.chunks.len() as u64 <= MAX_CHUNKS { Base64::decode_to_vec(&self.chunks, None).ok() } else { None };
+        let bits =
+            if self.chunks.len() as u64 <= MAX_CHUNKS { Base64::decode_to_vec(&self.chunks, None).ok() } else { None };
         let bits = bits.unwrap_or_default();
         (0..count).map(|index| bits.get(index / 8).is_some_and(|byte| byte & (1 << (index % 8)) != 0)).collect()
     }

@@ -12,10 +12,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 
+use super::Entry;
 use super::download;
 use super::reader::ChunkReader;
 use super::record::{OldObject, PartRecord, Record};
-use super::Entry;
 use crate::cdn_manager::BigObject;
 use crate::manifest::{ChunkHash, ChunkHashes, Manifest, ManifestKeys, Subject, chunk_size};
 use crate::metrics;
@@ -392,8 +392,7 @@ impl Version {
         let hashes = self.state().hashes.clone();
         let (folder, file_name) = self.entry.names();
         let small_sha256 = self.record.small_sha256.as_str();
-        let subject =
-            Subject { folder: &folder, file_name: &file_name, small_sha256, small_length: self.small_length };
+        let subject = Subject { folder: &folder, file_name: &file_name, small_sha256, small_length: self.small_length };
         let chunks = ChunkHashes { length: self.length, chunk: self.chunk, hashes };
         let manifest = Manifest { chunks, plain_length: self.plain_length };
         Ok(Record { manifest: Some(self.keys.sign_own(subject, &manifest)?), ..self.record.clone() })
