@@ -93,7 +93,7 @@ pub struct ApiClient {
     hardware: String,
     salts: Salts,
     resource_key: AesKey,
-    manifest_keys: ManifestKeys,
+    manifest_keys: Arc<ManifestKeys>,
     /// Whether uploads set the plain key.
     old_readers: bool,
     cache: ModelCache,
@@ -110,13 +110,13 @@ impl ApiClient {
     pub fn new(configuration: &Configuration) -> Result<Self, String> {
         let uplink = Uplink::new(configuration.ca_cert_path.as_deref())?;
         let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
-        let manifest_keys = ManifestKeys::new(
+        let manifest_keys = Arc::new(ManifestKeys::new(
             &configuration.salts,
             configuration.signing_key_path.as_deref(),
             configuration.trusted_keys_path.as_deref(),
             configuration.require_manifest,
-        )?;
-        let cache = ModelCache::open(&configuration.model_cache_dir);
+        )?);
+        let cache = ModelCache::open(&configuration.model_cache_dir, Arc::clone(&manifest_keys));
         let kept = Arc::new(KeptParts::open(&configuration.model_cache_dir, configuration.offline_limit));
         offline::sweep_now_and_then(&kept);
         Ok(Self {
@@ -242,6 +242,18 @@ impl ApiClient {
             };
             CdnConfig::from_yaml(&yaml.map_err(LoginError::CdnConfigUnavailable)?).map_err(LoginError::CdnConfig)
         }
+    }
+}
+
+impl ApiClient {
+    /// The CDN with a configuration newer than that of `old`, which the CDN has refused: its keys may have been replaced.
+    fn renewed_cdn(&self, login: &Login, old: &Arc<CdnManager>) -> Result<Arc<CdnManager>, LoginError> {
+        {
+            let mut cdn = login.cdn.lock().unwrap_or_else(PoisonError::into_inner);
+            // Somebody else may have been faster.
+            cdn.take_if(|cdn| Arc::ptr_eq(cdn, old));
+        }
+        self.cdn(login)
     }
 }
 

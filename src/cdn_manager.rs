@@ -107,19 +107,12 @@ impl CdnManager {
         Self { limits, ..self }
     }
 
-    /// Finds the big part that belongs to the small part with the hash `small_sha256`: its generation, else the plain key.
-    /// Whether the plain key's object belongs to this small part is for the caller to judge by its metadata.
+    /// The object under the plain key. Whether it belongs to a given small part is for the caller to judge by its metadata.
     ///
     /// # Errors
     /// See [`CdnError`].
-    pub fn find(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<BigObject, CdnError> {
-        let mut object = match self.downloads.describe(bucket, &generation_key(file_name, small_sha256), TRIES) {
-            // A key that may not list a bucket is told 403 for what is not there.
-            Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => {
-                self.downloads.describe(bucket, &plain_key(file_name), TRIES)
-            }
-            found => found,
-        }?;
+    pub fn find_plain(&self, bucket: &str, file_name: &str) -> Result<BigObject, CdnError> {
+        let mut object = self.downloads.describe(bucket, &plain_key(file_name), TRIES)?;
         object.tail = self.downloads.tail(&object)?;
         Ok(object)
     }

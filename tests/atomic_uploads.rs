@@ -268,7 +268,8 @@ impl Fleet {
     }
 
     fn generations(&self) -> Vec<String> {
-        self.world.keys().into_iter().filter(|key| *key != format!("{NAME}.big")).collect()
+        let is_generation = |key: &String| key.ends_with(".big") && *key != format!("{NAME}.big");
+        self.world.keys().into_iter().filter(is_generation).collect()
     }
 
     fn cut_everywhere(&self, victim: Victim) {

@@ -77,10 +77,10 @@ impl World {
         assert!(reply.body == expected, "other bytes were loaded");
     }
 
-    /// Empties the cache, as a box that never had the model.
+    /// Empties the cache, as a box that never had the model, proven or not.
     pub fn forget(&self, name: &str) {
         let big = self.service.cache_file(&self.folder, name);
-        for suffix in ["", ".json", ".part", ".part.json"] {
+        for suffix in ["", ".json", ".part", ".part.json", ".part.source.json", ".proven"] {
             let mut path = big.clone().into_os_string();
             path.push(suffix);
             let _ = std::fs::remove_file(path);

@@ -215,7 +215,7 @@ impl ApiClient {
         }
         if let Big::Local(spool) = upload.big {
             let entry = self.cache.entry(folder, file_name);
-            if let Err(error) = self.cache.adopt(&entry, spool, &upload.big_sha256, &upload.small_sha256) {
+            if let Err(error) = self.cache.adopt(&entry, spool, &upload.small_sha256, manifest) {
                 log::warn!("the upload of {} is not kept in the cache: {error}", &**file_name);
             }
         }

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, Method, Response, StatusCode, header};
 use ureq::{Body, BodyReader};
 
 use super::s3::{CdnError, S3Account, S3Request, empty_sha256, object_name};
-use super::{META_SHA256, META_SMALL_SHA256};
+use super::{META_SHA256, META_SMALL_SHA256, generation_key};
 use crate::metrics::Stage;
 use crate::security::{HELD_BACK, is_sha256_hex};
 use crate::transfer::Transfer;
@@ -34,6 +34,22 @@ pub struct BigObject {
     pub small_sha256: Option<String>,
     /// Its last bytes, at most two cipher blocks. None if the CDN does not serve ranges.
     pub tail: Option<Vec<u8>>,
+}
+
+impl BigObject {
+    /// The generation that belongs to a small part, of whose content a manifest tells everything.
+    #[must_use]
+    pub fn proven(bucket: &str, file_name: &str, small_sha256: &str) -> Self {
+        Self {
+            bucket: bucket.to_owned(),
+            key: generation_key(file_name, small_sha256),
+            length: 0,
+            etag: None,
+            sha256: None,
+            small_sha256: Some(small_sha256.to_owned()),
+            tail: None,
+        }
+    }
 }
 
 /// The CDN as the downloader's key opens it.
