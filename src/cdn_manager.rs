@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
+
 use self::object::Source;
 use self::publish::Destination;
 use self::s3::{Role, S3Account, S3Endpoint};
@@ -173,8 +175,9 @@ impl CdnManager {
     /// See [`CdnError`].
     pub fn manifest(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<Option<String>, CdnError> {
         match self.downloads.text(bucket, &manifest_key(file_name, small_sha256), MAX_MANIFEST_BYTES) {
-            // A key that may not list a bucket is told 403 for what is not there.
-            Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => Ok(None),
+            Err(CdnError::Missing { .. }) => Ok(None),
+            // A key that may not list a bucket is told this of what is not there.
+            Err(CdnError::Refused { status: StatusCode::FORBIDDEN, .. }) => Ok(None),
             found => found.map(Some),
         }
     }

@@ -140,7 +140,7 @@ impl ApiClient {
             },
             Source::Api(keep) => match found.filter(|version| !self.was_replaced(login, folder, file_name, version)) {
                 Some(version) if self.may_be_old(&entry, &version).is_ok() => (version, Some(keep)),
-                _ => match self.discover(login, &entry, &small, subject, remote)? {
+                _ => match self.discover(login, &entry, &small, subject)? {
                     Ok(version) => (version, Some(keep)),
                     Err(mismatch) => return Ok(Attempt::Mismatch(mismatch)),
                 },
@@ -171,20 +171,34 @@ impl ApiClient {
         Ok(Attempt::Loaded(Plaintext { length, range, tag, reader }))
     }
 
-    /// Finds out what the CDN has for a small part: a proven version, or an old upload where those are allowed.
+    /// As [`look`](Self::look). A key that was replaced is told of a manifest what it would be told if there were none, so when
+    /// the configuration was fetched again on the way, nothing counts that was learned before.
     fn discover(
         self: &Arc<Self>,
         login: &Arc<Login>,
         entry: &Entry,
         small: &[u8],
         subject: Subject<'_>,
-        remote: Remote,
+    ) -> Result<Result<Arc<Version>, LoadError>, LoadError> {
+        let before = self.cdn(login).map_err(LoadError::Config)?;
+        let found = self.look(login, entry, small, subject);
+        let now = self.cdn(login).map_err(LoadError::Config)?;
+        if Arc::ptr_eq(&before, &now) { found } else { self.look(login, entry, small, subject) }
+    }
+
+    /// Finds out what the CDN has for a small part: a proven version, or an old upload where those are allowed.
+    fn look(
+        self: &Arc<Self>,
+        login: &Arc<Login>,
+        entry: &Entry,
+        small: &[u8],
+        subject: Subject<'_>,
     ) -> Result<Result<Arc<Version>, LoadError>, LoadError> {
         let Subject { folder, file_name, small_sha256, .. } = subject;
         let manifest = self.ask_cdn(login, |cdn| cdn.manifest(folder, file_name, small_sha256))?;
         if let Some(text) = manifest {
             let manifest = self.manifest_keys.verify(&text, subject).map_err(LoadError::Manifest)?;
-            return Ok(Ok(self.cache.create(entry, subject, Evidence::Manifest(manifest, text), remote)));
+            return Ok(Ok(self.cache.create(entry, subject, Evidence::Manifest(manifest, text), self.remote(login))));
         }
         let mut object = self.ask_cdn(login, |cdn| cdn.find_plain(folder, file_name))?;
         if object.small_sha256.as_ref().is_some_and(|expected| expected != small_sha256) {
@@ -203,7 +217,7 @@ impl ApiClient {
             Err(error) => return Ok(Err(LoadError::Decrypt(error))),
         };
         log::warn!("{folder}/{file_name} is an old upload without a manifest, so nothing proves it; upload it again");
-        Ok(Ok(self.cache.create(entry, subject, Evidence::Old(object, plain_length), remote)))
+        Ok(Ok(self.cache.create(entry, subject, Evidence::Old(object, plain_length), self.remote(login))))
     }
 
     /// Why an old upload of this model cannot be taken, if so.

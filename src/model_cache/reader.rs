@@ -128,7 +128,8 @@ impl ChunkReader {
 
     /// The chunk at `index`, if it was sent to the prover and found right.
     fn proven(&mut self, index: usize) -> Option<Vec<u8>> {
-        self.pending.pop_front_if(|pending| *pending == index)?;
+        self.pending.front().filter(|pending| **pending == index)?;
+        self.pending.pop_front();
         let (bytes, is_right) = self.prover.as_ref()?.receive()?;
         if is_right {
             return Some(bytes);

@@ -1,15 +1,13 @@
-//! SHA-256 beside the work that its bytes are for.
+//! Hashes in the background, while the bytes go on to what they are for.
 //!
-//! The hash is the slowest stage of a load, slower than decryption and socket together, and the only one that can go on
-//! without the others. So a long stream is hashed on a thread of its own, a few buffers behind.
+//! The hash is the slowest stage of an upload's receipt, and the only one that can go on without the others. So a long stream
+//! is hashed on a thread of its own, a few buffers late.
 
-use std::mem;
 use std::panic::resume_unwind;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{JoinHandle, available_parallelism};
 
-use super::Hasher;
 use crate::constants::CHUNK;
 use crate::threads;
 
@@ -25,55 +23,33 @@ pub trait Absorb: Clone + Send + 'static {
     fn absorb(&mut self, bytes: &[u8]);
 }
 
-impl Absorb for Hasher {
-    fn absorb(&mut self, bytes: &[u8]) {
-        self.update(bytes);
-    }
-}
-
 /// A running hash whose work is done on another core once there is enough of it.
-#[derive(Default)]
-pub struct HashBeside<H: Absorb = Hasher> {
+pub struct BackgroundHasher<H: Absorb> {
     /// The state until the thread takes over.
     hasher: H,
     seen: usize,
     worker: Option<Worker<H>>,
 }
 
-impl<H: Absorb> From<H> for HashBeside<H> {
+impl<H: Absorb> BackgroundHasher<H> {
     /// Goes on from what `hasher` has seen.
-    fn from(hasher: H) -> Self {
+    #[must_use]
+    pub fn new(hasher: H) -> Self {
         Self { hasher, seen: 0, worker: None }
     }
-}
 
-impl<H: Absorb> HashBeside<H> {
-    /// Adds `bytes`. Waits if the thread is behind by as much as its buffers hold.
+    /// Adds `bytes`. Waits if the thread is late by as much as its buffers hold.
     pub fn update(&mut self, bytes: &[u8]) {
-        match self.worker_for(bytes.len()) {
-            Some(worker) => worker.update(bytes),
-            None => self.hasher.absorb(bytes),
-        }
-    }
-
-    /// Adds the first `count` bytes of `buffer`, which has [`CHUNK`] bytes, and may leave another of that length in its
-    /// place: that saves the copy.
-    pub fn update_and_exchange(&mut self, buffer: &mut Vec<u8>, count: usize) {
-        match self.worker_for(count) {
-            Some(worker) => worker.exchange(buffer, count),
-            None => self.hasher.absorb(&buffer[..count]),
-        }
-    }
-
-    /// The thread that the next `count` bytes are for; none if they are for the hasher here.
-    fn worker_for(&mut self, count: usize) -> Option<&Worker<H>> {
         if self.worker.is_none() && self.seen < WORTH_A_THREAD {
-            self.seen += count;
+            self.seen += bytes.len();
             if self.seen >= WORTH_A_THREAD {
                 self.worker = Worker::start(&self.hasher);
             }
         }
-        self.worker.as_ref()
+        match &self.worker {
+            Some(worker) => worker.update(bytes),
+            None => self.hasher.absorb(bytes),
+        }
     }
 
     /// The state after all bytes added.
@@ -117,20 +93,11 @@ impl<H: Absorb> Worker<H> {
 
     fn update(&self, bytes: &[u8]) {
         for bytes in bytes.chunks(CHUNK) {
-            self.send(bytes.len(), |empty| empty[..bytes.len()].copy_from_slice(bytes));
+            // The thread ends before its caller by a panic only, which `finish` hands on.
+            let Ok(mut buffer) = self.empty.recv() else { return };
+            buffer[..bytes.len()].copy_from_slice(bytes);
+            let _ = self.full.send((buffer, bytes.len()));
         }
-    }
-
-    fn exchange(&self, buffer: &mut Vec<u8>, count: usize) {
-        self.send(count, |empty| mem::swap(empty, buffer));
-    }
-
-    /// Hands the thread a buffer that `fill` has put `count` bytes into.
-    fn send(&self, count: usize, fill: impl FnOnce(&mut Vec<u8>)) {
-        // The thread ends before its caller by a panic only, which `finish` hands on.
-        let Ok(mut buffer) = self.empty.recv() else { return };
-        fill(&mut buffer);
-        let _ = self.full.send((buffer, count));
     }
 
     fn finish(self) -> H {
@@ -143,26 +110,19 @@ impl<H: Absorb> Worker<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::security::sha256_hex;
+    use crate::security::{Hasher, sha256_hex};
 
     #[test]
     fn the_hash_is_the_same_with_and_without_the_thread() {
         for size in [0, 1, WORTH_A_THREAD - 1, WORTH_A_THREAD, WORTH_A_THREAD + 1, 20 * CHUNK + 7] {
             let bytes: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
             for portion in [7777, CHUNK, CHUNK + 32, usize::MAX] {
-                let mut beside = HashBeside::from(Hasher::default());
+                let mut hasher = BackgroundHasher::new(Hasher::default());
                 for part in bytes.chunks(portion.min(size.max(1))) {
-                    beside.update(part);
+                    hasher.update(part);
                 }
-                assert_eq!(beside.into_hasher().finish(), sha256_hex(&bytes), "size {size}, portions of {portion}");
+                assert_eq!(hasher.into_hasher().finish(), sha256_hex(&bytes), "size {size}, portions of {portion}");
             }
-            let (mut beside, mut buffer) = (HashBeside::from(Hasher::default()), vec![0; CHUNK]);
-            for part in bytes.chunks(7777) {
-                buffer[..part.len()].copy_from_slice(part);
-                beside.update_and_exchange(&mut buffer, part.len());
-                assert_eq!(buffer.len(), CHUNK);
-            }
-            assert_eq!(beside.into_hasher().finish(), sha256_hex(&bytes), "size {size}, exchanged");
         }
     }
 
@@ -171,8 +131,8 @@ mod tests {
         let bytes = vec![5; 3 * WORTH_A_THREAD];
         let mut hasher = Hasher::default();
         hasher.update(&bytes[..1000]);
-        let mut beside = HashBeside::from(hasher);
-        bytes[1000..].chunks(CHUNK).for_each(|part| beside.update(part));
-        assert_eq!(beside.into_hasher().finish(), sha256_hex(&bytes));
+        let mut hasher = BackgroundHasher::new(hasher);
+        bytes[1000..].chunks(CHUNK).for_each(|part| hasher.update(part));
+        assert_eq!(hasher.into_hasher().finish(), sha256_hex(&bytes));
     }
 }
