@@ -241,7 +241,7 @@ fn a_cdn_that_is_far_away_is_asked_for_several_ranges_at_once() {
         world.forget("m.bin");
         proxy.clear_requests();
         // The first question shows how far it is.
-        proxy.fault("HEAD", "m.bin", Fault::Delay(Duration::from_millis(60)), Some(1));
+        proxy.fault("GET", "m.bin", Fault::Delay(Duration::from_millis(60)), Some(1));
         if let Some(fault) = &fault {
             proxy.fault_on(Purpose::Rest, "m.bin", fault.clone(), Some(3));
         }

@@ -40,7 +40,8 @@ impl World {
         (Self::at(s3, &yaml, configure), proxy)
     }
 
-    fn at(s3: S3, cdn_yaml: &str, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
+    /// The same at a store that is there already, asked at the address in the CDN configuration.
+    pub fn at(s3: S3, cdn_yaml: &str, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
         let api = ResourceApi::start();
         api.put_file("", "cdn.yaml", cdn_yaml);
         let folder = s3.new_bucket("models");

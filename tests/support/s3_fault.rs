@@ -53,6 +53,10 @@ pub enum Fault {
     Delay(Duration),
     /// The answer carries no `x-amz-meta-` header.
     DropMetadata,
+    /// The server's clock is so many seconds ahead: a request of another time is refused.
+    ClockAhead(i64),
+    /// The answer's entity tag is a weak one, as a proxy that compresses makes it.
+    WeakTag,
 }
 
 /// What the proxy answers by itself: `Some(None)` is silence.
@@ -87,6 +91,11 @@ pub fn change_head(answer: &mut Head, fault: Option<&Fault>) {
             answer.headers.retain(|(name, _)| !name.to_ascii_lowercase().starts_with("x-amz-meta-"));
         }
         Some(Fault::DropContentRange) => answer.remove("Content-Range"),
+        Some(Fault::WeakTag) => {
+            if let Some(tag) = answer.get("ETag").map(str::to_owned) {
+                answer.set("ETag", format!("W/{tag}"));
+            }
+        }
         Some(Fault::WrongContentRange) => {
             // `bytes 5-9/10` becomes `bytes 6-9/10`: the kind of error that a careless client does not see.
             let range = answer.get("Content-Range").and_then(|value| value.strip_prefix("bytes ")?.split_once('-'));
@@ -102,6 +111,24 @@ pub fn change_head(answer: &mut Head, fault: Option<&Fault>) {
         }
         _ => {}
     }
+}
+
+/// What a server whose clock is ahead answers to a request of another time.
+pub fn too_skewed(request: &Head, ahead: i64) -> Option<Vec<u8>> {
+    let now = time::OffsetDateTime::now_utc() + time::Duration::seconds(ahead);
+    let format = time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
+    let date = request.get("x-amz-date")?;
+    let signed = time::PrimitiveDateTime::parse(date, &format).expect("a date").assume_utc();
+    if (signed - now).abs() < time::Duration::minutes(15) {
+        return None;
+    }
+    let body = "<Error><Code>RequestTimeTooSkewed</Code></Error>";
+    // An answer to HEAD has no body.
+    let (length, body) = if request.start.starts_with("HEAD") { (0, "") } else { (body.len(), body) };
+    let mut head = Head { start: "HTTP/1.1 403 Forbidden".to_owned(), headers: Vec::new() };
+    head.set("Date", httpdate::fmt_http_date(now.into()));
+    head.set("Content-Length", length);
+    Some([head.to_bytes(), body.into()].concat())
 }
 
 /// What a fault does to the head of a request; whether it did anything, so that the signature is no longer right.
