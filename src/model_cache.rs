@@ -327,8 +327,8 @@ impl ModelCache {
     /// Removes what is unfinished, and notes what is there. What cannot be read is no reason not to use the rest.
     fn take_stock(&self) -> io::Result<()> {
         self.remove_spooled();
-        for folder in fs::read_dir(&self.root)? {
-            let folder = folder?.path();
+        for folder in fs::read_dir(&self.root)?.flatten() {
+            let folder = folder.path();
             let looked = if folder.is_dir() { self.take_stock_of(&folder) } else { remove_temporary(&folder) };
             if let Err(error) = looked {
                 log::warn!("{} in the model cache is left alone: {error}", folder.display());
@@ -338,8 +338,8 @@ impl ModelCache {
     }
 
     fn take_stock_of(&self, folder: &Path) -> io::Result<()> {
-        for file in fs::read_dir(folder)? {
-            let file = file?.path();
+        for file in fs::read_dir(folder)?.flatten() {
+            let file = file.path();
             let name = file.to_string_lossy();
             let is_there = |suffix: &str| Path::new(&format!("{name}{suffix}")).exists();
             let orphan = match name.rsplit_once(".big") {
@@ -350,10 +350,15 @@ impl ModelCache {
                     .any(|suffix| !Path::new(&format!("{big}.big.part{suffix}")).exists()),
                 _ => false,
             };
-            if orphan {
-                fs::remove_file(&file)?;
+            let looked = if orphan {
+                fs::remove_file(&file)
             } else if name.ends_with(".big") && is_there(".json") {
-                self.catalog.insert(&file, fs::metadata(&file)?.len());
+                fs::metadata(&file).map(|metadata| self.catalog.insert(&file, metadata.len()))
+            } else {
+                Ok(())
+            };
+            if let Err(error) = looked {
+                log::warn!("{name} in the model cache is left alone: {error}");
             }
         }
         Ok(())

@@ -78,7 +78,9 @@ impl fmt::Display for CdnError {
             Self::Uplink(error) => write!(f, "the CDN cannot be used: {error}"),
             Self::Missing { object } => write!(f, "the CDN has no {object}"),
             Self::Refused { object, status, code } => write!(f, "the CDN refused access to {object}: {status} {code}"),
-            Self::Changed { object } => write!(f, "{object} was replaced in the CDN while it was downloaded"),
+            Self::Changed { object } => {
+                write!(f, "{object} was replaced in the CDN while it was downloaded; load it again")
+            }
             Self::BadAnswer { object, reason } => write!(f, "the CDN's answer for {object} is unusable: {reason}"),
         }
     }
