@@ -104,9 +104,6 @@ pub struct ApiClient {
 
 impl ApiClient {
     /// A client as configured, not logged in.
-    ///
-    /// # Errors
-    /// One line that names the environment variable whose file cannot be used.
     pub fn new(configuration: &Configuration) -> Result<Self, String> {
         let uplink = Uplink::new(configuration.ca_cert_path.as_deref())?;
         let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
@@ -136,16 +133,12 @@ impl ApiClient {
     }
 
     /// Who is logged in, if anybody.
-    #[must_use]
     pub fn user(&self) -> Option<User> {
         self.current().map(|login| login.session.user())
     }
 
     /// Proves the credentials and loads the CDN configuration; then they replace those that were in force. While the Resource
     /// API is away, a kept small part can prove them.
-    ///
-    /// # Errors
-    /// See [`LoginError`]. The credentials that worked before stay in force.
     pub fn login(&self, credentials: Credentials) -> Result<(), LoginError> {
         let login = match self.open_session(&credentials) {
             Ok(session) => {
@@ -162,9 +155,6 @@ impl ApiClient {
 
     /// Logs in for an unlock: as [`login`](Self::login), but the CDN configuration is fetched when a load needs it, since
     /// the images do not come from the CDN.
-    ///
-    /// # Errors
-    /// See [`ApiError`]. The credentials that worked before stay in force.
     pub fn login_for_unlock(&self, credentials: Credentials) -> Result<(), ApiError> {
         let session = self.open_session(&credentials)?;
         self.replace(Login::new(session));
@@ -172,9 +162,6 @@ impl ApiClient {
     }
 
     /// The bytes of which the archive's key is made.
-    ///
-    /// # Errors
-    /// See [`ApiError`]; not being logged in counts as [`ApiError::Unauthorized`].
     pub fn key_fragment(&self) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let login = self.current().ok_or(ApiError::Unauthorized(http::StatusCode::UNAUTHORIZED))?;
         login.session.call(&self.api, |token| self.api.key_fragment(token))
@@ -186,7 +173,6 @@ impl ApiClient {
     }
 
     /// What is cached, without a look at the disk.
-    #[must_use]
     pub fn cache_summary(&self) -> CacheSummary {
         self.cache.summary()
     }
@@ -245,18 +231,6 @@ impl ApiClient {
     }
 }
 
-impl ApiClient {
-    /// The CDN with a configuration newer than that of `old`, which the CDN has refused: its keys may have been replaced.
-    fn renewed_cdn(&self, login: &Login, old: &Arc<CdnManager>) -> Result<Arc<CdnManager>, LoginError> {
-        {
-            let mut cdn = login.cdn.lock().unwrap_or_else(PoisonError::into_inner);
-            // Somebody else may have been faster.
-            cdn.take_if(|cdn| Arc::ptr_eq(cdn, old));
-        }
-        self.cdn(login)
-    }
-}
-
 /// A file from the Resource API.
 struct Fetched {
     /// As it came, encrypted with the API key.
@@ -280,7 +254,6 @@ fn fetch(
 }
 
 /// The hardware string of this box, or what `HARDWARE_ID` puts in its place.
-#[must_use]
 pub fn hardware(configuration: &Configuration) -> String {
     configuration.hardware_id.clone().unwrap_or_else(|| hardware_service::fingerprint(Path::new("/")))
 }

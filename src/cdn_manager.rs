@@ -52,19 +52,16 @@ impl Default for Limits {
 }
 
 /// The object key that seed-compatible readers ask for.
-#[must_use]
 pub fn plain_key(file_name: &str) -> String {
     format!("{file_name}.big")
 }
 
 /// The object key of one generation: it names the small part it belongs to, so it never changes its content.
-#[must_use]
 pub fn generation_key(file_name: &str, small_sha256: &str) -> String {
     format!("{file_name}.{}.big", &small_sha256[..small_sha256.len().min(16)])
 }
 
 /// The object key of the manifest of one generation.
-#[must_use]
 pub fn manifest_key(file_name: &str, small_sha256: &str) -> String {
     format!("{file_name}.{}.manifest", &small_sha256[..small_sha256.len().min(16)])
 }
@@ -85,13 +82,11 @@ pub struct CdnManager {
 
 impl CdnManager {
     /// The CDN that `config` describes.
-    #[must_use]
     pub fn new(uplink: Uplink, config: &CdnConfig) -> Self {
         Self::at(S3Endpoint::new(uplink, config, None))
     }
 
     /// The same; when it refuses its keys, `renew` is asked for those that have replaced them.
-    #[must_use]
     pub fn with_renewal(uplink: Uplink, config: &CdnConfig, renew: RenewConfig) -> Self {
         Self::at(S3Endpoint::new(uplink, config, Some(renew)))
     }
@@ -104,15 +99,11 @@ impl CdnManager {
     }
 
     /// The same with other limits.
-    #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
     /// The object under the plain key. Whether it belongs to a given small part is for the caller to judge by its metadata.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn find_plain(&self, bucket: &str, file_name: &str) -> Result<BigObject, CdnError> {
         let mut object = self.downloads.describe(bucket, &plain_key(file_name), TRIES)?;
         object.tail = self.downloads.tail(&object)?;
@@ -120,45 +111,33 @@ impl CdnManager {
     }
 
     /// The bytes of an object in `range`, which must not go beyond its end.
-    #[must_use]
     pub fn read(&self, object: &BigObject, range: Range<u64>) -> ObjectReader {
         ObjectReader::new(self.downloads.clone(), object.clone(), range)
     }
 
     /// Over how many connections at once a long object should be read: a CDN that takes long to answer is far away, and
     /// one connection then carries less than the line does.
-    #[must_use]
     pub fn connections(&self) -> usize {
         if self.downloads.latency() >= FAR { CONNECTIONS_WHEN_FAR } else { 1 }
     }
 
     /// How long the parts are in which a big part of at most `longest` bytes is stored.
-    #[must_use]
     pub fn part_length(&self, longest: u64) -> u64 {
         self.limits.part.max(longest.div_ceil(publish::MAX_PARTS))
     }
 
     /// Step 1 of an upload: stores the generation, which nobody asks for yet.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn put_generation(&self, bucket: &str, file_name: &str, part: BigPart<'_>) -> Result<(), CdnError> {
         self.destination(bucket).put(&generation_key(file_name, part.small_sha256), part)
     }
 
     /// Step 1 of an upload whose big part is still being made: it is stored part by part, and exists when it is complete.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn begin_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<Multipart, CdnError> {
         let metadata = publish::metadata(None, Some(small_sha256));
         self.destination(bucket).begin(&generation_key(file_name, small_sha256), metadata)
     }
 
     /// Between steps 1 and 2 of an upload: stores the manifest of the generation.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn put_manifest(
         &self,
         bucket: &str,
@@ -170,9 +149,6 @@ impl CdnManager {
     }
 
     /// The manifest of the generation that belongs to the small part with this hash, if there is one.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn manifest(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<Option<String>, CdnError> {
         match self.downloads.text(bucket, &manifest_key(file_name, small_sha256), MAX_MANIFEST_BYTES) {
             Err(CdnError::Missing { .. }) => Ok(None),
@@ -183,24 +159,17 @@ impl CdnManager {
     }
 
     /// SHA-256 of the small part that the object under the plain key belongs to, if it tells.
-    #[must_use]
     pub fn plain_is_of(&self, bucket: &str, file_name: &str) -> Option<String> {
         self.downloads.describe(bucket, &plain_key(file_name), TRIES).ok()?.small_sha256
     }
 
     /// Step 3 of an upload: sets the plain key to the generation that belongs to the small part with this hash.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn set_plain(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
         let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256), PATIENT_TRIES)?;
         self.destination(bucket).copy(&generation, &plain_key(file_name))
     }
 
     /// Deletes the generation of an upload that was not committed, and its manifest.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn delete_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
         let destination = self.destination(bucket);
         // In this order: of a generation that remains, the next upload knows.
@@ -209,9 +178,6 @@ impl CdnManager {
     }
 
     /// Whether there is the generation of the small part with this hash.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn has_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<bool, CdnError> {
         match self.downloads.describe(bucket, &generation_key(file_name, small_sha256), PATIENT_TRIES) {
             Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => Ok(false),
@@ -221,9 +187,6 @@ impl CdnManager {
 
     /// Step 4 of an upload: deletes the generations older than this upload's but for the one that was in force before it,
     /// which readers may still be at: the newest of `previous`, or the newest of all where none of these is known.
-    ///
-    /// # Errors
-    /// See [`CdnError`]. Nobody is hurt by a generation that remains.
     pub fn prune(
         &self,
         bucket: &str,

@@ -5,6 +5,7 @@ mod support;
 mod world;
 
 mod atomic_uploads;
+mod cdn_config;
 mod client_commands;
 mod clients;
 mod command_line;
@@ -24,8 +25,8 @@ mod power_cuts;
 mod ranges;
 mod readme;
 mod readme_blocks;
-mod requests;
 mod repair;
+mod requests;
 mod resource_api;
 mod resumption;
 mod s3_servers;

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::offline::{SmallPart, Source};
 use super::part::{RangeReader, Wanted, entity_tag};
 use super::{ApiClient, ApiError, Login, LoginError};
-use crate::cdn_manager::{BigObject, CdnError, CdnManager, ObjectReader};
+use crate::cdn_manager::{BigObject, CdnError, CdnManager};
 use crate::manifest::{ManifestError, Subject};
 use crate::metrics;
 use crate::model_cache::{Entry, Evidence, Refusal, Remote, Version};
@@ -97,9 +97,6 @@ enum Attempt {
 
 impl ApiClient {
     /// Loads a model, or a range of it. Everything that can be known before the first byte has been checked when this returns.
-    ///
-    /// # Errors
-    /// See [`LoadError`].
     pub fn load(
         self: &Arc<Self>,
         folder: &Folder,
@@ -195,12 +192,13 @@ impl ApiClient {
         subject: Subject<'_>,
     ) -> Result<Result<Arc<Version>, LoadError>, LoadError> {
         let Subject { folder, file_name, small_sha256, .. } = subject;
-        let manifest = self.ask_cdn(login, |cdn| cdn.manifest(folder, file_name, small_sha256))?;
+        let cdn = self.cdn_to_load(login)?;
+        let manifest = cdn.manifest(folder, file_name, small_sha256).map_err(LoadError::Big)?;
         if let Some(text) = manifest {
             let manifest = self.manifest_keys.verify(&text, subject).map_err(LoadError::Manifest)?;
             return Ok(Ok(self.cache.create(entry, subject, Evidence::Manifest(manifest, text), self.remote(login))));
         }
-        let mut object = self.ask_cdn(login, |cdn| cdn.find_plain(folder, file_name))?;
+        let mut object = cdn.find_plain(folder, file_name).map_err(LoadError::Big)?;
         if object.small_sha256.as_ref().is_some_and(|expected| expected != small_sha256) {
             return Ok(Err(LoadError::TornPair));
         }
@@ -241,48 +239,34 @@ impl ApiClient {
     fn was_replaced(&self, login: &Arc<Login>, folder: &str, file_name: &str, version: &Version) -> bool {
         version.may_be_torn()
             && self
-                .ask_cdn(login, |cdn| cdn.find_plain(folder, file_name))
-                .is_ok_and(|now| version.is_replaced_by(&now))
+                .cdn(login)
+                .is_ok_and(|cdn| cdn.find_plain(folder, file_name).is_ok_and(|now| version.is_replaced_by(&now)))
     }
 
-    /// Asks the CDN. Its keys may have been replaced since the login: then the configuration is fetched again, once.
-    fn ask_cdn<T>(&self, login: &Login, ask: impl Fn(&CdnManager) -> Result<T, CdnError>) -> Result<T, LoadError> {
-        let cdn = self.cdn(login).map_err(LoadError::Config)?;
-        match ask(&cdn) {
-            Err(CdnError::Refused { .. }) => {
-                let cdn = self.renewed_cdn(login, &cdn).map_err(LoadError::Config)?;
-                ask(&cdn).map_err(LoadError::Big)
-            }
-            result => result.map_err(LoadError::Big),
-        }
+    fn cdn_to_load(&self, login: &Login) -> Result<Arc<CdnManager>, LoadError> {
+        self.cdn(login).map_err(LoadError::Config)
     }
 
     /// The way to the CDN. Nothing is asked before something is missing.
     fn remote(self: &Arc<Self>, login: &Arc<Login>) -> Remote {
         let (client, login) = (Arc::clone(self), Arc::clone(login));
+        let cdn = Arc::new(move || client.cdn(&login));
         let connections = {
-            let (client, login) = (Arc::clone(&client), Arc::clone(&login));
-            move || client.cdn(&login).map_or(1, |cdn| cdn.connections())
+            let cdn = Arc::clone(&cdn);
+            move || cdn().map_or(1, |cdn| cdn.connections())
         };
-        let open =
-            move |object: &BigObject, range| -> Box<dyn Read + Send> { Box::new(client.object(&login, object, range)) };
+        let open = move |object: &BigObject, range| -> Box<dyn Read + Send> {
+            match cdn() {
+                Ok(cdn) => Box::new(cdn.read(object, range)),
+                Err(error) => Box::new(Unreadable(error.to_string())),
+            }
+        };
         Remote { open: Arc::new(open), connections: Arc::new(connections) }
-    }
-
-    fn object(self: &Arc<Self>, login: &Arc<Login>, object: &BigObject, range: Range<u64>) -> impl Read + Send + use<> {
-        RemoteReader {
-            client: Arc::clone(self),
-            login: Arc::clone(login),
-            object: object.clone(),
-            range,
-            cdn: None,
-            reader: None,
-        }
     }
 
     /// The last two cipher blocks of an object, of which nothing less than all is to be had.
     fn tail_of_whole(self: &Arc<Self>, login: &Arc<Login>, object: &BigObject) -> Result<Vec<u8>, LoadError> {
-        let mut reader = self.object(login, object, 0..object.length);
+        let mut reader = self.cdn_to_load(login)?.read(object, 0..object.length);
         let start = object.length.saturating_sub(HELD_BACK as u64);
         io::copy(&mut (&mut reader).take(start), &mut io::sink()).map_err(LoadError::Io)?;
         let mut tail = Vec::new();
@@ -331,45 +315,11 @@ impl ApiClient {
     }
 }
 
-/// Reads a range of an object with the CDN configuration of the moment.
-struct RemoteReader {
-    client: Arc<ApiClient>,
-    login: Arc<Login>,
-    object: BigObject,
-    range: Range<u64>,
-    cdn: Option<Arc<CdnManager>>,
-    reader: Option<ObjectReader>,
-}
+/// Stands for a big part that cannot be asked for, and says why.
+struct Unreadable(String);
 
-impl RemoteReader {
-    fn reader(&mut self) -> io::Result<&mut ObjectReader> {
-        if self.reader.is_none() {
-            let cdn = self.client.cdn(&self.login).map_err(io::Error::other)?;
-            self.reader = Some(cdn.read(&self.object, self.range.clone()));
-            self.cdn = Some(cdn);
-        }
-        self.reader.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
+impl Read for Unreadable {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::other(self.0.clone()))
     }
-}
-
-impl Read for RemoteReader {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = match self.reader()?.read(out) {
-            Err(error) if is_refused(&error) => {
-                // Once: who is refused with new keys as well is refused.
-                let Some(old) = self.cdn.take() else { return Err(error) };
-                let cdn = self.client.renewed_cdn(&self.login, &old).map_err(io::Error::other)?;
-                let reader = self.reader.insert(cdn.read(&self.object, self.range.clone()));
-                reader.read(out)?
-            }
-            result => result?,
-        };
-        self.range.start += count as u64;
-        Ok(count)
-    }
-}
-
-fn is_refused(error: &io::Error) -> bool {
-    let error = error.get_ref().and_then(|error| error.downcast_ref::<CdnError>());
-    matches!(error, Some(CdnError::Refused { .. }))
 }

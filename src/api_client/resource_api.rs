@@ -68,13 +68,11 @@ impl From<UplinkError> for ApiError {
 
 impl ApiError {
     /// Whether the Resource API is away: nothing answers, or nothing that is able to.
-    #[must_use]
     pub fn is_away(&self) -> bool {
         matches!(self, Self::Uplink(error) if error.is_away())
     }
 
     /// Whether the Resource API said that this user may not have this, or that it is gone.
-    #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Unauthorized(_) | Self::Business { .. } | Self::NotFound { .. })
     }
@@ -89,15 +87,11 @@ pub struct ResourceApi {
 
 impl ResourceApi {
     /// The API at `base` (no trailing slash), whose tokens `tokens` reads.
-    #[must_use]
     pub fn new(uplink: Uplink, base: &str, tokens: TokenReader) -> Self {
         Self { uplink, base: base.to_owned(), tokens }
     }
 
     /// `POST /login`: proves the credentials and gives a token.
-    ///
-    /// # Errors
-    /// See [`ApiError`]; wrong credentials are [`ApiError::Business`].
     pub fn login(&self, credentials: &Credentials) -> Result<Token, ApiError> {
         #[derive(Deserialize)]
         struct Answer {
@@ -112,9 +106,6 @@ impl ResourceApi {
     }
 
     /// `POST /resources/get/{folder}`: a file, encrypted with the API key.
-    ///
-    /// # Errors
-    /// See [`ApiError`].
     pub fn resource(
         &self,
         token: &Secret,
@@ -138,9 +129,6 @@ impl ResourceApi {
     /// `POST /resources/{folder}`: stores a small file.
     ///
     /// Storing the same bytes under the same name once more changes nothing, so this call is safe to repeat.
-    ///
-    /// # Errors
-    /// See [`ApiError`].
     pub fn store(&self, token: &Secret, folder: &str, file_name: &str, bytes: &[u8]) -> Result<(), ApiError> {
         // 128 random bits do not occur in the content by chance.
         let mut boundary = [0; 16];
@@ -161,9 +149,6 @@ impl ResourceApi {
     }
 
     /// `GET /binary-split/key-fragment`: the raw bytes of which the archive's key is made.
-    ///
-    /// # Errors
-    /// See [`ApiError`].
     pub fn key_fragment(&self, token: &Secret) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let answer = self.ask(&Method::GET, "/binary-split/key-fragment", Some(token), "", &[])?;
         let fragment = accepted(answer, None)?;

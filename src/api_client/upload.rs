@@ -108,9 +108,6 @@ impl ReceivedUpload {
 
 impl Upload {
     /// Ends the encryption.
-    ///
-    /// # Errors
-    /// [`UploadError::Spool`] and [`UploadError::Big`].
     pub fn finish(self) -> Result<ReceivedUpload, UploadError> {
         let Parts { small, big } = self.encrypt.finish().and_then(PartsWriter::finish)?;
         let HashWriter { sink, whole, chunks } = big;
@@ -137,9 +134,6 @@ impl Upload {
 impl ApiClient {
     /// Starts an upload of at most `longest` bytes, of which at least `shortest` are announced. If its place is known already,
     /// it is stored while it is received; a form may also name its folder last.
-    ///
-    /// # Errors
-    /// [`UploadError::NotLoggedIn`], [`UploadError::Config`] and [`UploadError::Spool`].
     pub fn begin_upload(
         &self,
         place: Option<(&Folder, &FileName)>,
@@ -167,9 +161,6 @@ impl ApiClient {
     }
 
     /// Publishes an upload as `file_name` in `folder`. Cut at any point it leaves the previous version loadable.
-    ///
-    /// # Errors
-    /// See [`UploadError`].
     pub fn publish(&self, upload: ReceivedUpload, folder: &Folder, file_name: &FileName) -> Result<(), UploadError> {
         let _turn = self.uploads.take(format!("{}/{}", &**folder, &**file_name));
         let cdn = self.cdn(&upload.login).map_err(UploadError::Config)?;

@@ -38,7 +38,6 @@ pub struct BigObject {
 
 impl BigObject {
     /// The generation that belongs to a small part, of whose content a manifest tells everything.
-    #[must_use]
     pub fn proven(bucket: &str, file_name: &str, small_sha256: &str) -> Self {
         Self {
             bucket: bucket.to_owned(),
@@ -131,7 +130,7 @@ impl Source {
     /// Opens a range of the version of an object that was described, and tells how many bytes come before it: a CDN may send
     /// more than was asked for (206), or ignore ranges and send all (200).
     fn open(&self, object: &BigObject, range: Range<u64>) -> Result<(Response<Body>, u64), CdnError> {
-        let changed = || CdnError::Changed { object: object_name(&object.bucket, &object.key) };
+        let changed = || CdnError::Changed(object_name(&object.bucket, &object.key));
         let bad = |reason: &str| bad(&object.bucket, &object.key, reason);
         let mut headers = Vec::new();
         if range != (0..object.length) {
@@ -305,7 +304,6 @@ pub struct ContentRange {
 
 impl ContentRange {
     /// Reads the header's value. None if it is malformed or contradicts itself.
-    #[must_use]
     pub fn parse(value: &str) -> Option<Self> {
         let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok())?;
         let (range, length) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
@@ -320,32 +318,5 @@ impl ContentRange {
 
     fn of(headers: &HeaderMap) -> Option<Self> {
         Self::parse(headers.get(header::CONTENT_RANGE)?.to_str().ok()?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::ContentRange;
-
-    #[test]
-    fn content_range_is_read_strictly() {
-        let range = |start, end, length| Some(ContentRange { start, end, length });
-        for (value, expected) in [
-            ("bytes 0-31/32", range(0, 32, Some(32))),
-            ("bytes 5-9/*", range(5, 10, None)),
-            ("bytes 5-9/10 ", range(5, 10, Some(10))),
-            ("bytes 9-5/10", None),
-            ("bytes 5-10/10", None),
-            ("bytes */10", None),
-            ("bytes 5-/10", None),
-            ("bytes +5-9/10", None),
-            ("items 5-9/10", None),
-            ("5-9/10", None),
-            ("", None),
-            ("bytes 0-18446744073709551615/*", None),
-            ("bytes 0-99999999999999999999/*", None),
-        ] {
-            assert_eq!(ContentRange::parse(value), expected, "{value:?}");
-        }
     }
 }

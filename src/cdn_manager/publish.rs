@@ -180,15 +180,11 @@ pub struct Multipart {
 
 impl Multipart {
     /// Bucket and key, for the log.
-    #[must_use]
     pub fn object(&self) -> String {
         object_name(&self.to.bucket, &self.key)
     }
 
     /// Stores a range of a file as the part with this number, which counts from 1.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn store(
         &self,
         number: u32,
@@ -207,9 +203,6 @@ impl Multipart {
     }
 
     /// Makes an object of the parts.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn complete(&self) -> Result<(), CdnError> {
         let mut parts = std::mem::take(&mut *lock(&self.parts));
         parts.sort_by_key(|part| part.part_number);

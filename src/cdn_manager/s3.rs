@@ -44,11 +44,8 @@ pub type RenewConfig = Box<dyn Fn() -> Option<CdnConfig> + Send + Sync>;
 pub enum CdnError {
     /// The CDN could not be reached, or was not able to answer.
     Uplink(UplinkError),
-    /// There is no such bucket or object.
-    Missing {
-        /// Bucket and key.
-        object: String,
-    },
+    /// There is no such bucket or object; its name.
+    Missing(String),
     /// The CDN refused the request, for example the access key.
     Refused {
         /// Bucket and key.
@@ -58,11 +55,8 @@ pub enum CdnError {
         /// S3's error code, such as `SignatureDoesNotMatch`.
         code: String,
     },
-    /// The object was replaced while it was read.
-    Changed {
-        /// Bucket and key.
-        object: String,
-    },
+    /// The object was replaced while it was read; its name.
+    Changed(String),
     /// The CDN's answer contradicts the request.
     BadAnswer {
         /// Bucket and key.
@@ -76,9 +70,9 @@ impl fmt::Display for CdnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uplink(error) => write!(f, "the CDN cannot be used: {error}"),
-            Self::Missing { object } => write!(f, "the CDN has no {object}"),
+            Self::Missing(object) => write!(f, "the CDN has no {object}"),
             Self::Refused { object, status, code } => write!(f, "the CDN refused access to {object}: {status} {code}"),
-            Self::Changed { object } => {
+            Self::Changed(object) => {
                 write!(f, "{object} was replaced in the CDN while it was downloaded; load it again")
             }
             Self::BadAnswer { object, reason } => write!(f, "the CDN's answer for {object} is unusable: {reason}"),
@@ -96,7 +90,6 @@ impl From<UplinkError> for CdnError {
 
 impl CdnError {
     /// Whether the same request may succeed a moment later and, if so, how long the CDN asked to wait.
-    #[must_use]
     pub fn patience(&self) -> Option<Option<Duration>> {
         match self {
             Self::Uplink(error) => error.patience(),
@@ -333,9 +326,9 @@ fn refusal(object: &str, status: StatusCode, body: &[u8]) -> CdnError {
     let code = xml::<S3Error>(body).map(|error| error.code).unwrap_or_default();
     let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
     match status {
-        StatusCode::NOT_FOUND if code == "NoSuchBucket" => CdnError::Missing { object: format!("bucket for {object}") },
-        StatusCode::NOT_FOUND => CdnError::Missing { object },
-        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => CdnError::Changed { object },
+        StatusCode::NOT_FOUND if code == "NoSuchBucket" => CdnError::Missing(format!("bucket for {object}")),
+        StatusCode::NOT_FOUND => CdnError::Missing(object),
+        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => CdnError::Changed(object),
         status => CdnError::Refused { object, status, code },
     }
 }
