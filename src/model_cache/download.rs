@@ -100,7 +100,7 @@ impl Drop for Download {
         let mut state = self.version.state();
         state.claims.retain(|(number, _)| *number != self.number);
         state.finishing &= !self.finishes;
-        if state.claims.is_empty() {
+        if state.claims.is_empty() && state.place != Place::Nowhere {
             state.recent = None;
         }
         drop(state);
@@ -190,6 +190,10 @@ impl Download {
         let version = &self.version;
         let Some(file) = &version.file else { return Ok(None) };
         if let Err(error) = file.write_all_at(&bytes, version.bytes_of(index..index + 1).start) {
+            if !is_new {
+                // Whoever waits for it need not fetch it once more.
+                version.state().recent = Some((index, Arc::new(bytes)));
+            }
             version.end_caching(&error);
             return Ok(None);
         }

@@ -203,12 +203,12 @@ impl Version {
         self.record.small_sha256 == small_sha256
     }
 
-    /// Whether nobody has removed its file.
+    /// Whether its file is where it is looked for. A load that comes when it is not tries to cache the model anew.
     pub(super) fn is_there(&self) -> bool {
         match self.state().place {
             Place::Part => self.entry.part().exists(),
             Place::Big => self.entry.big.exists(),
-            Place::Nowhere => true,
+            Place::Nowhere => false,
         }
     }
 
