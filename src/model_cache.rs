@@ -241,7 +241,7 @@ impl ModelCache {
     pub fn create(&self, entry: &Entry, subject: Subject<'_>, evidence: Evidence, remote: Remote) -> Arc<Version> {
         let slot = self.slot(entry);
         let mut versions = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(version) = running(&mut versions, subject.small_sha256) {
+        if let Some(version) = running(&mut versions, subject.small_sha256).filter(|version| evidence.is_of(version)) {
             version.set_remote(remote);
             return version;
         }

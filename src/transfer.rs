@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::metrics::{self, Stage};
 
 /// How often a long transfer says how far it is.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+pub const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// One transfer. Its time runs from the beginning to the last byte that moved.
 #[derive(Debug)]
@@ -15,6 +15,7 @@ pub struct Transfer {
     subject: String,
     done: Cell<u64>,
     total: Option<u64>,
+    reports: bool,
     moved_at: Cell<Instant>,
     reported_at: Cell<Instant>,
 }
@@ -29,9 +30,16 @@ impl Transfer {
             subject: subject.into(),
             done: Cell::new(done),
             total,
+            reports: true,
             moved_at: Cell::new(now),
             reported_at: Cell::new(now),
         }
+    }
+
+    /// The same for a piece of something whose progress somebody else reports.
+    #[must_use]
+    pub fn of_piece(self) -> Self {
+        Self { reports: false, ..self }
     }
 
     /// `count` more bytes have moved.
@@ -39,7 +47,7 @@ impl Transfer {
         let now = Instant::now();
         metrics::moved(self.stage, count, now - self.moved_at.replace(now));
         self.done.set(self.done.get() + count);
-        if now - self.reported_at.get() >= REPORT_EVERY {
+        if self.reports && now - self.reported_at.get() >= REPORT_EVERY {
             self.reported_at.set(now);
             self.report();
         }
@@ -51,13 +59,18 @@ impl Transfer {
     }
 
     fn report(&self) {
-        let (stage, of, done) = (self.stage.name(), self.subject.as_str(), self.done.get());
-        match self.total {
-            Some(total) if total > 0 => {
-                let percent = done.saturating_mul(100) / total;
-                log::info!(stage, of, done, total, percent; "transfer under way");
-            }
-            _ => log::info!(stage, of, done; "transfer under way"),
+        report(self.stage, &self.subject, self.done.get(), self.total);
+    }
+}
+
+/// Says in the log how far a transfer is.
+pub fn report(stage: Stage, of: &str, done: u64, total: Option<u64>) {
+    let stage = stage.name();
+    match total {
+        Some(total) if total > 0 => {
+            let percent = done.saturating_mul(100) / total;
+            log::info!(stage, of, done, total, percent; "transfer under way");
         }
+        _ => log::info!(stage, of, done; "transfer under way"),
     }
 }

@@ -284,7 +284,7 @@ fn openssl_verifies_both_lines_and_the_payload_is_that_of_the_specification() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 2);
     let small = world.api.file(&world.folder, "m.bin.small").unwrap();
-    let hashes: Vec<u8> = big.chunks(MIB).flat_map(|chunk| protocol::aes_key(chunk)).collect();
+    let hashes: Vec<u8> = big.chunks(MIB).flat_map(protocol::aes_key).collect();
     let expected = json!({
         "v": 1, "folder": world.folder, "filename": "m.bin", "small_sha256": sha256_hex(&small), "big_length": big.len(),
         "plain_length": SIZE, "chunk": MIB, "sha256": Base64UrlSafeNoPadding::encode_to_string(hashes).unwrap(),

@@ -164,7 +164,7 @@ pub struct ObjectReader {
 impl ObjectReader {
     pub(super) fn new(source: Source, object: BigObject, range: Range<u64>) -> Self {
         let name = object_name(&object.bucket, &object.key);
-        let transfer = Transfer::begin(Stage::Download, name, range.start, Some(range.end));
+        let transfer = Transfer::begin(Stage::Download, name, range.start, None).of_piece();
         Self { source, object, offset: range.start, end: range.end, body: None, pauses: Pauses::default(), transfer }
     }
 

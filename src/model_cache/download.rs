@@ -45,10 +45,14 @@ pub(super) fn is_coming(state: &State, index: usize) -> bool {
 }
 
 /// Starts the downloads that bring the chunk at `index` to a reader, and those after it.
-pub(super) fn start(version: &Arc<Version>, state: &mut State, index: usize, reader: u64) -> io::Result<()> {
+pub(super) fn start(
+    version: &Arc<Version>,
+    state: &mut State,
+    index: usize,
+    (reader, connections): (u64, usize),
+) -> io::Result<()> {
     let Some((_, demand)) = state.demands.iter().find(|(number, _)| *number == reader) else { return Ok(()) };
     let wanted = index..demand.end;
-    let connections = if version.is_old() { 1 } else { (version.remote().connections)() };
     let far = connections > 1 && (wanted.len() as u64) * version.chunk >= 2 * PIECE;
     let limit = if far { (PIECE / version.chunk).max(1) as usize } else { usize::MAX };
     spawn(version, state, run_at(state, index, wanted.end, limit), limit)?;
@@ -142,14 +146,15 @@ impl Download {
     /// What to do next. The claim ends in the same moment as the search, so that two do not bring the same.
     fn next_claim(&self) -> Option<Range<usize>> {
         let mut state = self.version.state();
-        if state.place == Place::Nowhere {
-            return None;
-        }
         let mine = state.claims.iter().position(|(number, _)| *number == self.number)?;
         state.claims[mine].1 = 0..0;
-        let run = next_run(&state, self.limit)?;
-        state.claims[mine].1 = run.clone();
-        Some(run)
+        let run = if state.place == Place::Nowhere { None } else { next_run(&state, self.limit) };
+        match &run {
+            Some(run) => state.claims[mine].1 = run.clone(),
+            // Whoever waits for what was left undone sees to it now.
+            None => self.version.notify(),
+        }
+        run
     }
 
     /// Brings chunks, until somebody else has one or nobody wants the next.
@@ -180,6 +185,7 @@ impl Download {
                 Some(buffer) => spare = buffer,
                 None => return Ok(()),
             }
+            version.report();
             sync.now_and_then(version);
         }
         Ok(())

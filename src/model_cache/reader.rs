@@ -27,8 +27,9 @@ const AHEAD_OF_DOWNLOAD: usize = 1;
 /// See the module. A read that fails gives out nothing of the chunk that could not be proven.
 pub struct ChunkReader {
     version: Arc<Version>,
-    /// The number of its demand.
+    /// The number of its demand, and how many connections it is worth.
     number: u64,
+    connections: usize,
     /// The chunks that are to be given out, and those that are not yet on their way to the prover.
     rest: Range<usize>,
     ahead: usize,
@@ -70,10 +71,12 @@ impl ChunkReader {
         } else {
             (bytes.start / version.chunk) as usize..bytes.end.div_ceil(version.chunk) as usize
         };
+        let connections = version.connections();
         let number = version.demand(chunks.clone());
         Self {
             version,
             number,
+            connections,
             ahead: chunks.start,
             rest: chunks,
             pending: VecDeque::new(),
@@ -143,7 +146,7 @@ impl ChunkReader {
     fn wait_for(&mut self, index: usize) -> io::Result<Bytes> {
         loop {
             let mut buffer = self.spare.take().unwrap_or_default();
-            match self.version.wait_for(index, self.number)? {
+            match self.version.wait_for(index, (self.number, self.connections))? {
                 Chunk::Recent(bytes) => {
                     return Ok(Bytes::Shared(bytes));
                 }
