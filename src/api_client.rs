@@ -113,7 +113,7 @@ impl ApiClient {
             configuration.trusted_keys_path.as_deref(),
             configuration.require_manifest,
         )?);
-        let cache = ModelCache::open(&configuration.model_cache_dir, Arc::clone(&manifest_keys));
+        let cache = ModelCache::open(&configuration.model_cache_dir, Arc::clone(&manifest_keys))?;
         let kept = Arc::new(KeptParts::open(&configuration.model_cache_dir, configuration.offline_limit));
         offline::sweep_now_and_then(&kept);
         Ok(Self {

@@ -295,9 +295,10 @@ fn serve() -> Result<(), Failure> {
         shutdown::on_signal().map_err(|error| Failure::runtime(format!("signals cannot be watched: {error}")))?;
     let bind_address = configuration.bind_address.clone();
     let default_salts = configuration.default_salts.join(", ");
-    let service = Arc::new(Service::new(configuration).map_err(Failure::usage)?);
+    // First of all: where another loader serves already, nothing of its files may be touched.
     let listener = Listener::bind(&bind_address)
         .map_err(|error| Failure::usage(format!("BIND_ADDR {bind_address} cannot be listened on: {error}")))?;
+    let service = Arc::new(Service::new(configuration).map_err(Failure::usage)?);
 
     log::info!("loader {} listens on {}", env!("CARGO_PKG_VERSION"), listener.address());
     if !default_salts.is_empty() {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::security::is_sha256_hex;
 
-pub use self::chunks::{ChunkHasher, ChunkHashes, MAX_CHUNKS, chunk_size};
+pub use self::chunks::{ChunkHasher, ChunkHashes, MAX_BIG_PART, MAX_CHUNKS, chunk_size};
 pub use self::keys::{Keygen, ManifestKeys};
 
 /// The longest manifest that is read. Two lines with 4,096 hashes have 480 KiB.
@@ -134,7 +134,7 @@ impl Payload {
         }
         // The length of the plaintext makes that of the ciphertext, of which the small part is known.
         let encrypted = encrypted_length(self.plain_length).ok_or(Malformed("plain_length"))?;
-        if self.big_length.checked_add(subject.small_length) != Some(encrypted) {
+        if self.big_length > MAX_BIG_PART || self.big_length.checked_add(subject.small_length) != Some(encrypted) {
             return Err(Malformed("big_length"));
         }
         if self.chunk != chunk_size(self.big_length) {

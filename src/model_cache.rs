@@ -21,7 +21,7 @@ mod version;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -51,6 +51,8 @@ pub struct ModelCache {
     keys: Arc<ManifestKeys>,
     slots: Mutex<HashMap<PathBuf, Slot>>,
     catalog: Arc<Catalog>,
+    /// The root directory, locked for as long as this process lives.
+    _lock: Option<File>,
 }
 
 /// The versions of one model that loads are reading. Its lock is held while files are opened, so that no two versions get the
@@ -141,13 +143,27 @@ impl ModelCache {
     /// The cache under `root`. What an earlier process left unfinished is removed, but for downloads to resume.
     ///
     /// A cache that cannot be created is a warning, not an error: loads then stream without it.
-    #[must_use]
-    pub fn open(root: &Path, keys: Arc<ManifestKeys>) -> Self {
-        let cache = Self { root: root.to_owned(), keys, slots: Mutex::default(), catalog: Arc::default() };
-        if let Err(error) = create_dir(root).and_then(|()| cache.take_stock()) {
+    ///
+    /// # Errors
+    /// A sentence, if another process has the cache: neither would know what the other does with its files.
+    pub fn open(root: &Path, keys: Arc<ManifestKeys>) -> Result<Self, String> {
+        let unusable = |error: &io::Error| {
             log::warn!("the model cache at {} cannot be used, models are loaded without it: {error}", root.display());
+        };
+        let lock = create_dir(root).and_then(|()| File::open(root));
+        let lock = lock.inspect_err(|error| unusable(error)).ok();
+        if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().map(File::try_lock) {
+            return Err(format!(
+                "MODEL_CACHE_DIR names {}, which another loader is using; stop that one, or name another directory",
+                root.display()
+            ));
         }
-        cache
+        let has_root = lock.is_some();
+        let cache = Self { root: root.to_owned(), keys, slots: Mutex::default(), catalog: Arc::default(), _lock: lock };
+        if has_root && let Err(error) = cache.take_stock() {
+            unusable(&error);
+        }
+        Ok(cache)
     }
 
     /// The files of the model `file_name` in `folder`, which both must have passed
@@ -225,7 +241,7 @@ impl ModelCache {
     pub fn create(&self, entry: &Entry, subject: Subject<'_>, evidence: Evidence, remote: Remote) -> Arc<Version> {
         let slot = self.slot(entry);
         let mut versions = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(version) = running(&mut versions, subject.small_sha256) {
+        if let Some(version) = running(&mut versions, subject.small_sha256).filter(|version| evidence.is_of(version)) {
             version.set_remote(remote);
             return version;
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::metrics::{self, Stage};
 
 /// How often a long transfer says how far it is.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+pub const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// One transfer, however many connections carry it. Its time runs from the beginning to the last byte that moved.
 #[derive(Debug)]
@@ -14,6 +14,7 @@ pub struct Transfer {
     stage: Stage,
     subject: String,
     total: Option<u64>,
+    reports: bool,
     state: Mutex<State>,
 }
 
@@ -30,7 +31,13 @@ impl Transfer {
     pub fn begin(stage: Stage, subject: impl Into<String>, done: u64, total: Option<u64>) -> Self {
         let now = Instant::now();
         let state = Mutex::new(State { done, moved_at: now, reported_at: now });
-        Self { stage, subject: subject.into(), total, state }
+        Self { stage, subject: subject.into(), total, reports: true, state }
+    }
+
+    /// The same for a piece of something whose progress somebody else reports.
+    #[must_use]
+    pub fn of_piece(self) -> Self {
+        Self { reports: false, ..self }
     }
 
     /// `count` more bytes have moved.
@@ -39,9 +46,9 @@ impl Transfer {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         metrics::moved(self.stage, count, now - std::mem::replace(&mut state.moved_at, now));
         state.done += count;
-        if now - state.reported_at >= REPORT_EVERY {
+        if self.reports && now - state.reported_at >= REPORT_EVERY {
             state.reported_at = now;
-            self.report(state.done);
+            report(self.stage, &self.subject, state.done, self.total);
         }
     }
 
@@ -49,15 +56,16 @@ impl Transfer {
     pub fn moves_again(&self, count: u64) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).done -= count;
     }
+}
 
-    fn report(&self, done: u64) {
-        let (stage, of) = (self.stage.name(), self.subject.as_str());
-        match self.total {
-            Some(total) if total > 0 => {
-                let percent = done.saturating_mul(100) / total;
-                log::info!(stage, of, done, total, percent; "transfer under way");
-            }
-            _ => log::info!(stage, of, done; "transfer under way"),
+/// Says in the log how far a transfer is.
+pub fn report(stage: Stage, of: &str, done: u64, total: Option<u64>) {
+    let stage = stage.name();
+    match total {
+        Some(total) if total > 0 => {
+            let percent = done.saturating_mul(100) / total;
+            log::info!(stage, of, done, total, percent; "transfer under way");
         }
+        _ => log::info!(stage, of, done; "transfer under way"),
     }
 }

@@ -84,6 +84,16 @@ fn status_tells_who_is_logged_in_and_what_is_cached() {
     assert_eq!(status(), expected(user, &both[1..]));
 }
 
+#[test]
+fn a_mistyped_model_name_is_called_that() {
+    let world = World::new();
+    let missing = crate::support::resource_api::Fault::Status(404, String::new());
+    world.api.fault("/resources/get/", missing, None);
+    let reply = world.service.load(&world.folder, "modle.bin");
+    assert_eq!(reply.status, 500);
+    assert!(reply.detail().contains("no model of this name in this folder; check both"), "{}", reply.detail());
+}
+
 /// Length of the big part of a model.
 fn big_length(size: usize) -> usize {
     let encrypted = 16 + (size / 16 + 1) * 16;

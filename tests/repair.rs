@@ -27,6 +27,8 @@ fn flipped_bits_all_over_a_cached_model_cost_their_chunks_and_nothing_else() {
     let reply = world.service.upload_reader(&world.folder, "m.bin", size as u64, PatternReader::new(size as u64, 1));
     assert_eq!(reply.status, 200, "{}", reply.text());
     let expected = sha256_hex_of(PatternReader::new(size as u64, 1)).unwrap();
+    // An upload in parts goes past the cache.
+    assert_eq!(world.service.load_to(&world.folder, "m.bin", &mut std::io::sink()).sha256, expected);
     let path = world.service.cache_file(&world.folder, "m.bin");
     let (mut dice, mut hit) = (Dice::new(), std::collections::BTreeSet::new());
     while hit.len() < flips {
@@ -123,4 +125,32 @@ fn a_cold_range_of_a_large_model_costs_its_chunks() {
     assert!(reply.body == pattern(size, 1)[40_000_000..41_048_576]);
     let sent = proxy.bytes_sent("GET", "m.bin");
     assert!(sent <= 4 * MIB as u64, "{sent} bytes were downloaded for 1 MiB");
+}
+
+/// A second loader, started by hand, must leave alone what the first one is at.
+#[test]
+fn a_second_loader_on_the_same_address_or_cache_touches_nothing() {
+    let (world, proxy) = World::behind_proxy();
+    let bytes = pattern(6 * MIB, 1);
+    world.upload("m.bin", &bytes);
+    world.forget("m.bin");
+    proxy.fault("GET", ".big", Fault::Trickle(300_000), None);
+    let part = format!("{}.part", world.service.cache_file(&world.folder, "m.bin").display());
+    thread::scope(|scope| {
+        let load = scope.spawn(|| world.loads("m.bin", &bytes));
+        eventually(Duration::from_secs(20), "a chunk is there", || {
+            fs::metadata(&part).is_ok_and(|metadata| metadata.len() >= MIB as u64)
+        });
+        let cache = world.service.cache_dir();
+        let second = Service::builder().api(&world.api).env("MODEL_CACHE_DIR", &cache);
+        let output = second.run(&[], b"");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains("which another loader is using"), "{said}");
+        let same = Service::builder().api(&world.api).env("MODEL_CACHE_DIR", &cache);
+        let output = same.env("BIND_ADDR", world.service.address()).run(&[], b"");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains("cannot be listened on"), "{said}");
+        assert!(fs::metadata(&part).is_ok(), "the part file is gone");
+        load.join().unwrap();
+    });
 }

@@ -12,7 +12,7 @@ use super::offline::{SmallPart, Source};
 use super::part::{RangeReader, Wanted, entity_tag};
 use super::{ApiClient, ApiError, Login, LoginError};
 use crate::cdn_manager::{BigObject, CdnError, CdnManager};
-use crate::manifest::{ManifestError, Subject};
+use crate::manifest::{MAX_BIG_PART, ManifestError, Subject};
 use crate::metrics;
 use crate::model_cache::{Entry, Evidence, Refusal, Remote, Version};
 use crate::names::{FileName, Folder};
@@ -66,6 +66,9 @@ impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotLoggedIn => f.write_str("log in first: POST /login with email and password"),
+            Self::Small(ApiError::NotFound(_)) => {
+                f.write_str("the Resource API has no model of this name in this folder; check both")
+            }
             Self::Small(error) => write!(f, "the small part of the model cannot be fetched: {error}"),
             Self::Offline(away, refusal) => {
                 write!(f, "the small part of the model cannot be fetched: {away}; offline: {refusal}")
@@ -204,6 +207,9 @@ impl ApiClient {
         }
         if let Some(reason) = self.needs_manifest(entry) {
             return Ok(Err(LoadError::NoManifest(reason)));
+        }
+        if object.length > MAX_BIG_PART {
+            return Err(LoadError::Io(io::Error::other("the CDN tells a length that no model has; upload it again")));
         }
         if object.tail.is_none() {
             // The CDN serves no ranges, so the padding is known when the whole was here.

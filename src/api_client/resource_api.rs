@@ -28,13 +28,8 @@ pub enum ApiError {
         /// The API's message.
         message: String,
     },
-    /// The API has no such file (404 or 410).
-    NotFound {
-        /// The folder, empty for the unnamed one.
-        folder: String,
-        /// The file.
-        file_name: String,
-    },
+    /// The API has no file of this name (404 or 410).
+    NotFound(String),
     /// A status that has no meaning here.
     Unexpected(StatusCode),
     /// A success whose body is not what it should be.
@@ -49,9 +44,7 @@ impl fmt::Display for ApiError {
                 write!(f, "the Resource API does not accept this account's token for this call ({status})")
             }
             Self::Business { code, message } => write!(f, "the Resource API refused: {message} (error {code})"),
-            Self::NotFound { folder, file_name } => {
-                write!(f, "the Resource API has no file {file_name} in folder \"{folder}\"; check both names")
-            }
+            Self::NotFound(name) => write!(f, "the Resource API has no file {name}"),
             Self::Unexpected(status) => write!(f, "the Resource API answered {status}, which it should not"),
             Self::BadAnswer(what) => write!(f, "the Resource API's answer is unusable: {what}"),
         }
@@ -74,7 +67,7 @@ impl ApiError {
 
     /// Whether the Resource API said that this user may not have this, or that it is gone.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Unauthorized(_) | Self::Business { .. } | Self::NotFound { .. })
+        matches!(self, Self::Unauthorized(_) | Self::Business { .. } | Self::NotFound(_))
     }
 }
 
@@ -119,9 +112,7 @@ impl ResourceApi {
         let path = format!("/resources/get/{folder}");
         let answer = self.ask(&Method::POST, &path, Some(token), "application/json", &body)?;
         accepted(answer, Some(&credentials.password)).map_err(|error| match error {
-            ApiError::Unexpected(StatusCode::NOT_FOUND | StatusCode::GONE) => {
-                ApiError::NotFound { folder: folder.to_owned(), file_name: file_name.to_owned() }
-            }
+            ApiError::Unexpected(StatusCode::NOT_FOUND | StatusCode::GONE) => ApiError::NotFound(file_name.to_owned()),
             error => error,
         })
     }

@@ -182,7 +182,7 @@ impl ApiClient {
         let small_name = small_name(file_name);
         let in_force = || match self.fetch(&upload.login, folder, &small_name) {
             Ok(small) => Ok(Some(sha256_hex(&small.plain))),
-            Err(ApiError::NotFound { .. } | ApiError::Business { .. }) => Ok(None),
+            Err(ApiError::NotFound(_) | ApiError::Business { .. }) => Ok(None),
             Err(error) => Err(error),
         };
         let mut previous: Vec<String> = in_force().ok().flatten().into_iter().collect();

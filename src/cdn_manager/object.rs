@@ -1,10 +1,9 @@
 //! Reading a big part: what it is, and its bytes as a `Read` that survives broken connections.
 
-use std::collections::HashMap;
 use std::io::{self, Read};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, Method, Response, StatusCode, header};
@@ -57,13 +56,11 @@ pub(super) struct Source {
     pub(super) account: S3Account,
     /// How long the last description took to come, in nanoseconds.
     latency: Arc<AtomicU64>,
-    /// The downloads that are running, by object. One that comes over several connections is counted as one.
-    transfers: Arc<Mutex<HashMap<String, Weak<Transfer>>>>,
 }
 
 impl Source {
     pub(super) fn new(account: S3Account) -> Self {
-        Self { account, latency: Arc::default(), transfers: Arc::default() }
+        Self { account, latency: Arc::default() }
     }
 
     /// How long the CDN took to answer the last time that it was asked for little.
@@ -182,18 +179,6 @@ impl Source {
         let reason = format!("{name} at byte {at} of {length}: {error}");
         CdnError::Uplink(UplinkError::Interrupted { server: "the CDN".into(), reason })
     }
-
-    /// The transfer that the download of an object counts for.
-    fn transfer(&self, object: &BigObject, done: u64) -> Arc<Transfer> {
-        let name = object_name(&object.bucket, &object.key);
-        let mut transfers = self.transfers.lock().unwrap_or_else(PoisonError::into_inner);
-        transfers.retain(|_, transfer| transfer.strong_count() > 0);
-        transfers.get(&name).and_then(Weak::upgrade).unwrap_or_else(|| {
-            let transfer = Arc::new(Transfer::begin(Stage::Download, name.clone(), done, Some(object.length)));
-            transfers.insert(name, Arc::downgrade(&transfer));
-            transfer
-        })
-    }
 }
 
 /// The bytes of a range of an object. A broken transfer continues by range from where it stopped; what is read is
@@ -205,12 +190,13 @@ pub struct ObjectReader {
     end: u64,
     body: Option<BodyReader<'static>>,
     pauses: Pauses,
-    transfer: Arc<Transfer>,
+    transfer: Transfer,
 }
 
 impl ObjectReader {
     pub(super) fn new(source: Source, object: BigObject, range: Range<u64>) -> Self {
-        let transfer = source.transfer(&object, range.start);
+        let name = object_name(&object.bucket, &object.key);
+        let transfer = Transfer::begin(Stage::Download, name, range.start, None).of_piece();
         Self { source, object, offset: range.start, end: range.end, body: None, pauses: Pauses::default(), transfer }
     }
 

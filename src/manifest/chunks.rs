@@ -11,6 +11,9 @@ pub const MAX_CHUNKS: u64 = 4096;
 /// The length of a chunk of any but the longest big parts.
 const SMALLEST_CHUNK: u64 = 1 << 20;
 
+/// The longest big part: whoever names a longer one wants memory for its chunks.
+pub const MAX_BIG_PART: u64 = 256 << 30;
+
 /// The length of the chunks of a big part: 1 MiB, doubled until at most [`MAX_CHUNKS`] are enough.
 #[must_use]
 pub fn chunk_size(length: u64) -> u64 {
@@ -57,6 +60,7 @@ impl ChunkHasher {
     /// For a stream that will have at least `shortest` bytes and at most `longest`.
     #[must_use]
     pub fn new(shortest: u64, longest: u64) -> Self {
+        let longest = longest.min(MAX_BIG_PART);
         let (mut chunk, largest) = (chunk_size(shortest.min(longest)), chunk_size(longest));
         let mut levels = Vec::new();
         while chunk <= largest {
@@ -159,6 +163,7 @@ mod tests {
     fn a_length_that_is_known_costs_one_hash() {
         assert_eq!(ChunkHasher::new(5_000 * MIB, 5_001 * MIB).levels.len(), 1);
         assert_eq!(ChunkHasher::new(0, 16_384 * MIB).levels.len(), 3);
+        assert_eq!(ChunkHasher::new(0, u64::MAX).levels.len(), 7);
         // More than was announced is found out, not mislabelled.
         let mut hasher = ChunkHasher::new(5_000 * MIB, 5_001 * MIB);
         hasher.absorb(b"much less");

@@ -209,6 +209,8 @@ fn trusted_keys(path: &Path) -> Result<Vec<Ed25519PublicKey>, String> {
     }
 }
 
+const END_PRIVATE: &str = "-----END PRIVATE KEY-----";
+
 /// The files that [`Keygen::write`] has made.
 #[derive(Debug)]
 pub struct Keygen {
@@ -238,9 +240,11 @@ impl Keygen {
         };
         crate::storage::create_dir(directory)
             .map_err(|error| format!("{} cannot be created: {error}", directory.display()))?;
-        let trimmed = |pem: String| Zeroizing::new(format!("{}\n", Zeroizing::new(pem).trim_end()));
-        write(&files.private, &trimmed(pair.to_pem()))?;
-        write(&files.public, &trimmed(pair.public_key().to_pem()))?;
+        // The library writes both keys into one text, of which other programs take the wrong one.
+        let both = Zeroizing::new(pair.to_pem());
+        let private = both.find(END_PRIVATE).map_or("", |end| &both[..end + END_PRIVATE.len()]);
+        write(&files.private, &Zeroizing::new(format!("{private}\n")))?;
+        write(&files.public, &format!("{}\n", pair.public_key().to_pem().trim_end()))?;
         Ok(files)
     }
 }
@@ -313,10 +317,15 @@ mod tests {
             change(&mut payload);
             keys.installation.authenticate(claims(payload)).unwrap()
         };
-        let changes: [(&str, &dyn Fn(&mut Payload)); 8] = [
+        type Change = dyn Fn(&mut Payload);
+        let changes: [(&str, &Change); 9] = [
             ("v", &|payload| payload.v = 2),
             ("big_length", &|payload| payload.big_length += 16),
             ("big_length", &|payload| payload.big_length = u64::MAX),
+            ("big_length", &|payload| {
+                payload.plain_length = 1 << 60;
+                payload.big_length = (1 << 60) + 32 - 3072;
+            }),
             ("plain_length", &|payload| payload.plain_length = u64::MAX),
             ("chunk", &|payload| payload.chunk = 1),
             ("chunk", &|payload| payload.chunk *= 2),
@@ -329,8 +338,8 @@ mod tests {
         }
         // Lengths that fit each other ask for no memory that the text does not fill.
         let huge = sign(&|payload| {
-            payload.plain_length = (1 << 60) - 1;
-            payload.big_length = (1 << 60) + 16 - 3072;
+            payload.plain_length = (1 << 38) - 1;
+            payload.big_length = (1 << 38) + 16 - 3072;
             payload.chunk = super::super::chunk_size(payload.big_length);
         });
         assert_eq!(keys.verify(&huge, subject(&small)), Err(ManifestError::Malformed("sha256")));
@@ -347,6 +356,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pairs: Vec<Keygen> = ["a", "b", "c"].map(|name| Keygen::write(&dir.path().join(name)).unwrap()).into();
         assert!(Keygen::write(&dir.path().join("a")).unwrap_err().contains("not replaced"));
+        let private = fs::read_to_string(&pairs[0].private).unwrap();
+        assert!(private.starts_with("-----BEGIN PRIVATE KEY-----") && !private.contains("PUBLIC"));
         let both = dir.path().join("both.pem");
         let read = |path: &Path| fs::read_to_string(path).unwrap();
         fs::write(&both, format!("# old and new\n{}\n{}", read(&pairs[0].public), read(&pairs[1].public))).unwrap();

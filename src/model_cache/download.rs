@@ -45,10 +45,14 @@ pub(super) fn is_coming(state: &State, index: usize) -> bool {
 }
 
 /// Starts the downloads that bring the chunk at `index` to a reader, and those after it.
-pub(super) fn start(version: &Arc<Version>, state: &mut State, index: usize, reader: u64) -> io::Result<()> {
+pub(super) fn start(
+    version: &Arc<Version>,
+    state: &mut State,
+    index: usize,
+    (reader, connections): (u64, usize),
+) -> io::Result<()> {
     let Some((_, demand)) = state.demands.iter().find(|(number, _)| *number == reader) else { return Ok(()) };
     let wanted = index..demand.end;
-    let connections = if version.is_old() { 1 } else { (version.remote().connections)() };
     let far = connections > 1 && (wanted.len() as u64) * version.chunk >= 2 * PIECE;
     let limit = if far { (PIECE / version.chunk).max(1) as usize } else { usize::MAX };
     spawn(version, state, run_at(state, index, wanted.end, limit), limit)?;
@@ -100,7 +104,7 @@ impl Drop for Download {
         let mut state = self.version.state();
         state.claims.retain(|(number, _)| *number != self.number);
         state.finishing &= !self.finishes;
-        if state.claims.is_empty() {
+        if state.claims.is_empty() && state.place != Place::Nowhere {
             state.recent = None;
         }
         drop(state);
@@ -142,14 +146,15 @@ impl Download {
     /// What to do next. The claim ends in the same moment as the search, so that two do not bring the same.
     fn next_claim(&self) -> Option<Range<usize>> {
         let mut state = self.version.state();
-        if state.place == Place::Nowhere {
-            return None;
-        }
         let mine = state.claims.iter().position(|(number, _)| *number == self.number)?;
         state.claims[mine].1 = 0..0;
-        let run = next_run(&state, self.limit)?;
-        state.claims[mine].1 = run.clone();
-        Some(run)
+        let run = if state.place == Place::Nowhere { None } else { next_run(&state, self.limit) };
+        match &run {
+            Some(run) => state.claims[mine].1 = run.clone(),
+            // Whoever waits for what was left undone sees to it now.
+            None => self.version.notify(),
+        }
+        run
     }
 
     /// Brings chunks, until somebody else has one or nobody wants the next.
@@ -180,6 +185,7 @@ impl Download {
                 Some(buffer) => spare = buffer,
                 None => return Ok(()),
             }
+            version.report();
             sync.now_and_then(version);
         }
         Ok(())
@@ -190,6 +196,10 @@ impl Download {
         let version = &self.version;
         let Some(file) = &version.file else { return Ok(None) };
         if let Err(error) = file.write_all_at(&bytes, version.bytes_of(index..index + 1).start) {
+            if !is_new {
+                // Whoever waits for it need not fetch it once more.
+                version.state().recent = Some((index, Arc::new(bytes)));
+            }
             version.end_caching(&error);
             return Ok(None);
         }

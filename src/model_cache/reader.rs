@@ -27,14 +27,16 @@ const AHEAD_OF_DOWNLOAD: usize = 1;
 /// See the module. A read that fails gives out nothing of the chunk that could not be proven.
 pub struct ChunkReader {
     version: Arc<Version>,
-    /// The number of its demand.
+    /// The number of its demand, and how many connections it is worth.
     number: u64,
+    connections: usize,
     /// The chunks that are to be given out, and those that are not yet on their way to the prover.
     rest: Range<usize>,
     ahead: usize,
     pending: VecDeque<usize>,
     prover: Option<Prover>,
-    spare: Vec<Vec<u8>>,
+    /// A buffer to use again. More than one would be memory for nothing.
+    spare: Option<Vec<u8>>,
     current: Bytes,
     /// The range of the big part that has not been given out.
     bytes: Range<u64>,
@@ -69,15 +71,17 @@ impl ChunkReader {
         } else {
             (bytes.start / version.chunk) as usize..bytes.end.div_ceil(version.chunk) as usize
         };
+        let connections = version.connections();
         let number = version.demand(chunks.clone());
         Self {
             version,
             number,
+            connections,
             ahead: chunks.start,
             rest: chunks,
             pending: VecDeque::new(),
             prover: None,
-            spare: Vec::new(),
+            spare: None,
             current: Bytes::None,
             bytes,
             own: None,
@@ -88,7 +92,7 @@ impl ChunkReader {
     /// Makes the next chunk the current one.
     fn next_chunk(&mut self) -> io::Result<()> {
         if let Bytes::Own(buffer) = std::mem::replace(&mut self.current, Bytes::None) {
-            self.spare.push(buffer);
+            self.spare = Some(buffer);
         }
         let index = self.rest.start;
         self.version.advance(self.number, Some(index));
@@ -112,9 +116,9 @@ impl ChunkReader {
                 self.prover = Prover::start();
             }
             let Some(prover) = &self.prover else { return };
-            let mut buffer = self.spare.pop().unwrap_or_default();
+            let mut buffer = self.spare.take().unwrap_or_default();
             if !self.version.read_stored(self.ahead, &mut buffer) {
-                self.spare.push(buffer);
+                self.spare = Some(buffer);
                 self.version.mark_bad(self.ahead);
                 return;
             }
@@ -134,24 +138,23 @@ impl ChunkReader {
         if is_right {
             return Some(bytes);
         }
-        self.spare.push(bytes);
+        self.spare = Some(bytes);
         None
     }
 
     /// The chunk at `index` from wherever it is to be had.
     fn wait_for(&mut self, index: usize) -> io::Result<Bytes> {
         loop {
-            let mut buffer = self.spare.pop().unwrap_or_default();
-            match self.version.wait_for(index, self.number)? {
+            let mut buffer = self.spare.take().unwrap_or_default();
+            match self.version.wait_for(index, (self.number, self.connections))? {
                 Chunk::Recent(bytes) => {
-                    self.spare.push(buffer);
                     return Ok(Bytes::Shared(bytes));
                 }
                 Chunk::Stored(expected) => {
                     if self.version.read_stored(index, &mut buffer) && digest(&buffer) == expected {
                         return Ok(Bytes::Own(buffer));
                     }
-                    self.spare.push(buffer);
+                    self.spare = Some(buffer);
                     self.version.mark_bad(index);
                 }
                 Chunk::Fetch(expected) => {

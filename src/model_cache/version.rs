@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 
@@ -18,8 +19,9 @@ use super::reader::ChunkReader;
 use super::record::{OldObject, PartRecord, Record};
 use crate::cdn_manager::BigObject;
 use crate::manifest::{ChunkHash, ChunkHashes, Manifest, ManifestKeys, Subject, chunk_size};
-use crate::metrics;
+use crate::metrics::{self, Stage};
 use crate::security::Hasher;
+use crate::transfer::{self, REPORT_EVERY};
 
 /// Opens a range of an object in the CDN.
 pub type OpenRange = Arc<dyn Fn(&BigObject, Range<u64>) -> Box<dyn Read + Send> + Send + Sync>;
@@ -40,6 +42,16 @@ pub enum Evidence {
     /// None: an old upload, as the CDN described it, and the length of its plaintext. This box makes a manifest while it
     /// downloads the object.
     Old(BigObject, u64),
+}
+
+impl Evidence {
+    /// Whether `version` has the same.
+    pub(super) fn is_of(&self, version: &Version) -> bool {
+        match self {
+            Self::Manifest(..) => !version.is_old(),
+            Self::Old(object, _) => version.is_old() && !version.is_replaced_by(object),
+        }
+    }
 }
 
 /// See the module.
@@ -85,6 +97,8 @@ pub(super) struct State {
     /// What each download is at, and how far it is to go, by its number.
     pub(super) claims: Vec<(u64, Range<usize>)>,
     pub(super) next_number: u64,
+    /// When the log last said how far it is.
+    pub(super) reported_at: Option<Instant>,
     /// Why the last download failed.
     pub(super) failure: Option<String>,
     pub(super) place: Place,
@@ -149,6 +163,7 @@ impl Version {
             demands: Vec::new(),
             claims: Vec::new(),
             next_number: 0,
+            reported_at: None,
             failure: None,
             place,
             finishing: false,
@@ -203,12 +218,12 @@ impl Version {
         self.record.small_sha256 == small_sha256
     }
 
-    /// Whether nobody has removed its file.
+    /// Whether its file is where it is looked for. A load that comes when it is not tries to cache the model anew.
     pub(super) fn is_there(&self) -> bool {
         match self.state().place {
             Place::Part => self.entry.part().exists(),
             Place::Big => self.entry.big.exists(),
-            Place::Nowhere => true,
+            Place::Nowhere => false,
         }
     }
 
@@ -278,6 +293,21 @@ impl Version {
         self.remote.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Says in the log now and then how far a download is, over all its connections.
+    pub(super) fn report(&self) {
+        let done = {
+            let mut state = self.state();
+            let last = *state.reported_at.get_or_insert_with(Instant::now);
+            if last.elapsed() < REPORT_EVERY {
+                return;
+            }
+            state.reported_at = Some(Instant::now());
+            state.stored.iter().filter(|stored| **stored).count() as u64 * self.chunk
+        };
+        let of = self.entry.big.display().to_string();
+        transfer::report(Stage::Download, &of, done.min(self.length), Some(self.length));
+    }
+
     /// Opens a range of the object.
     pub(super) fn open(&self, bytes: Range<u64>) -> Box<dyn Read + Send> {
         (self.remote().open)(&self.object, bytes)
@@ -331,8 +361,15 @@ impl Version {
         if state.stored[index] { state.hashes.get(index).copied() } else { None }
     }
 
-    /// Waits for a chunk, and sees to it that somebody brings it.
-    pub(super) fn wait_for(self: &Arc<Self>, index: usize, reader: u64) -> io::Result<Chunk> {
+    /// Over how many connections a reader's chunks should come. This may ask the network, so no lock is held.
+    pub(super) fn connections(&self) -> usize {
+        // The hash of all of an old upload needs its bytes in order.
+        if self.is_old() || self.is_complete() { 1 } else { (self.remote().connections)() }
+    }
+
+    /// Waits for a chunk, and sees to it that somebody brings it. A reader comes with its number, and with how many connections
+    /// its chunks are worth.
+    pub(super) fn wait_for(self: &Arc<Self>, index: usize, reader: (u64, usize)) -> io::Result<Chunk> {
         let mut state = self.state();
         loop {
             if let Some((_, bytes)) = state.recent.as_ref().filter(|(recent, _)| *recent == index) {
