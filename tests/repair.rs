@@ -30,6 +30,7 @@ fn flipped_bits_all_over_a_cached_model_cost_their_chunks_and_nothing_else() {
     // An upload in parts goes past the cache.
     assert_eq!(world.service.load_to(&world.folder, "m.bin", &mut std::io::sink()).sha256, expected);
     let path = world.service.cache_file(&world.folder, "m.bin");
+    crate::support::eventually(std::time::Duration::from_secs(60), "the model is cached", || path.exists());
     let (mut dice, mut hit) = (Dice::new(), std::collections::BTreeSet::new());
     while hit.len() < flips {
         let at = dice.below(fs::metadata(&path).unwrap().len() as usize);

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::mem;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -31,10 +31,6 @@ const MAX_REFUSAL_BYTES: u64 = 8 * 1024;
 
 /// A clock that is this near is not what a server complains of.
 const CLOCK_TOLERANCE: i64 = 30;
-
-/// When new keys were asked for in vain, nobody asks again so soon: to a key that may not list a bucket, whatever is missing
-/// is refused.
-const RENEW_EVERY: Duration = Duration::from_secs(60);
 
 /// Fetches the CDN configuration again; none if it cannot be had.
 pub type RenewConfig = Box<dyn Fn() -> Option<CdnConfig> + Send + Sync>;
@@ -139,8 +135,8 @@ pub(super) struct S3Endpoint {
     /// The downloader's and the uploader's, which may be replaced by newer ones.
     keys: RwLock<[AccessKey; 2]>,
     renew: Option<RenewConfig>,
-    /// When new keys were last asked for in vain.
-    renewed_in_vain: Mutex<Option<Instant>>,
+    /// Held while it is called, so that all who are refused together share the answer.
+    renewing: Mutex<()>,
     /// By how many seconds the CDN's clock is ahead of the box's.
     clock_error: AtomicI64,
 }
@@ -164,7 +160,7 @@ impl S3Endpoint {
             url,
             keys: RwLock::new([config.downloader.clone(), config.uploader.clone()]),
             renew,
-            renewed_in_vain: Mutex::default(),
+            renewing: Mutex::default(),
             clock_error: AtomicI64::new(0),
         }
     }
@@ -189,19 +185,13 @@ impl S3Endpoint {
     /// Replaces keys of which `refused` is one by those of the configuration of now. Whether there are others.
     fn renews_its_keys(&self, role: Role, refused: &AccessKey) -> bool {
         let Some(renew) = &self.renew else { return false };
-        let mut in_vain = self.renewed_in_vain.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.key(role).is(refused) {
-            return true;
-        }
-        if in_vain.is_some_and(|at| at.elapsed() < RENEW_EVERY) {
-            return false;
-        }
-        if let Some(config) = renew() {
+        let _alone = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.key(role).is(refused)
+            && let Some(config) = renew()
+        {
             *self.keys.write().unwrap_or_else(PoisonError::into_inner) = [config.downloader, config.uploader];
         }
-        let renewed = !self.key(role).is(refused);
-        *in_vain = (!renewed).then(Instant::now);
-        renewed
+        !self.key(role).is(refused)
     }
 
     fn key(&self, role: Role) -> AccessKey {
