@@ -269,7 +269,9 @@ struct Durable {
 
 impl Durable {
     fn new() -> Self {
-        Self { sync: DiskSync::default(), last: Instant::now() }
+        let now = Instant::now();
+        // The first time is sooner.
+        Self { sync: DiskSync::default(), last: now.checked_sub(DURABLE_EVERY * 3 / 4).unwrap_or(now) }
     }
 
     fn now_and_then(&mut self, version: &Arc<Version>) {
