@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use self::catalog::Catalog;
 use self::record::{OldObject, PartRecord, Record};
-use self::version::Place;
+use self::version::{Files, Known, Place};
 use crate::manifest::{Manifest, ManifestKeys, Subject};
 use crate::metrics;
 use crate::storage::{create_dir, create_parent, open_private};
@@ -208,8 +208,8 @@ impl ModelCache {
         };
         let is_asked_for = |record: &Record| record.small_sha256 == subject.small_sha256;
         let version = |record, manifest, files| {
-            let ways = (remote.clone(), Arc::clone(keys));
-            Arc::new(Version::new(entry.clone(), (record, manifest), subject.small_length, files, ways))
+            let known = Known { record, manifest, small_length: subject.small_length };
+            Arc::new(Version::new(entry.clone(), known, files, remote.clone(), Arc::clone(keys)))
         };
 
         let is_free = !versions.iter().any(|version| version.strong_count() > 0);
@@ -221,7 +221,7 @@ impl ModelCache {
             && let Some(manifest) = part_manifest(&record, manifest_of)
             && let Ok(file) = open_private(&entry.part(), false)
         {
-            let resumed = version(record, manifest, (Some(file), Place::Part, None));
+            let resumed = version(record, manifest, Files { file: Some(file), place: Place::Part, stored: None });
             resumed.resume(&part);
             versions.push(Arc::downgrade(&resumed));
             return Some(resumed);
@@ -230,8 +230,8 @@ impl ModelCache {
         let manifest = manifest_of(&record)?;
         // On a file system that has become read-only, what is there is as good as ever.
         let file = open_existing(&entry.big).ok()?;
-        let stored = vec![true; manifest.chunks.hashes.len()];
-        let cached = version(record, Some(manifest), (Some(file), Place::Big, Some(stored)));
+        let stored = Some(vec![true; manifest.chunks.hashes.len()]);
+        let cached = version(record, Some(manifest), Files { file: Some(file), place: Place::Big, stored });
         versions.push(Arc::downgrade(&cached));
         Some(cached)
     }
@@ -257,20 +257,14 @@ impl ModelCache {
             }
         };
         let files = self.files(entry, &record, manifest.as_ref(), &versions);
-        let ways = (remote, Arc::clone(&self.keys));
-        let version = Arc::new(Version::new(entry.clone(), (record, manifest), subject.small_length, files, ways));
+        let known = Known { record, manifest, small_length: subject.small_length };
+        let version = Arc::new(Version::new(entry.clone(), known, files, remote, Arc::clone(&self.keys)));
         versions.push(Arc::downgrade(&version));
         version
     }
 
     /// Where the chunks of a new version go.
-    fn files(
-        &self,
-        entry: &Entry,
-        record: &Record,
-        manifest: Option<&Manifest>,
-        versions: &[Weak<Version>],
-    ) -> (Option<File>, Place, Option<Vec<bool>>) {
+    fn files(&self, entry: &Entry, record: &Record, manifest: Option<&Manifest>, versions: &[Weak<Version>]) -> Files {
         // A file whose record was lost, or is an older program's, may still be the right one: each chunk will tell.
         if let Some(manifest) = manifest
             && Record::read(&entry.record()).is_none()
@@ -279,18 +273,19 @@ impl ModelCache {
             && record.write(&entry.record()).is_ok()
         {
             entry.is_cached(manifest.chunks.length);
-            return (Some(file), Place::Big, Some(vec![true; manifest.chunks.hashes.len()]));
+            let stored = Some(vec![true; manifest.chunks.hashes.len()]);
+            return Files { file: Some(file), place: Place::Big, stored };
         }
         // Another version is on its way into the same file.
         if versions.iter().filter_map(Weak::upgrade).any(|version| version.uses_part()) {
-            return (None, Place::Nowhere, None);
+            return Files::none();
         }
         entry.discard_part();
         match create_parent(&entry.big).and_then(|()| open_private(&entry.part(), true)) {
-            Ok(file) => (Some(file), Place::Part, None),
+            Ok(file) => Files { file: Some(file), place: Place::Part, stored: None },
             Err(error) => {
                 log::warn!("{} is loaded without the cache: {error}", entry.big.display());
-                (None, Place::Nowhere, None)
+                Files::none()
             }
         }
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use super::record::PartRecord;
-use super::version::{Place, State, Version};
+use super::version::{Demand, Place, State, Version};
 use crate::constants::CHUNK;
 use crate::manifest::ChunkHash;
 use crate::security::{HashMismatch, Hasher};
@@ -49,10 +49,10 @@ pub(super) fn start(
     version: &Arc<Version>,
     state: &mut State,
     index: usize,
-    (reader, connections): (u64, usize),
+    Demand { number, connections }: Demand,
 ) -> io::Result<()> {
-    let Some((_, demand)) = state.demands.iter().find(|(number, _)| *number == reader) else { return Ok(()) };
-    let wanted = index..demand.end;
+    let Some((_, chunks)) = state.demands.iter().find(|(demand, _)| *demand == number) else { return Ok(()) };
+    let wanted = index..chunks.end;
     let far = connections > 1 && (wanted.len() as u64) * version.chunk >= 2 * PIECE;
     let limit = if far { (PIECE / version.chunk).max(1) as usize } else { usize::MAX };
     spawn(version, state, run_at(state, index, wanted.end, limit), limit)?;

@@ -13,7 +13,7 @@ use std::thread::available_parallelism;
 use sha2::{Digest, Sha256};
 
 use super::download::ChunkStream;
-use super::version::{Chunk, Version};
+use super::version::{Chunk, Demand, Version};
 use crate::manifest::ChunkHash;
 use crate::security::{HashMismatch, Hasher};
 use crate::threads;
@@ -27,9 +27,7 @@ const AHEAD_OF_DOWNLOAD: usize = 1;
 /// See the module. A read that fails gives out nothing of the chunk that could not be proven.
 pub struct ChunkReader {
     version: Arc<Version>,
-    /// The number of its demand, and how many connections it is worth.
-    number: u64,
-    connections: usize,
+    demand: Demand,
     /// The chunks that are to be given out, and those that are not yet on their way to the prover.
     rest: Range<usize>,
     ahead: usize,
@@ -71,12 +69,10 @@ impl ChunkReader {
         } else {
             (bytes.start / version.chunk) as usize..bytes.end.div_ceil(version.chunk) as usize
         };
-        let connections = version.connections();
-        let number = version.demand(chunks.clone());
+        let demand = version.demand(chunks.clone());
         Self {
             version,
-            number,
-            connections,
+            demand,
             ahead: chunks.start,
             rest: chunks,
             pending: VecDeque::new(),
@@ -95,7 +91,7 @@ impl ChunkReader {
             self.spare = Some(buffer);
         }
         let index = self.rest.start;
-        self.version.advance(self.number, Some(index));
+        self.version.advance(self.demand, Some(index));
         self.read_ahead();
         self.current = match self.proven(index) {
             Some(bytes) => Bytes::Own(bytes),
@@ -146,7 +142,7 @@ impl ChunkReader {
     fn wait_for(&mut self, index: usize) -> io::Result<Bytes> {
         loop {
             let mut buffer = self.spare.take().unwrap_or_default();
-            match self.version.wait_for(index, (self.number, self.connections))? {
+            match self.version.wait_for(index, self.demand)? {
                 Chunk::Recent(bytes) => {
                     return Ok(Bytes::Shared(bytes));
                 }
@@ -226,7 +222,7 @@ impl Read for ChunkReader {
 
 impl Drop for ChunkReader {
     fn drop(&mut self) {
-        self.version.advance(self.number, None);
+        self.version.advance(self.demand, None);
     }
 }
 

@@ -74,6 +74,38 @@ pub struct Version {
     warned: AtomicBool,
 }
 
+/// What is known of a version.
+pub(super) struct Known {
+    pub(super) record: Record,
+    /// None for an old upload that has not been downloaded to its end.
+    pub(super) manifest: Option<Manifest>,
+    pub(super) small_length: u64,
+}
+
+/// Where the chunks of a version are.
+pub(super) struct Files {
+    pub(super) file: Option<File>,
+    pub(super) place: Place,
+    /// Which are there; none for none.
+    pub(super) stored: Option<Vec<bool>>,
+}
+
+impl Files {
+    /// Those of a version that cannot be cached.
+    pub(super) fn none() -> Self {
+        Self { file: None, place: Place::Nowhere, stored: None }
+    }
+}
+
+/// A reader as downloads know it.
+#[derive(Clone, Copy)]
+pub(super) struct Demand {
+    /// The number of what it wants.
+    pub(super) number: u64,
+    /// Over how many connections its chunks should come.
+    pub(super) connections: usize,
+}
+
 /// Where the file of a version is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -131,14 +163,10 @@ pub(super) enum Chunk {
 }
 
 impl Version {
-    /// A version whose file is at `place`, with the chunks that are `stored` there.
-    pub(super) fn new(
-        entry: Entry,
-        (record, manifest): (Record, Option<Manifest>),
-        small_length: u64,
-        (file, place, stored): (Option<File>, Place, Option<Vec<bool>>),
-        (remote, keys): (Remote, Arc<ManifestKeys>),
-    ) -> Self {
+    /// A version of which so much is known, in these files.
+    pub(super) fn new(entry: Entry, known: Known, files: Files, remote: Remote, keys: Arc<ManifestKeys>) -> Self {
+        let Known { record, manifest, small_length } = known;
+        let Files { file, place, stored } = files;
         let (length, plain_length) = match (&manifest, &record.old) {
             (Some(manifest), _) => (manifest.chunks.length, manifest.plain_length),
             (None, Some(old)) => (old.length, old.plain_length),
@@ -331,19 +359,21 @@ impl Version {
         at(chunks.start)..at(chunks.end)
     }
 
-    /// Notes a new reader of these chunks; answers its number.
-    pub(super) fn demand(&self, chunks: Range<usize>) -> u64 {
+    /// Notes a new reader of these chunks.
+    pub(super) fn demand(&self, chunks: Range<usize>) -> Demand {
+        // The hash of all of an old upload needs its bytes in order. The question may reach the network, so no lock is held.
+        let connections = if self.is_old() || self.is_complete() { 1 } else { (self.remote().connections)() };
         let mut state = self.state();
         // A new try.
         state.failure = None;
         state.next_number += 1;
         let number = state.next_number;
         state.demands.push((number, chunks));
-        number
+        Demand { number, connections }
     }
 
-    /// The reader with this number wants no chunk before `next` any more; nor any if there is none.
-    pub(super) fn advance(&self, number: u64, next: Option<usize>) {
+    /// The reader wants no chunk before `next` any more; nor any if there is none.
+    pub(super) fn advance(&self, Demand { number, .. }: Demand, next: Option<usize>) {
         let mut state = self.state();
         match next {
             Some(next) => {
@@ -361,15 +391,8 @@ impl Version {
         if state.stored[index] { state.hashes.get(index).copied() } else { None }
     }
 
-    /// Over how many connections a reader's chunks should come. This may ask the network, so no lock is held.
-    pub(super) fn connections(&self) -> usize {
-        // The hash of all of an old upload needs its bytes in order.
-        if self.is_old() || self.is_complete() { 1 } else { (self.remote().connections)() }
-    }
-
-    /// Waits for a chunk, and sees to it that somebody brings it. A reader comes with its number, and with how many connections
-    /// its chunks are worth.
-    pub(super) fn wait_for(self: &Arc<Self>, index: usize, reader: (u64, usize)) -> io::Result<Chunk> {
+    /// Waits for a chunk, and sees to it that somebody brings it.
+    pub(super) fn wait_for(self: &Arc<Self>, index: usize, demand: Demand) -> io::Result<Chunk> {
         let mut state = self.state();
         loop {
             if let Some((_, bytes)) = state.recent.as_ref().filter(|(recent, _)| *recent == index) {
@@ -385,7 +408,7 @@ impl Version {
                 if let Some(reason) = &state.failure {
                     return Err(io::Error::other(reason.clone()));
                 }
-                download::start(self, &mut state, index, reader)?;
+                download::start(self, &mut state, index, demand)?;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
