@@ -23,6 +23,11 @@ impl Cancellation {
         Self { thread: PhantomData }
     }
 
+    /// Whether this thread's work can be cancelled at all.
+    pub fn is_possible() -> bool {
+        CURRENT.with_borrow(Option::is_some)
+    }
+
     /// To be called now and then by whatever waits: ends the wait once nobody wants its result.
     ///
     /// # Errors

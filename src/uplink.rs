@@ -4,6 +4,7 @@
 //! Every error names the server and never the request: signatures and tokens travel in requests.
 
 mod agent;
+mod cancellable;
 mod error;
 
 use std::fs::File;
@@ -16,7 +17,10 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use ureq::config::Config;
+use ureq::unversioned::resolver::DefaultResolver;
 use ureq::{Agent, Body, SendBody};
+
+use crate::cancellation::Cancellation;
 use zeroize::Zeroizing;
 
 use crate::metrics;
@@ -71,7 +75,7 @@ impl Uplink {
     /// A sentence that names the environment variable with an unusable value.
     pub fn new(ca_cert_path: Option<&Path>) -> Result<Self, String> {
         let config = agent::config(ca_cert_path)?;
-        let agent = Arc::new(RwLock::new(config.new_agent()));
+        let agent = Arc::new(RwLock::new(agent_of(&config)));
         Ok(Self { config: Arc::new(config), agent })
     }
 
@@ -94,7 +98,7 @@ impl Uplink {
     /// Makes the next calls over new connections. When one connection hangs or breaks, those that are kept idle have most
     /// likely died with it, and a retry would wait for the stall limit on one after the other.
     pub fn forget_connections(&self) {
-        *self.agent.write().unwrap_or_else(PoisonError::into_inner) = self.config.new_agent();
+        *self.agent.write().unwrap_or_else(PoisonError::into_inner) = agent_of(&self.config);
     }
 
     /// Makes a call that is safe to repeat up to [`TRIES`] times and reads its whole answer of at most `limit` bytes.
@@ -139,6 +143,10 @@ impl Uplink {
     }
 }
 
+fn agent_of(config: &Config) -> Agent {
+    Agent::with_parts(config.clone(), cancellable::connector(), DefaultResolver::default())
+}
+
 /// Does what is safe to repeat up to `tries` times. `patience` says whether an error may pass, and how long the server asks
 /// to wait.
 ///
@@ -156,7 +164,7 @@ pub fn patiently<T, E: std::fmt::Display>(
             Err(error) => error,
         };
         match patience(&error) {
-            Some(asked) if pauses.taken() + 1 < tries => {
+            Some(asked) if pauses.taken() + 1 < tries && Cancellation::check().is_ok() => {
                 log::info!("trying again: {error}");
                 pauses.pause(asked);
             }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
@@ -17,11 +17,15 @@ use super::Entry;
 use super::download;
 use super::reader::ChunkReader;
 use super::record::{OldObject, PartRecord, Record};
+use crate::cancellation::Cancellation;
 use crate::cdn_manager::BigObject;
 use crate::manifest::{ChunkHash, ChunkHashes, Manifest, ManifestKeys, Subject, chunk_size};
 use crate::metrics::{self, Stage};
 use crate::security::Hasher;
 use crate::transfer::{self, REPORT_EVERY};
+
+/// How often a reader that waits looks whether its client has gone.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Opens a range of an object in the CDN.
 pub type OpenRange = Arc<dyn Fn(&BigObject, Range<u64>) -> Box<dyn Read + Send> + Send + Sync>;
@@ -410,7 +414,8 @@ impl Version {
                 }
                 download::start(self, &mut state, index, demand)?;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            Cancellation::check()?;
+            state = self.changed.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
