@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::raw::{self, Stream};
 use crate::support::resource_api;
-use crate::support::s3_fault::Fault;
+use crate::support::s3_fault::{Fault, Purpose};
 use crate::support::service::{Service, ServiceBuilder};
 use crate::support::tcp::{connect_from, free_port, reset_on_close};
 use crate::support::{eventually, loader_binary, pattern};
@@ -495,7 +495,9 @@ fn curl_fails_at_once_when_a_transfer_breaks_off() {
     for version in ["--http1.1", "--http1.0"] {
         proxy.clear_faults();
         assert_eq!((curl(version).0, curl(version).1.as_str()), (0, "200 3000000"));
-        proxy.fault("GET", "m.bin", Fault::CorruptByteAt(1_500_000), None);
+        // A byte of the second chunk, and then of whatever is asked for in its place.
+        proxy.fault_on(Purpose::Whole, ".big", Fault::CorruptByteAt(1_500_000), None);
+        proxy.fault_on(Purpose::Rest, ".big", Fault::CorruptByteAt(100), None);
         let (status, said, took) = curl(version);
         // 18: the transfer ended early; 56: it was reset.
         assert!(matches!(status, 18 | 56) && said.starts_with("200 "), "{status}: {said}");

@@ -24,7 +24,7 @@ const STANDING_FACTOR: usize = 4;
 const EVICTED_AFTER: Duration = Duration::from_secs(2);
 
 /// What a handler does with a request.
-type Work = Box<dyn Fn(Exchange) + Send + Sync>;
+type Work = Box<dyn Fn(Box<Exchange>) + Send + Sync>;
 
 /// The pool of handler threads.
 pub(super) struct Handlers {
@@ -36,7 +36,7 @@ pub(super) struct Handlers {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Exchange>,
+    queue: VecDeque<Box<Exchange>>,
     at_work: HashMap<u64, AtWork>,
     next_id: u64,
     threads: usize,
@@ -75,7 +75,7 @@ impl Handlers {
     }
 
     /// Has a handler work on the request as soon as one may. Gives it back if too many wait already.
-    pub(super) fn submit(self: &Arc<Self>, exchange: Exchange) -> Result<(), Exchange> {
+    pub(super) fn submit(self: &Arc<Self>, exchange: Box<Exchange>) -> Result<(), Box<Exchange>> {
         let mut state = lock(&self.state);
         if state.queue.len() >= self.threads * QUEUED_PER_HANDLER {
             return Err(exchange);

@@ -13,6 +13,7 @@
 
 pub mod browser;
 pub mod client;
+pub mod connect_proxy;
 pub mod docker;
 pub mod multipart;
 pub mod peer;
@@ -26,6 +27,7 @@ pub mod s3;
 pub mod s3_fault;
 pub mod s3_proxy;
 pub mod s3_server;
+pub mod s3_servers;
 pub mod s3_store;
 pub mod service;
 pub mod small_disk;
