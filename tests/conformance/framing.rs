@@ -191,7 +191,7 @@ fn rfc9112_9_3_a_body_that_nobody_reads_is_not_a_request() {
                 format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len()),
             ];
             for rest in lengths {
-                on_both(format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{more}{rest}"), |client| {
+                on_both(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}{rest}"), |client| {
                     let reply = client.answers(method, status);
                     client.ends_as_said_or_goes_on(&reply);
                 });
