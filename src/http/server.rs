@@ -164,9 +164,9 @@ impl Dispatcher {
 /// The life of a request in a handler. A panic on the way is an answer of 500, given when the exchange is dropped.
 fn handle(service: &Arc<Service>, exchange: Box<Exchange>) {
     let _current = Current::enter(exchange.id());
-    // Nobody else wants a model that is being fetched for a client. What changes something goes on without it.
-    let is_load = matches!(exchange.route, Some(Route::Load(_)));
-    let _cancellation = is_load.then(|| Cancellation::enter(exchange.connection().cancelled()));
+    // Nobody else wants what is asked of servers for this client. What changes something there goes on without it.
+    let is_asking = matches!(exchange.route, Some(Route::Load(_) | Route::Login));
+    let _cancellation = is_asking.then(|| Cancellation::enter(exchange.connection().cancelled()));
     let work = || {
         let Some(mut exchange) = exchange.finish_answer() else { return };
         if let Some(route) = exchange.route.take() {
