@@ -7,16 +7,17 @@ mod progress;
 mod terminal;
 
 use std::ffi::OsString;
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::call::RunningService;
 use crate::api_client::hardware;
-use crate::configuration::Configuration;
+use crate::configuration::{BindAddress, Configuration};
 use crate::http::{Listener, Server};
 use crate::service::Service;
-use crate::{logging, shutdown};
+use crate::{logging, shutdown, systemd};
 
 const HELP: &str = "\
 loader: downloads, decrypts, encrypts and uploads AI models, and unlocks the container images of an edge device
@@ -261,6 +262,22 @@ fn pack(words: &[&str]) -> Result<(), Failure> {
     pack::pack(&arguments).map_err(Failure::runtime)
 }
 
+/// The sockets that systemd has opened, or else the one of `BIND_ADDR`.
+fn listeners(bind_address: &BindAddress) -> Result<Vec<Listener>, Failure> {
+    if let Some(sockets) = systemd::sockets().map_err(Failure::usage)? {
+        let prepared = sockets.into_iter().map(|socket| match socket {
+            systemd::Socket::Tcp(listener) => Listener::Tcp(listener).prepared(),
+            systemd::Socket::Unix(listener) => Listener::Unix(listener, None).prepared(),
+        });
+        let listeners: io::Result<Vec<Listener>> = prepared.collect();
+        return listeners
+            .map_err(|error| Failure::usage(format!("LISTEN_FDS names a socket that cannot be used: {error}")));
+    }
+    let listener = Listener::bind(bind_address)
+        .map_err(|error| Failure::usage(format!("BIND_ADDR {bind_address} cannot be listened on: {error}")))?;
+    Ok(vec![listener])
+}
+
 fn serve() -> Result<(), Failure> {
     let configuration = configuration()?;
     logging::start(configuration.log_level, configuration.log_dir.as_deref());
@@ -268,22 +285,24 @@ fn serve() -> Result<(), Failure> {
         shutdown::on_signal().map_err(|error| Failure::runtime(format!("signals cannot be watched: {error}")))?;
     let bind_address = configuration.bind_address.clone();
     let default_salts = configuration.default_salts.join(", ");
-    let unguarded = configuration.is_unguarded();
+    let has_token = configuration.client_token.is_some();
     let service = Arc::new(Service::new(configuration).map_err(Failure::usage)?);
-    let listener = Listener::bind(&bind_address)
-        .map_err(|error| Failure::usage(format!("BIND_ADDR {bind_address} cannot be listened on: {error}")))?;
-
-    log::info!("loader {} listens on {}", env!("CARGO_PKG_VERSION"), listener.address());
+    let listeners = listeners(&bind_address)?;
+    for listener in &listeners {
+        log::info!("loader {} listens on {}", env!("CARGO_PKG_VERSION"), listener.address());
+    }
     if !default_salts.is_empty() {
         log::warn!("{default_salts} not set: the default is public and protects nothing");
     }
-    if unguarded {
+    for listener in listeners.iter().filter(|listener| !has_token && listener.is_open_to_the_network()) {
         log::warn!(
-            "BIND_ADDR {bind_address} is open to the network and CLIENT_TOKEN is not set: everybody there can log in, load \
-             models and upload them"
+            "{} is open to the network and CLIENT_TOKEN is not set: everybody there can log in, load models and upload them",
+            listener.address()
         );
     }
-    let running = Server::new(Arc::clone(&service), listener, stop).serve();
+    let running = Server::new(Arc::clone(&service), listeners, stop)
+        .serve()
+        .map_err(|error| Failure::runtime(format!("requests cannot be served: {error}")))?;
     if !running.finish_within(FINISH_LIMIT) {
         log::warn!("transfers that did not finish within {} s are cut off", FINISH_LIMIT.as_secs());
     }

@@ -192,16 +192,6 @@ impl Configuration {
             offline_limit: offline_limit(&text("OFFLINE_HOURS", "0")?)?,
         })
     }
-
-    /// Whether everybody on the network can use the service.
-    #[must_use]
-    pub fn is_unguarded(&self) -> bool {
-        let is_open = match &self.bind_address {
-            BindAddress::Tcp(address) => !address.ip().to_canonical().is_loopback(),
-            BindAddress::Unix(_) => false,
-        };
-        is_open && self.client_token.is_none()
-    }
 }
 
 fn variable(name: &'static str) -> Result<Option<String>, ConfigurationError> {

@@ -3,13 +3,14 @@
 //! Data flows one way: request → handler ([`http`]) → [`api_client`] → [`cdn_manager`] and [`model_cache`] → the readers
 //! of [`security`] → response, each a `Read` around a `Read`. No module calls back up.
 //!
-//! Unsafe code is denied but in two places that call the C library, `http::connection` for sockets and `cli::terminal` for
-//! the modes of a terminal, and in `systemd`, which takes over descriptors.
+//! Unsafe code is denied but in two places: `cli::terminal` asks the C library for the modes of a terminal, and `systemd`
+//! takes over descriptors by their numbers.
 
 pub mod api_client;
 pub mod binary_split;
 pub mod box_clock;
 pub mod byte_range;
+pub mod cancellation;
 pub mod cdn_manager;
 pub mod cli;
 pub mod configuration;

@@ -59,6 +59,11 @@ impl Count {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// One less, of a gauge.
+    pub fn remove(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// How many.
     #[must_use]
     pub fn get(&self) -> u64 {
@@ -79,7 +84,7 @@ pub struct During(&'static Count);
 
 impl Drop for During {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.remove();
     }
 }
 
@@ -91,6 +96,8 @@ pub static CACHE_MISSES: Count = Count::new();
 pub static UPLINK_RETRIES: Count = Count::new();
 /// Requests that were answered 503, since all handlers were busy and the queue was full.
 pub static QUEUE_FULL: Count = Count::new();
+/// Connections of clients.
+pub static CONNECTIONS: Count = Count::new();
 /// Handler threads.
 pub static HANDLERS: Count = Count::new();
 /// Handler threads that are at a request.
@@ -98,6 +105,13 @@ pub static HANDLERS_BUSY: Count = Count::new();
 
 static BYTES: [AtomicU64; Stage::ALL.len()] = [const { AtomicU64::new(0) }; Stage::ALL.len()];
 static MICROSECONDS: [AtomicU64; Stage::ALL.len()] = [const { AtomicU64::new(0) }; Stage::ALL.len()];
+
+static UNDER_WAY: [Count; Stage::ALL.len()] = [const { Count::new() }; Stage::ALL.len()];
+
+/// The transfers of a stage that are under way.
+pub fn under_way(stage: Stage) -> &'static Count {
+    &UNDER_WAY[stage as usize]
+}
 
 /// `bytes` have moved in a stage, and it took so long.
 pub fn moved(stage: Stage, bytes: u64, time: Duration) {
@@ -129,6 +143,10 @@ pub fn write(text: &mut Text) {
         let time = Duration::from_micros(MICROSECONDS[stage as usize].load(Ordering::Relaxed));
         text.sample("", &[("stage", stage.name())], time.as_secs_f64());
     }
+    text.family("loader_transfers", "gauge", "Transfers under way, by stage.");
+    for stage in Stage::ALL {
+        text.sample("", &[("stage", stage.name())], under_way(stage).get());
+    }
     text.family("loader_cache_lookups_total", "counter", "Loads by whether their big part was in the cache.");
     for (result, count) in [("hit", &CACHE_HITS), ("miss", &CACHE_MISSES)] {
         text.sample("", &[("result", result)], count.get());
@@ -145,6 +163,7 @@ pub fn write(text: &mut Text) {
         "Requests refused because all handlers were busy.",
         QUEUE_FULL.get(),
     );
+    text.single("loader_connections", "gauge", "Open connections of clients.", CONNECTIONS.get());
     text.single("loader_handler_threads", "gauge", "Handler threads.", HANDLERS.get());
     text.single("loader_handler_threads_busy", "gauge", "Handler threads at work.", HANDLERS_BUSY.get());
     text.single("loader_uptime_seconds", "gauge", "Seconds since the start.", uptime().as_secs_f64());

@@ -7,9 +7,10 @@ use crate::api_client::ApiClient;
 use crate::configuration::Configuration;
 use crate::credentials::Credentials;
 use crate::docker::Docker;
+use crate::metrics::{self, Stage};
+use crate::threads;
 use crate::unlock::Unlock;
 use crate::unlock_state::{Claim, UnlockMonitor, UnlockState, UnlockStatus};
-use crate::{metrics, threads};
 
 /// The record of the last unlock, in the cache's root. No folder can have this name.
 const UNLOCK_RECORD: &str = ".unlock.json";
@@ -69,6 +70,13 @@ impl Service {
     #[must_use]
     pub fn unlock_status(&self) -> UnlockStatus {
         self.monitor.status()
+    }
+
+    /// What the service is about, in one line for `systemctl status`.
+    pub fn summary(&self) -> String {
+        let login = if self.client.user().is_some() { "logged in" } else { "not logged in" };
+        let downloads = metrics::under_way(Stage::Download).get();
+        format!("{login}; images: {}; downloads: {downloads}", self.monitor.status().state)
     }
 
     /// Puts everything away before the process ends.

@@ -1,44 +1,46 @@
-//! This program's own threads, named and counted. The threads of `tiny_http` are the rest.
+//! Threads and what they hand each other.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use crate::logging::Current;
 
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
-
-/// Starts a thread, which works for the same request as the one that starts it.
+/// Starts a named thread, which works for the same request as the one that starts it.
 ///
 /// # Errors
 /// The operating system's, when there can be no more threads.
 pub fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
-    let counted = Counted::new();
     let request = Current::get();
     Builder::new().name(name.to_owned()).spawn(move || {
-        let _counted = counted;
         let _current = Current::enter(request);
         work()
     })
 }
 
-/// How many threads that were started here are running, besides the main one.
-#[must_use]
-pub fn running() -> usize {
-    RUNNING.load(Ordering::Relaxed)
+/// Locks a mutex whose value is right at every moment, so that a panic elsewhere changes nothing.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Counted;
+/// Things that many threads leave for one.
+#[derive(Debug)]
+pub struct Mailbox<T>(Mutex<Vec<T>>);
 
-impl Counted {
-    fn new() -> Self {
-        RUNNING.fetch_add(1, Ordering::Relaxed);
-        Self
+impl<T> Default for Mailbox<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
     }
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        RUNNING.fetch_sub(1, Ordering::Relaxed);
+impl<T> Mailbox<T> {
+    /// Leaves one more.
+    pub fn put(&self, thing: T) {
+        lock(&self.0).push(thing);
+    }
+
+    /// Takes all, in the order in which they came.
+    pub fn take_all(&self) -> Vec<T> {
+        std::mem::take(&mut lock(&self.0))
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use crate::metrics::{self, Stage};
+use crate::metrics::{self, During, Stage};
 
 /// How often a long transfer says how far it is.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -17,6 +17,8 @@ pub struct Transfer {
     total: Option<u64>,
     moved_at: Cell<Instant>,
     reported_at: Cell<Instant>,
+    /// It counts as under way as long as this lives.
+    _under_way: During,
 }
 
 impl Transfer {
@@ -31,6 +33,7 @@ impl Transfer {
             total,
             moved_at: Cell::new(now),
             reported_at: Cell::new(now),
+            _under_way: metrics::under_way(stage).during(),
         }
     }
 

@@ -117,11 +117,11 @@ fn a_trickling_client_counts_as_a_stalled_one() {
 #[test]
 fn a_request_head_that_does_not_come_to_its_end_is_answered_408() {
     let service = with_limit(1).start();
-    // One comes byte by byte, one stops, and one stops in a body so short that the library wants it with the head.
+    // One comes byte by byte, one stops, and one stops in its body.
     for (beginning, trickles) in [
         ("GET /health HTTP/1.1\r\nX: ", true),
         ("GET /hea", false),
-        ("POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", false),
+        ("POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{", false),
     ] {
         let mut stream = service.connect();
         stream.write_all(beginning.as_bytes()).unwrap();
@@ -137,7 +137,7 @@ fn a_request_head_that_does_not_come_to_its_end_is_answered_408() {
             let (took, said) = end_of(&mut stream);
             done.store(true, Ordering::Relaxed);
             assert!(took > Duration::from_millis(700), "{beginning}: {took:?}");
-            assert!(said.is_empty() || said.starts_with("HTTP/1.1 408 "), "{beginning}: {said}");
+            assert!(said.starts_with("HTTP/1.1 408 "), "{beginning}: {said}");
         });
     }
 }
@@ -196,7 +196,7 @@ fn a_connection_that_is_used_does_not_end() {
 }
 
 #[test]
-fn a_head_of_more_than_16_kib_is_answered_431() {
+fn a_head_of_more_than_16_kib_is_answered_431_or_414_for_its_target() {
     let service = Service::builder().start();
     for head in [
         format!("GET /health?{} HTTP/1.1\r\nHost: x\r\n\r\n", "q".repeat(20_000)),
@@ -215,7 +215,10 @@ fn a_head_of_more_than_16_kib_is_answered_431() {
         let _ = stream.write_all(head.as_bytes());
         let mut said = [0; 13];
         match stream.read_exact(&mut said) {
-            Ok(()) => assert_eq!(&said, b"HTTP/1.1 431 ", "{head:.40}"),
+            Ok(()) => {
+                let too_long = if head.starts_with("GET /health?") { b"HTTP/1.1 414 " } else { b"HTTP/1.1 431 " };
+                assert_eq!(&said, too_long, "{head:.40}");
+            }
             // Its last words are lost where more was on the way.
             Err(error) => assert!(!matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{head:.40}"),
         }
@@ -260,7 +263,7 @@ fn heads_without_end_cost_bounded_memory() {
 }
 
 #[test]
-fn a_thousand_idle_connections_keep_nobody_waiting() {
+fn a_thousand_idle_connections_cost_a_descriptor_each_and_no_thread() {
     let service = Service::builder().start();
     service.get("/health");
     let (descriptors, threads, rss) = (service.descriptors(), service.threads(), service.vm_rss_kib());
@@ -268,17 +271,16 @@ fn a_thousand_idle_connections_keep_nobody_waiting() {
     for number in 0..1000 {
         let mut stream = Stream::connect(service.address()).unwrap();
         let beginning = ["", "GET /health HTTP/1.1\r\nHost: x\r\n\r\n", "GET /hea"][number % 3];
-        // It may have been ended already to make room for others.
-        let _ = stream.write_all(beginning.as_bytes());
+        stream.write_all(beginning.as_bytes()).unwrap();
         open.push(stream);
     }
+    eventually(SLACK, "all are held", || service.descriptors() >= descriptors + 1000);
     let health = service.usual_health();
     assert!(health < Duration::from_millis(50), "{health:?}");
-    eventually(SLACK, "no more than 256 stay", || service.descriptors() <= descriptors + 2 * 256 + 2);
-    eventually(Duration::from_secs(15), "their threads end", || service.threads() <= threads + 256 + 4);
-    assert_eq!(service.get("/health").status, 200);
+    assert!(service.threads() <= threads, "{} threads, {threads} before", service.threads());
     let grown = service.vm_rss_kib().saturating_sub(rss);
-    eprintln!("256 connections cost {grown} KiB");
+    eprintln!("1,000 connections cost {grown} KiB");
+    assert!(grown < 4 * MIB, "{grown} KiB");
     drop(open);
     settles(&service, descriptors, threads);
 }
@@ -364,18 +366,16 @@ fn somebody_is_served_while_every_descriptor_is_taken() {
     }
 }
 
-/// `tiny_http` removes the socket that it was given when it ends.
 #[test]
 fn a_unix_socket_is_still_there_after_descriptors_ran_out() {
     let directory = tempfile::tempdir().unwrap();
     let service = Service::builder().binary(limited(&directory, 64)).unix().timeout(Duration::from_secs(10)).start();
     for _ in 0..3 {
         let open = take_descriptors(&service, 60);
-        eventually(Duration::from_secs(9), "the accepting thread has died", || service.log_text().contains("accept"));
-        drop(open);
-        eventually(Duration::from_secs(9), "somebody gets an answer", || {
+        eventually(Duration::from_secs(9), "somebody else gets an answer", || {
             service.call("GET", "/health", &[], b"").is_ok_and(|reply| reply.status == 200)
         });
+        drop(open);
     }
     let path = service.address().strip_prefix("unix:").unwrap().to_owned();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);

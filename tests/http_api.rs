@@ -104,13 +104,13 @@ fn unknown_paths_are_404_and_wrong_methods_405_with_allow() {
         assert_eq!((reply.status, reply.json()), (404, json!({"detail": "Not Found"})), "{path}");
     }
     for (method, path, allow) in [
-        ("POST", "/health", "GET, HEAD"),
-        ("DELETE", "/status", "GET, HEAD"),
-        ("PUT", "/unlock/status", "GET, HEAD"),
-        ("GET", "/login", "POST"),
-        ("GET", "/load/m", "POST"),
-        ("PUT", "/upload/m", "POST"),
-        ("OPTIONS", "/unlock", "POST"),
+        ("POST", "/health", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/status", "GET, HEAD, OPTIONS"),
+        ("PUT", "/unlock/status", "GET, HEAD, OPTIONS"),
+        ("GET", "/login", "POST, OPTIONS"),
+        ("GET", "/load/m", "POST, OPTIONS"),
+        ("PUT", "/upload/m", "POST, OPTIONS"),
+        ("PATCH", "/unlock", "POST, OPTIONS"),
     ] {
         let reply = service.call(method, path, &[], b"").unwrap();
         detail_of(&reply, 405);

@@ -87,7 +87,7 @@ fn metrics_show_busy_handlers_and_a_full_queue_and_are_answered_meanwhile() {
     world.api.fault("/login", Fault::Delay(Duration::from_secs(2)), None);
     let service = &world.service;
     std::thread::scope(|scope| {
-        for _ in 0..30 {
+        for _ in 0..50 {
             scope.spawn(|| assert!(matches!(service.login().status, 200 | 503)));
         }
         let deadline = std::time::Instant::now() + Duration::from_secs(20);

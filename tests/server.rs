@@ -47,7 +47,7 @@ fn a_full_queue_answers_503_with_retry_after() {
     api.fault("/login", Fault::Hang, None);
     let service = Service::builder().api(&api).env("HANDLER_THREADS", "1").timeout(Duration::from_secs(5)).start();
     thread::scope(|scope| {
-        let calls: Vec<_> = (0..10)
+        let calls: Vec<_> = (0..22)
             .map(|_| {
                 scope.spawn(|| {
                     service.call(
@@ -61,7 +61,7 @@ fn a_full_queue_answers_503_with_retry_after() {
             .collect();
         let results: Vec<_> = calls.into_iter().map(|call| call.join().unwrap()).collect();
         let refused: Vec<_> = results.iter().filter_map(|result| result.as_ref().ok()).collect();
-        // One is worked on, four wait; one more is refused if the handler had not taken the first one yet.
+        // One is worked on, sixteen wait; one more is refused if the handler had not taken the first one yet.
         assert!((5..=6).contains(&refused.len()), "{results:?}");
         for reply in refused {
             assert_eq!((reply.status, reply.header("retry-after")), (503, Some("2")));

@@ -8,6 +8,7 @@ mod atomic_uploads;
 mod client_commands;
 mod clients;
 mod command_line;
+mod conformance;
 mod full_disk;
 mod hardware;
 mod http_api;

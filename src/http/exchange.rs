@@ -1,354 +1,261 @@
-//! One request and the duty to answer it: its head, its body as a `Read`, and the response that this program writes itself.
+//! One request and the duty to answer it: its head, its body as a `Read`, and the connection that the answer goes to.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use log::Level;
-use tiny_http::{Method, Request};
+use rustix::event::PollFlags;
 
-use super::connection::{ACCEPT_LOOP_PATIENCE, Listener, Peer, TamedReader, take_body};
-use super::pace::{Pace, PacedWriter};
-use super::reply::{Reply, ReplyBody, reason_phrase};
-use super::router::endpoint_of;
-use crate::constants::AGENT;
+use super::body::Decoder;
+use super::connection::{Connection, Next};
+use super::gate::{Framing, Head, MAX_HEAD};
+use super::handlers::Place;
+use super::patience::Patience;
+use super::reply::{Reply, ReplyBody};
+use super::router::{Route, endpoint_of};
 use crate::logging::{Current, RequestId};
 use crate::metrics::{self, Stage};
 use crate::transfer::Transfer;
 
-/// A client that sends on although it was refused gets so long to read the answer before its connection ends.
-const LINGER: Duration = Duration::from_secs(1);
+/// When to come back after a 503.
+const RETRY_AFTER_SECONDS: &str = "2";
 
-/// How many bytes of a refused body are read to keep the answer from being lost.
-const LINGER_BYTES: u64 = 4 << 20;
-
-/// How a request frames its body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
-    Length(u64),
-    Chunked,
-    /// Contradictory or unknown: where the next request would begin is anybody's guess.
-    Malformed(&'static str),
-}
-
-impl Framing {
-    fn of(request: &Request) -> Self {
-        let values = |name: &'static str| {
-            request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str())
-        };
-        let mut encodings = values("Transfer-Encoding");
-        let mut lengths = values("Content-Length");
-        match (encodings.next(), lengths.next()) {
-            (None, None) => Self::Length(0),
-            (Some(encoding), None) if encodings.next().is_none() && encoding.trim().eq_ignore_ascii_case("chunked") => {
-                Self::Chunked
-            }
-            (Some(_), None) => {
-                Self::Malformed("the Transfer-Encoding is not supported; send a Content-Length or chunked")
-            }
-            (Some(_), Some(_)) => Self::Malformed("the request has both a Content-Length and a Transfer-Encoding"),
-            (None, Some(length)) => {
-                let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
-                match length.parse() {
-                    Ok(length) if digits && lengths.next().is_none() => Self::Length(length),
-                    _ => Self::Malformed("the Content-Length is not one number of bytes"),
-                }
-            }
-        }
-    }
-}
-
-/// A request's body. It is read from the client as it is asked for.
-pub struct Body {
-    /// None where the count of the reader could not be tamed; such a body is never read and never dropped.
-    reader: Option<TamedReader>,
-    framing: Framing,
-    /// Bytes not yet read, of a body with a length.
-    remaining: u64,
-    ended: bool,
-    /// Set until the client has been told to send.
-    awaits_continue: bool,
-    /// What the body came to, if it was not well.
-    broken: bool,
-    pace: Pace,
-}
-
-impl Body {
-    /// The declared length; none for a chunked body.
-    #[must_use]
-    pub fn declared_length(&self) -> Option<u64> {
-        match self.framing {
-            Framing::Length(length) => Some(length),
-            Framing::Chunked | Framing::Malformed(_) => None,
-        }
-    }
-
-    /// Whether all of it has been read.
-    fn is_consumed(&self) -> bool {
-        self.ended || (self.remaining == 0 && matches!(self.framing, Framing::Length(_)))
-    }
-
-    fn read_from_client(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if out.is_empty() || self.is_consumed() {
-            return Ok(0);
-        }
-        let reader = match (&mut self.reader, self.framing) {
-            (Some(reader), Framing::Length(_) | Framing::Chunked) => reader,
-            _ => return Err(io::Error::other("the request's body cannot be read")),
-        };
-        let limit = match self.framing {
-            Framing::Length(_) => out.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX)),
-            _ => out.len(),
-        };
-        let count = self.pace.transfer(|| reader.read(&mut out[..limit])).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                io::Error::new(io::ErrorKind::TimedOut, "the client stopped sending")
-            }
-            _ => error,
-        })?;
-        match (count, self.framing) {
-            (0, Framing::Chunked) => self.ended = true,
-            (0, _) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client's body ended early")),
-            (count, _) => self.remaining = self.remaining.saturating_sub(count as u64),
-        }
-        Ok(count)
-    }
-}
-
-/// A request that has to be answered.
-///
-/// Dropping it without an answer, as a panic does, answers 500.
+/// A request that has to be answered. Dropping it without an answer, as a panic does, answers 500.
 pub struct Exchange {
     id: RequestId,
-    method: Method,
-    url: String,
-    headers: Vec<tiny_http::Header>,
-    peer: Option<Peer>,
-    body: Body,
-    writer: Option<Box<dyn Write + Send>>,
-    /// Set when the `tiny_http` server that this came from reads no more requests.
-    retired: Arc<AtomicBool>,
-    /// How long the client may keep the writing of its answer waiting.
-    patience: Duration,
-    lingers: bool,
+    head: Head,
+    body: Decoder,
+    /// The body has failed: where the next request would begin is anybody's guess.
+    broken: bool,
+    /// What has been read of the client and not yet used, from `used` on.
+    bytes: Vec<u8>,
+    used: usize,
+    connection: Arc<Connection>,
+    /// Where it leads, once that is known.
+    pub(super) route: Option<Route>,
+    /// Its place among the requests that are worked on.
+    place: Option<Place>,
+    patience: Patience,
+    stall_limit: Duration,
+    /// The rest of an answer that the socket did not take at once.
+    unsent: Option<(u16, Vec<u8>)>,
+    answered: bool,
+    closes: bool,
     started: Instant,
 }
 
 impl Exchange {
-    pub(super) fn new(
-        mut request: Request,
-        listener: &Listener,
-        retired: Arc<AtomicBool>,
-        stall_limit: Duration,
-    ) -> Self {
-        let framing = Framing::of(&request);
-        let header = |name: &'static str| request.headers().iter().find(|header| header.field.equiv(name));
-        let awaits_continue = header("Expect").is_some();
-        // An upgrade leaves the whole connection to the reader, and nothing in it counts.
-        let upgrade =
-            header("Connection").is_some_and(|header| header.value.as_str().to_ascii_lowercase().contains("upgrade"));
-        let peer = listener.peer_of(&request);
-        let declared = request.body_length();
-        let reader = take_body(&mut request).and_then(|reader| match declared {
-            Some(declared) if !upgrade => match TamedReader::of_declared_length(reader, declared) {
-                Ok(reader) => Some(reader),
-                Err(reader) => {
-                    // Seen only if the library changed. A leaked reader costs two descriptors; a dropped one the process.
-                    log::error!("a request body of {declared} bytes could not be tamed");
-                    std::mem::forget(reader);
-                    None
-                }
-            },
-            _ => Some(TamedReader::of_no_length(reader)),
-        });
-        let remaining = match framing {
-            Framing::Length(length) => length,
-            _ => 0,
-        };
+    /// A request whose head was followed by `bytes`. Its client may keep a handler waiting for `stall_limit`.
+    pub(super) fn new(head: Head, bytes: Vec<u8>, connection: Arc<Connection>, stall_limit: Duration) -> Self {
         Self {
-            id: RequestId::next(),
-            method: request.method().clone(),
-            url: request.url().to_owned(),
-            headers: request.headers().to_vec(),
-            peer,
-            body: Body {
-                reader,
-                framing,
-                remaining,
-                ended: false,
-                awaits_continue,
-                broken: upgrade,
-                pace: Pace::new(stall_limit),
-            },
-            writer: Some(request.into_writer()),
-            retired,
-            patience: ACCEPT_LOOP_PATIENCE,
-            lingers: true,
+            id: RequestId::next_for(connection.address()),
+            body: Decoder::new(head.framing),
+            closes: !head.keep_alive,
+            head,
+            broken: false,
+            bytes,
+            used: 0,
+            connection,
+            route: None,
+            place: None,
+            patience: Patience::new(stall_limit),
+            stall_limit,
+            unsent: None,
+            answered: false,
             started: Instant::now(),
         }
     }
 
     /// The id of this request in the log and in `X-Request-Id`.
-    #[must_use]
-    pub fn id(&self) -> RequestId {
+    pub(super) fn id(&self) -> RequestId {
         self.id
     }
 
-    /// The method.
-    #[must_use]
-    pub fn method(&self) -> &Method {
-        &self.method
+    /// The path with its query.
+    pub fn target(&self) -> &str {
+        &self.head.target
     }
 
-    /// The request target as it came.
-    #[must_use]
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// The first header with this name.
-    #[must_use]
+    /// The first header with this name, which is in lower case.
     pub fn header(&self, name: &'static str) -> Option<&str> {
-        self.headers.iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
+        self.head.field(name)
     }
 
-    /// The client, if its connection can be told.
-    #[must_use]
-    pub fn peer(&self) -> Option<&Peer> {
-        self.peer.as_ref()
-    }
-
-    /// Allows the client to keep a handler waiting, as the accept loop must not be kept.
-    pub(super) fn wait_for_client(&mut self, limit: Duration) {
-        self.patience = limit;
-        if let Some(peer) = &self.peer {
-            peer.set_timeouts(limit);
+    /// The declared length of the body; none for a chunked one.
+    pub fn declared_length(&self) -> Option<u64> {
+        match self.head.framing {
+            Framing::Length(length) => Some(length),
+            Framing::Chunked => None,
         }
     }
 
-    /// The body.
-    #[must_use]
-    pub fn body(&self) -> &Body {
-        &self.body
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
     }
 
-    /// Whether the body may have to be waited for, now or when the exchange ends.
-    #[must_use]
-    pub fn may_block(&self) -> bool {
-        !matches!(self.body.framing, Framing::Length(0))
+    /// Whether a handler could begin without waiting for the client.
+    pub(super) fn body_has_begun(&self) -> bool {
+        self.body == Decoder::Ended || self.used < self.bytes.len()
     }
 
-    /// The length of the request line and the headers, about.
-    #[must_use]
-    pub fn head_length(&self) -> usize {
-        let headers = self.headers.iter().map(|header| header.field.as_str().as_str().len() + header.value.len() + 4);
-        self.url.len() + headers.sum::<usize>()
-    }
-
-    /// Why the request cannot be understood at all, if so.
-    #[must_use]
-    pub fn malformed(&self) -> Option<&'static str> {
-        match self.body.framing {
-            Framing::Malformed(reason) => Some(reason),
-            _ => None,
+    /// Asks a client that waits for it to send the body.
+    pub(super) fn invite(&mut self) {
+        if std::mem::take(&mut self.head.awaits_continue) {
+            const INVITATION: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+            // The last answer has not been read where there is no room for so little.
+            if !self.connection.write_now(INVITATION).is_ok_and(|count| count == INVITATION.len()) {
+                self.connection.shut_down();
+            }
         }
     }
 
-    /// Answers.
+    /// From here on a handler works on the request.
+    pub(super) fn begin_work(&mut self, place: Place) {
+        self.place = Some(place);
+        self.connection.watch_for_hangup();
+    }
+
+    /// Answers that there is no room for the request.
+    pub(super) fn answer_busy(self) {
+        metrics::QUEUE_FULL.add();
+        let reply = Reply::error(503, "all handlers are busy; try again in a moment");
+        // Where the socket has no room for that either, dropping the exchange ends the connection.
+        drop(self.answer_at_once(reply.with_header("Retry-After", RETRY_AFTER_SECONDS)));
+    }
+
+    /// Somebody else answers, or nobody can.
+    pub(super) fn leave_unanswered(&mut self) {
+        self.answered = true;
+    }
+
+    /// Answers, and waits for the client to take the answer.
     ///
-    /// A response that breaks off on its way ends the connection, so that the client cannot take it for complete. The answer
-    /// is whether the connection goes on.
-    pub fn answer(mut self, reply: Reply) -> bool {
+    /// A response that breaks off on its way ends the connection, so that the client cannot take it for complete.
+    pub(super) fn answer(mut self, reply: Reply) {
         let reply = checked(reply);
         let status = reply.status;
-        let result = self.write(reply);
-        self.record(status, &result);
-        self.end(result.is_ok())
+        let result = self.send(reply);
+        self.finish(status, &result);
+    }
+
+    /// Answers without waiting. Gives itself back if the client has to be waited for, see [`Self::finish_answer`].
+    pub(super) fn answer_at_once(mut self, reply: Reply) -> Option<Self> {
+        let status = reply.status;
+        let mut bytes = self.head_of(&reply);
+        let head = bytes.len();
+        if let ReplyBody::Whole { bytes: body, .. } = &reply.body
+            && self.head.method != "HEAD"
+        {
+            bytes.extend_from_slice(body);
+        }
+        match self.connection.write_now(&bytes) {
+            Ok(written) if written < bytes.len() => {
+                self.unsent = Some((status, bytes.split_off(written)));
+                return Some(self);
+            }
+            result => self.finish(status, &result.map(|count| (count - head) as u64)),
+        }
+        None
+    }
+
+    /// Writes what [`Self::answer_at_once`] left, if it left something; else gives itself back.
+    pub(super) fn finish_answer(mut self) -> Option<Self> {
+        let Some((status, rest)) = self.unsent.take() else { return Some(self) };
+        self.patience = Patience::new(self.stall_limit);
+        let result = self.write_all(&rest).map(|()| rest.len() as u64);
+        self.finish(status, &result);
+        None
+    }
+
+    fn send(&mut self, reply: Reply) -> io::Result<u64> {
+        self.patience = Patience::new(self.stall_limit);
+        let mut head = self.head_of(&reply);
+        let head_only = self.head.method == "HEAD";
+        let (length, mut reader) = match reply.body {
+            ReplyBody::Whole { bytes, .. } => {
+                let body = if head_only { &[][..] } else { &bytes };
+                // One write, one packet.
+                head.extend_from_slice(body);
+                return self.write_all(&head).map(|()| body.len() as u64);
+            }
+            ReplyBody::Stream { length, reader } => (length, reader),
+        };
+        self.write_all(&head)?;
+        if head_only {
+            return Ok(0);
+        }
+        let transfer = Transfer::begin(Stage::Send, "the model", 0, Some(length));
+        let mut sent = 0;
+        loop {
+            let available = reader.fill_buf()?;
+            if available.is_empty() {
+                break;
+            }
+            let count = available.len();
+            self.write_all(available)?;
+            sent += count as u64;
+            transfer.moved(count as u64);
+            reader.consume(count);
+        }
+        if sent == length { Ok(sent) } else { Err(io::Error::other("the length was not the announced one")) }
+    }
+
+    fn head_of(&mut self, reply: &Reply) -> Vec<u8> {
+        // What is left of a body would have to be read to find the next request.
+        self.closes |= self.broken || self.body != Decoder::Ended;
+        let connection = match (self.closes, self.head.is_1_0) {
+            (true, _) => Some("close"),
+            (false, true) => Some("keep-alive"),
+            (false, false) => None,
+        };
+        reply.head(self.id, connection)
+    }
+
+    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let write = || self.connection.write(bytes);
+            let count = self.patience.transfer(&self.connection, self.place.as_ref(), PollFlags::OUT, write).map_err(
+                |error| match error.kind() {
+                    io::ErrorKind::TimedOut => io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading"),
+                    _ => error,
+                },
+            )?;
+            bytes = &bytes[count..];
+        }
+        self.patience.begin_anew(self.place.as_ref());
+        Ok(())
+    }
+
+    /// Writes the line in the log, and leaves the connection to the next request or ends it.
+    fn finish(&mut self, status: u16, result: &io::Result<u64>) {
+        self.answered = true;
+        self.record(status, result);
+        let next = match result {
+            Err(_) => Next::Close,
+            Ok(_) if self.closes => Next::Linger,
+            Ok(_) => Next::Head(self.bytes.split_off(self.used)),
+        };
+        self.place = None;
+        self.connection.give_back(next);
     }
 
     /// One line in the log, and one count in the metrics. Probes and pages that poll are seen at level debug only.
     fn record(&self, status: u16, result: &io::Result<u64>) {
         let time = self.started.elapsed();
-        let endpoint = endpoint_of(&self.url);
+        let endpoint = endpoint_of(&self.head.target);
         metrics::request(endpoint, status, time);
         let _current = Current::enter(self.id);
-        let method = self.method.as_str();
-        let path = self.url.split('?').next().unwrap_or_default();
+        let (method, client) = (self.head.method.as_str(), self.connection.client.as_str());
+        let path = self.head.target.split('?').next().unwrap_or_default();
         let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let polled = matches!(endpoint, "/health" | "/status" | "/unlock/status" | "/metrics");
         match result {
             Ok(bytes) => {
                 let level = if polled && status < 400 { Level::Debug } else { Level::Info };
-                log::log!(level, method, endpoint, path, status, bytes = *bytes, ms; "answered");
+                log::log!(level, method, endpoint, path, status, bytes = *bytes, ms, client; "answered");
             }
-            Err(error) => log::warn!(method, endpoint, path, status, ms, error:%; "the answer was broken off"),
-        }
-    }
-
-    /// Answers without waiting for anything, not even for a client that goes on sending what nobody will read.
-    pub(super) fn answer_at_once(mut self, reply: Reply) {
-        self.lingers = false;
-        self.answer(reply);
-    }
-
-    /// Ends the exchange without an answer, and the connection after the answers that are still on their way.
-    pub(super) fn abandon(mut self) {
-        self.writer = None;
-        if let Some(peer) = &self.peer {
-            peer.stop_reading();
-        }
-    }
-
-    fn write(&mut self, reply: Reply) -> io::Result<u64> {
-        let closes = !self.can_go_on();
-        let Some(writer) = &mut self.writer else { return Ok(0) };
-        let reply = reply.with_header("X-Request-Id", self.id.to_string());
-        let mut writer = PacedWriter { writer: &mut **writer, pace: Pace::new(self.patience) };
-        write_reply(&mut writer, reply, self.method == Method::Head, closes)
-    }
-
-    /// Whether the next request on this connection can be found.
-    fn can_go_on(&self) -> bool {
-        // What follows the last chunk, trailers, `tiny_http` would take for the next request.
-        let finds_next = self.body.is_consumed() && !self.body.broken && self.body.framing != Framing::Chunked;
-        finds_next && !self.retired.load(Ordering::Relaxed)
-    }
-
-    /// Leaves the connection to the next request, or ends it. Answers whether it goes on.
-    fn end(&mut self, answered: bool) -> bool {
-        let goes_on = answered && self.can_go_on();
-        if let (false, Some(peer)) = (goes_on, self.peer.clone()) {
-            if answered {
-                self.linger(&peer);
-            }
-            // Once reader and writer are gone, the end of the reading side ends a Unix connection, too.
-            self.writer = None;
-            self.body.reader = None;
-            // To a Unix client the answer said that the connection closes; more would end the connections of others.
-            if !answered || matches!(peer, Peer::Tcp(_)) {
-                peer.disconnect();
-            }
-        }
-        self.writer = None;
-        goes_on
-    }
-
-    /// Closing a socket with unread bytes resets the connection, and a reset overtakes the answer. So the client is told
-    /// that there is no more, and what it still sends is read for a moment.
-    fn linger(&mut self, peer: &Peer) {
-        if !self.lingers || self.body.awaits_continue || matches!(self.body.framing, Framing::Malformed(_)) {
-            return;
-        }
-        let Peer::Tcp(_) = peer else { return };
-        peer.set_timeouts(LINGER / 4);
-        peer.stop_writing();
-        let (started, mut read, mut waste) = (Instant::now(), 0, vec![0; 16 * 1024]);
-        while started.elapsed() < LINGER && read < LINGER_BYTES {
-            match self.body.read_from_client(&mut waste) {
-                Ok(0) | Err(_) => return,
-                Ok(count) => read += count as u64,
-            }
+            Err(error) => log::warn!(method, endpoint, path, status, ms, client, error:%; "the answer was broken off"),
         }
     }
 }
@@ -365,77 +272,75 @@ fn checked(mut reply: Reply) -> Reply {
     }
 }
 
-fn write_reply(writer: &mut impl Write, reply: Reply, head_only: bool, closes: bool) -> io::Result<u64> {
-    let head = head_of(&reply, closes);
-    let (length, mut reader) = match reply.body {
-        ReplyBody::Whole { bytes, .. } => {
-            // One write, one packet.
-            let body = if head_only { &[][..] } else { &bytes };
-            writer.write_all(&[&head, body].concat())?;
-            writer.flush()?;
-            return Ok(body.len() as u64);
-        }
-        ReplyBody::Stream { length, reader } => (length, reader),
-    };
-    writer.write_all(&head)?;
-    let mut sent = 0;
-    if !head_only {
-        let transfer = Transfer::begin(Stage::Send, "the model", 0, Some(length));
-        loop {
-            let available = reader.fill_buf()?;
-            if available.is_empty() {
-                break;
-            }
-            writer.write_all(available)?;
-            let count = available.len();
-            sent += count as u64;
-            transfer.moved(count as u64);
-            reader.consume(count);
-        }
-    }
-    writer.flush()?;
-    if head_only || sent == length { Ok(sent) } else { Err(io::Error::other("the length was not the announced one")) }
-}
-
 /// Reading the exchange reads the request's body.
 impl Read for Exchange {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.body.awaits_continue && !self.body.is_consumed() {
-            self.body.awaits_continue = false;
-            if let Some(writer) = &mut self.writer {
-                writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
-                writer.flush()?;
-            }
+        if self.broken {
+            return Err(io::Error::other("the request's body has failed before"));
         }
-        self.body.read_from_client(out).inspect_err(|_| self.body.broken = true)
+        let mut body = self.body;
+        let result = body.read(&mut Input(self), out);
+        self.body = body;
+        match &result {
+            Ok(_) if body == Decoder::Ended => self.patience.begin_anew(self.place.as_ref()),
+            Ok(_) => {}
+            Err(_) => self.broken = true,
+        }
+        result.map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => io::Error::new(io::ErrorKind::TimedOut, "the client stopped sending"),
+            _ => error,
+        })
+    }
+}
+
+/// The bytes of the client, of which some have been read with the head.
+struct Input<'a>(&'a mut Exchange);
+
+impl Input<'_> {
+    fn receive(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let Exchange { patience, connection, place, .. } = &mut *self.0;
+        patience.transfer(connection, place.as_ref(), PollFlags::IN, || connection.read(out))
+    }
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.0.used == self.0.bytes.len() {
+            return self.receive(out);
+        }
+        let count = (&self.0.bytes[self.0.used..]).read(out)?;
+        self.0.used += count;
+        Ok(count)
+    }
+}
+
+impl BufRead for Input<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.0.used == self.0.bytes.len() {
+            let mut bytes = std::mem::take(&mut self.0.bytes);
+            self.0.used = 0;
+            bytes.resize(MAX_HEAD, 0);
+            let count = self.receive(&mut bytes)?;
+            bytes.truncate(count);
+            self.0.bytes = bytes;
+        }
+        Ok(&self.0.bytes[self.0.used..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.0.used += count;
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if self.writer.is_some() {
-            let result = self.write(Reply::error(500, "the request could not be handled"));
-            self.record(500, &result);
-            self.end(result.is_ok());
+        if self.unsent.is_some() {
+            self.connection.give_back(Next::Close);
+        } else if !self.answered {
+            self.closes = true;
+            let bytes = Reply::error(500, "the request could not be handled").into_last_answer(self.id);
+            let result = self.connection.write_now(&bytes).map(|count| count as u64);
+            self.finish(500, &result);
         }
     }
-}
-
-fn head_of(reply: &Reply, closes: bool) -> Vec<u8> {
-    let mut head = format!(
-        "HTTP/1.1 {} {}\r\nServer: {AGENT}\r\nDate: {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n",
-        reply.status,
-        reason_phrase(reply.status),
-        httpdate::fmt_http_date(SystemTime::now()),
-        reply.content_type(),
-        reply.length(),
-    );
-    for (name, value) in &reply.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    if closes {
-        head.push_str("Connection: close\r\n");
-    }
-    head.push_str("\r\n");
-    head.into_bytes()
 }

@@ -10,27 +10,28 @@ use super::exchange::Exchange;
 use super::reply::Reply;
 use crate::constants::MAX_JSON_BYTES;
 
-/// Reads a body whose `fields` are texts into a `T`.
-///
-/// # Errors
-/// The reply to give: 422, or 413 beyond 64 KiB.
-pub(super) fn read_json<T: DeserializeOwned>(exchange: &mut Exchange, fields: &[&str]) -> Result<T, Reply> {
-    let content_type = exchange.header("Content-Type").unwrap_or_default();
+/// Refuses a body that is not JSON, or too long, before the client is asked to send it.
+pub(super) fn admit_json(exchange: &Exchange) -> Result<(), Reply> {
+    let content_type = exchange.header("content-type").unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
         return Err(Reply::error(422, "the body must be JSON with Content-Type: application/json"));
     }
-    if exchange.body().declared_length().is_some_and(|length| length > MAX_JSON_BYTES) {
+    if exchange.declared_length().is_some_and(|length| length > MAX_JSON_BYTES) {
         return Err(too_large());
     }
-    // It may hold a password.
-    // Room for all of it: a vector that grows leaves copies of its beginning behind.
-    let length = exchange.body().declared_length().unwrap_or(MAX_JSON_BYTES);
+    Ok(())
+}
+
+/// Reads a body whose `fields` are texts into a `T`. [`admit_json`] has admitted it.
+///
+/// # Errors
+/// The reply to give: 422, 413 beyond 64 KiB, or what [`Reply::unreadable`] says.
+pub(super) fn read_json<T: DeserializeOwned>(exchange: &mut Exchange, fields: &[&str]) -> Result<T, Reply> {
+    // It may hold a password, and a vector that grows leaves copies of its beginning in freed memory.
+    let length = exchange.declared_length().unwrap_or(MAX_JSON_BYTES);
     let mut json = Zeroizing::new(Vec::with_capacity(length as usize + 64));
-    exchange
-        .take(MAX_JSON_BYTES + 1)
-        .read_to_end(&mut json)
-        .map_err(|error| Reply::error(422, format!("the body could not be read: {error}")))?;
+    exchange.take(MAX_JSON_BYTES + 1).read_to_end(&mut json).map_err(|error| Reply::unreadable(&error))?;
     if json.len() as u64 > MAX_JSON_BYTES {
         return Err(too_large());
     }

@@ -1,10 +1,14 @@
 //! What a route answers.
 
-use std::io::BufRead;
+use std::fmt::Write;
+use std::io::{self, BufRead};
+use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::api_client::Plaintext;
+use crate::constants::AGENT;
+use crate::logging::RequestId;
 
 /// A response: status, headers and body.
 pub struct Reply {
@@ -35,6 +39,12 @@ impl Reply {
         Self { status: 200, headers: Vec::new(), body: ReplyBody::Whole { content_type, bytes: bytes.into() } }
     }
 
+    /// The methods that a resource has, the answer to `OPTIONS`.
+    pub(super) fn options(allow: impl Into<String>) -> Self {
+        let body = ReplyBody::Whole { content_type: "", bytes: Vec::new() };
+        Self { status: 204, headers: Vec::new(), body }.with_header("Allow", allow)
+    }
+
     /// A page for people: a browser takes nothing into it but the scripts and styles that `policy`, a
     /// `Content-Security-Policy`, names.
     #[must_use]
@@ -51,6 +61,16 @@ impl Reply {
     #[must_use]
     pub fn error(status: u16, detail: impl ToString) -> Self {
         Self::json(status, &serde_json::json!({ "detail": detail.to_string() }))
+    }
+
+    /// The body could not be read: the client was too slow (408), broke the rules of chunks (400), or went away (422).
+    pub(super) fn unreadable(error: &io::Error) -> Self {
+        let status = match error.kind() {
+            io::ErrorKind::TimedOut => 408,
+            io::ErrorKind::InvalidData => 400,
+            _ => 422,
+        };
+        Self::error(status, format!("the body could not be read: {error}"))
     }
 
     /// `{"status": "ok"}`.
@@ -82,22 +102,37 @@ impl Reply {
         self
     }
 
-    pub(super) fn content_type(&self) -> &'static str {
-        match &self.body {
-            ReplyBody::Whole { content_type, .. } => content_type,
-            ReplyBody::Stream { .. } => "application/octet-stream",
+    /// Status line and headers, up to the empty line.
+    pub(super) fn head(&self, id: RequestId, connection: Option<&str>) -> Vec<u8> {
+        let reason = http::StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
+        let date = httpdate::fmt_http_date(SystemTime::now());
+        let mut head =
+            format!("HTTP/1.1 {} {}\r\nServer: {AGENT}\r\nDate: {date}\r\n", self.status, reason.unwrap_or(""));
+        let (content_type, length) = match &self.body {
+            ReplyBody::Whole { content_type, bytes } => (*content_type, bytes.len() as u64),
+            ReplyBody::Stream { length, .. } => ("application/octet-stream", *length),
+        };
+        // A `String` takes everything.
+        if self.status != 204 {
+            let _ = write!(head, "Content-Type: {content_type}\r\nContent-Length: {length}\r\n");
         }
+        for (name, value) in &self.headers {
+            let _ = write!(head, "{name}: {value}\r\n");
+        }
+        let _ = write!(head, "X-Request-Id: {id}\r\n");
+        if let Some(connection) = connection {
+            let _ = write!(head, "Connection: {connection}\r\n");
+        }
+        head.push_str("\r\n");
+        head.into_bytes()
     }
 
-    pub(super) fn length(&self) -> u64 {
-        match &self.body {
-            ReplyBody::Whole { bytes, .. } => bytes.len() as u64,
-            ReplyBody::Stream { length, .. } => *length,
+    /// The whole of an answer after which the connection ends.
+    pub(super) fn into_last_answer(self, id: RequestId) -> Vec<u8> {
+        let mut answer = self.head(id, Some("close"));
+        if let ReplyBody::Whole { bytes, .. } = self.body {
+            answer.extend_from_slice(&bytes);
         }
+        answer
     }
-}
-
-/// The words for a status code.
-pub(super) fn reason_phrase(status: u16) -> &'static str {
-    http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("")
 }

@@ -44,8 +44,8 @@ pub enum RouteError {
     BadEncoding,
 }
 
-const READ: &str = "GET, HEAD";
-const WRITE: &str = "POST";
+const READ: &str = "GET, HEAD, OPTIONS";
+const WRITE: &str = "POST, OPTIONS";
 
 /// One line of the table of endpoints.
 struct Endpoint {
@@ -73,7 +73,7 @@ static ENDPOINTS: [Endpoint; 11] = [
 ];
 
 /// What stands for paths that are no endpoint's.
-const NO_ENDPOINT: &str = "other";
+pub(super) const NO_ENDPOINT: &str = "other";
 
 /// The pattern of the endpoint that a request target leads to, such as `/load/{filename}`, or `other`: one of a few words
 /// whatever clients send, for logs and metrics.
@@ -123,9 +123,17 @@ pub fn route(method: &Method, url: &str) -> Result<Route, RouteError> {
     if allowed { Ok((endpoint.route)(&name)) } else { Err(RouteError::MethodNotAllowed { allow }) }
 }
 
+/// The methods that a target has, as `Allow` lists them. `*` has all of them.
+///
+/// # Errors
+/// As those of [`route`].
+pub(super) fn methods_of(target: &str) -> Result<&'static str, RouteError> {
+    if target == "*" { Ok("GET, HEAD, POST, OPTIONS") } else { find(target).map(|(endpoint, _)| endpoint.allow) }
+}
+
 /// The endpoint that a path leads to, and the segment that stands in its braces.
 fn find(url: &str) -> Result<(&'static Endpoint, String), RouteError> {
-    let path = path_of(url);
+    let path = url.split('?').next().unwrap_or_default();
     let mut segments = Vec::new();
     for segment in path.strip_prefix('/').ok_or(RouteError::NotFound)?.split('/') {
         segments.push(percent_decode_str(segment).decode_utf8().map_err(|_| RouteError::BadEncoding)?);
@@ -147,15 +155,6 @@ fn find(url: &str) -> Result<(&'static Endpoint, String), RouteError> {
     Err(RouteError::NotFound)
 }
 
-/// The path of a request target, which is a path or, for clients that take this for a proxy, a whole URL.
-fn path_of(url: &str) -> &str {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    match url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) {
-        Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
-        None => url,
-    }
-}
-
 /// Pattern and methods of every endpoint.
 #[cfg(test)]
 pub(super) fn endpoints() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -170,7 +169,7 @@ mod tests {
     fn every_endpoint_is_found_by_its_method_and_no_other() {
         for (method, other, url, expected) in [
             (Method::Get, Method::Post, "/", Route::Page),
-            (Method::Get, Method::Post, "http://box:8080?x", Route::Page),
+            (Method::Get, Method::Post, "/?x", Route::Page),
             (Method::Head, Method::Post, "/docs", Route::Docs),
             (Method::Get, Method::Post, "/openapi.json", Route::OpenApi),
             (Method::Get, Method::Post, "/metrics", Route::Metrics),
@@ -181,7 +180,7 @@ mod tests {
             (Method::Post, Method::Head, "/load/m.bin", Route::Load("m.bin".into())),
             (Method::Post, Method::Get, "/upload/a%20b", Route::Upload("a b".into())),
             (Method::Post, Method::Get, "/unlock", Route::Unlock),
-            (Method::Get, Method::Post, "http://box:8080/unlock/status", Route::UnlockStatus),
+            (Method::Get, Method::Post, "/unlock/status", Route::UnlockStatus),
         ] {
             let allow = if method == Method::Post { WRITE } else { READ };
             assert_eq!(route(&method, url), Ok(expected), "{method} {url}");
@@ -198,9 +197,7 @@ mod tests {
 
     #[test]
     fn unknown_paths_are_not_found() {
-        for url in
-            ["", "*", "//", "/health/", "//health", "/load", "/load/a/b", "/Health", "/unlock/status/x", "http://h//"]
-        {
+        for url in ["", "*", "//", "/health/", "//health", "/load", "/load/a/b", "/Health", "/unlock/status/x"] {
             assert_eq!(route(&Method::Get, url), Err(RouteError::NotFound), "{url}");
         }
         assert_eq!((endpoint_of("/nope"), endpoint_of("/load/x%20y?z")), (NO_ENDPOINT, "/load/{filename}"));

@@ -13,11 +13,11 @@ mod upload;
 
 pub(super) use docs::docs;
 pub(super) use health::health;
-pub(super) use load::load;
+pub(super) use load::{admit_load, load};
 pub(super) use login::login;
 pub(super) use metrics::metrics;
 pub(super) use openapi::openapi;
 pub(super) use page::page;
 pub(super) use status::status;
 pub(super) use unlock::{unlock, unlock_status};
-pub(super) use upload::upload;
+pub(super) use upload::{admit_upload, upload};

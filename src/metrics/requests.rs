@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::{Text, microseconds};
 
 /// Every status that the service answers; the last place counts what should not be there.
-const STATUSES: [u16; 15] = [200, 206, 304, 400, 401, 403, 404, 405, 408, 413, 416, 422, 500, 503, 0];
+const STATUSES: [u16; 21] =
+    [200, 204, 206, 304, 400, 401, 403, 404, 405, 408, 413, 414, 416, 417, 422, 431, 500, 501, 503, 505, 0];
 
 /// Upper bounds of the histogram's buckets in microseconds: an answer from memory, a call, a transfer, a long one.
 const BUCKETS: [(&str, u64); 6] =

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::api_client::{LoadError, Wanted};
 use crate::byte_range::ByteRange;
 use crate::constants::DEFAULT_FOLDER;
-use crate::http::json::read_json;
+use crate::http::json::{admit_json, read_json};
 use crate::http::{Exchange, Reply};
 use crate::names::{FileName, Folder, NameError};
 use crate::service::Service;
@@ -33,10 +33,18 @@ impl Request {
     }
 }
 
+fn has_body(exchange: &Exchange) -> bool {
+    exchange.declared_length() != Some(0) || exchange.header("content-type").is_some()
+}
+
+/// Refuses what can be told from the head.
+pub(in crate::http) fn admit_load(exchange: &Exchange) -> Result<(), Reply> {
+    if has_body(exchange) { admit_json(exchange) } else { Ok(()) }
+}
+
 pub(in crate::http) fn load(service: &Service, exchange: &mut Exchange, path_name: String) -> Reply {
-    let has_body = exchange.body().declared_length() != Some(0) || exchange.header("Content-Type").is_some();
-    let request: Request = match has_body.then(|| read_json(exchange, &["filename", "folder"])) {
-        None => Request::without_body(exchange.url()),
+    let request: Request = match has_body(exchange).then(|| read_json(exchange, &["filename", "folder"])) {
+        None => Request::without_body(exchange.target()),
         Some(Ok(request)) => request,
         Some(Err(reply)) => return reply,
     };
@@ -45,8 +53,8 @@ pub(in crate::http) fn load(service: &Service, exchange: &mut Exchange, path_nam
         Err(error) => return Reply::error(422, error),
     };
     let wanted = Wanted {
-        range: exchange.header("Range").and_then(ByteRange::parse),
-        if_tag: exchange.header("If-Range").map(str::to_owned),
+        range: exchange.header("range").and_then(ByteRange::parse),
+        if_tag: exchange.header("if-range").map(str::to_owned),
     };
     match service.client.load(&folder, &file_name, &wanted) {
         Ok(plaintext) => Reply::model(plaintext),

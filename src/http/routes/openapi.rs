@@ -25,8 +25,8 @@ mod tests {
         let mut described = BTreeSet::new();
         for (path, operations) in document["paths"].as_object().unwrap() {
             for (method, operation) in operations.as_object().unwrap() {
-                // HEAD goes without saying: OpenAPI's readers know that it comes with GET.
-                let allow = if method == "get" { "GET, HEAD" } else { "POST" };
+                // HEAD comes with GET, and OPTIONS with every path.
+                let allow = if method == "get" { "GET, HEAD, OPTIONS" } else { "POST, OPTIONS" };
                 described.insert((path.as_str(), allow));
                 let method = method.to_ascii_uppercase().parse().unwrap();
                 let route = route(&method, path).unwrap();

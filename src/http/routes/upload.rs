@@ -34,7 +34,28 @@ fn failed(error: &UploadError) -> Reply {
 }
 
 fn unreadable(error: &MultipartError) -> Reply {
-    Reply::error(422, error)
+    match error {
+        MultipartError::Io(error) => Reply::unreadable(error),
+        MultipartError::Malformed(_) => Reply::error(422, error),
+    }
+}
+
+fn too_large(limit: u64) -> Reply {
+    Reply::error(413, format!("the file has more than MAX_UPLOAD_BYTES ({limit}) bytes"))
+}
+
+/// Refuses what can be told from the head, before the client is asked to send the body.
+pub(in crate::http) fn admit_upload(service: &Service, exchange: &Exchange, path_name: &str) -> Result<(), Reply> {
+    FileName::new(path_name.to_owned()).map_err(|error| Reply::error(422, error))?;
+    if boundary(exchange.header("content-type").unwrap_or_default()).is_none() {
+        let detail = "the body must be a form with Content-Type: multipart/form-data and its boundary";
+        return Err(Reply::error(422, detail));
+    }
+    let limit = service.configuration.max_upload_bytes;
+    if exchange.declared_length().is_some_and(|length| length > limit.saturating_add(FORM_OVERHEAD)) {
+        return Err(too_large(limit));
+    }
+    Ok(())
 }
 
 /// Reads the form. What can be refused is refused before anything is written.
@@ -44,16 +65,10 @@ fn receive(
     path_name: String,
 ) -> Result<(ReceivedUpload, Folder, FileName), Reply> {
     let file_name = FileName::new(path_name).map_err(|error| Reply::error(422, error))?;
-    let boundary = boundary(exchange.header("Content-Type").unwrap_or_default()).ok_or_else(|| {
-        Reply::error(422, "the body must be a form with Content-Type: multipart/form-data and its boundary")
-    })?;
+    let boundary = boundary(exchange.header("content-type").unwrap_or_default()).unwrap_or_default();
     let limit = service.configuration.max_upload_bytes;
-    let too_large = || Reply::error(413, format!("the file has more than MAX_UPLOAD_BYTES ({limit}) bytes"));
-    if exchange.body().declared_length().is_some_and(|length| length > limit.saturating_add(FORM_OVERHEAD)) {
-        return Err(too_large());
-    }
 
-    let transfer = Transfer::begin(Stage::Receive, &*file_name, 0, exchange.body().declared_length());
+    let transfer = Transfer::begin(Stage::Receive, &*file_name, 0, exchange.declared_length());
     let mut form = Multipart::new(exchange, &boundary);
     let (mut upload, mut folder) = (None, None);
     while let Some(part) = form.next_part().map_err(|error| unreadable(&error))? {
@@ -62,7 +77,7 @@ fn receive(
                 let mut sink = service.client.begin_upload().map_err(|error| failed(&error))?;
                 let mut content = (&mut form).take(limit.saturating_add(1));
                 if copy(&mut content, &mut sink, &transfer)? > limit {
-                    return Err(too_large());
+                    return Err(too_large(limit));
                 }
                 upload = Some(sink.finish().map_err(|error| failed(&error))?);
             }

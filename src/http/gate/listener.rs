@@ -1,0 +1,146 @@
+//! The sockets that clients connect to.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::net::sockopt;
+
+use super::super::connection::Socket;
+use crate::configuration::BindAddress;
+
+/// Connections that the kernel accepts before the gate does: a burst of clients waits there.
+const BACKLOG: i32 = 1024;
+
+/// A TCP client that answers no probe is dead after about so long.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A socket that accepts connections.
+#[derive(Debug)]
+pub enum Listener {
+    /// On a TCP port.
+    Tcp(TcpListener),
+    /// A Unix socket; a path is removed when this is dropped.
+    Unix(UnixListener, Option<PathBuf>),
+}
+
+impl Listener {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// The operating system's, such as an address that is in use.
+    pub fn bind(address: &BindAddress) -> io::Result<Self> {
+        match address {
+            BindAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
+            BindAddress::Unix(path) => {
+                // A socket that a killed process left behind refuses connections; one that answers is in use.
+                if UnixStream::connect(path).is_ok() {
+                    return Err(io::ErrorKind::AddrInUse.into());
+                }
+                if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+                    fs::remove_file(path)?;
+                }
+                // Nobody connects before the mode is right.
+                let mut hidden = path.clone().into_os_string();
+                hidden.push("~");
+                let hidden = PathBuf::from(hidden);
+                let _ = fs::remove_file(&hidden);
+                let listener = UnixListener::bind(&hidden)?;
+                fs::set_permissions(&hidden, fs::Permissions::from_mode(0o660))?;
+                fs::rename(&hidden, path)?;
+                Self::Unix(listener, Some(path.clone()))
+            }
+        }
+        .prepared()
+    }
+
+    /// The same for a socket that listens already. Accepted connections inherit its options.
+    ///
+    /// # Errors
+    /// The operating system's, such as for a socket that does not listen.
+    pub fn prepared(self) -> io::Result<Self> {
+        rustix::net::listen(&self, BACKLOG)?;
+        match &self {
+            Self::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                sockopt::set_socket_keepalive(listener, true)?;
+                sockopt::set_tcp_keepidle(listener, KEEPALIVE)?;
+                sockopt::set_tcp_user_timeout(listener, KEEPALIVE.as_millis() as u32)?;
+                sockopt::set_tcp_nodelay(listener, true)?;
+            }
+            Self::Unix(listener, _) => listener.set_nonblocking(true)?,
+        }
+        Ok(self)
+    }
+
+    /// Where it listens, as clients name it: the port is the real one if the configuration left it to the system.
+    pub fn address(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
+            Self::Unix(listener, _) => {
+                let address = listener.local_addr().ok();
+                let bound =
+                    address.as_ref().and_then(|address| address.as_pathname()).map(|path| path.display().to_string());
+                format!("unix:{}", bound.unwrap_or_default().trim_end_matches('~'))
+            }
+        }
+    }
+
+    /// Whether clients of other machines can reach it.
+    pub fn is_open_to_the_network(&self) -> bool {
+        match self {
+            Self::Tcp(listener) => {
+                listener.local_addr().is_ok_and(|address| !address.ip().to_canonical().is_loopback())
+            }
+            Self::Unix(..) => false,
+        }
+    }
+
+    /// The next client's socket, and how the log names the client.
+    pub(super) fn accept(&self) -> io::Result<(Socket, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok((Socket::Tcp(stream), address.ip().to_canonical().to_string()))
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok((Socket::Unix(stream), "unix".to_owned()))
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, Some(path)) = self {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// An address to connect to for one to listen on: a service on all addresses is reached on the loopback one.
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
