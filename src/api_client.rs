@@ -1,5 +1,6 @@
 //! The client of the Resource API and the CDN together: login, load and upload, as the seed's module of this name.
 
+mod big_sink;
 mod load;
 mod offline;
 mod part;
@@ -21,6 +22,7 @@ use crate::configuration::Configuration;
 use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
 use crate::hardware_service;
+use crate::manifest::ManifestKeys;
 use crate::model_cache::{CacheSummary, KeptParts, ModelCache, Refusal};
 use crate::names::FileName;
 use crate::security::{AesKey, Salts, decrypt_whole};
@@ -73,24 +75,27 @@ impl From<ApiError> for LoginError {
 
 /// A login that worked: the session, and the CDN once its configuration was needed.
 struct Login {
-    session: Session,
+    session: Arc<Session>,
     cdn: Mutex<Option<Arc<CdnManager>>>,
 }
 
 impl Login {
     fn new(session: Session) -> Self {
-        Self { session, cdn: Mutex::default() }
+        Self { session: Arc::new(session), cdn: Mutex::default() }
     }
 }
 
 /// The one client of this process. It is created at the start; the credentials come with the first login.
 pub struct ApiClient {
-    api: ResourceApi,
+    api: Arc<ResourceApi>,
     uplink: Uplink,
     cdn_config_path: Option<PathBuf>,
     hardware: String,
     salts: Salts,
     resource_key: AesKey,
+    manifest_keys: Arc<ManifestKeys>,
+    /// Whether uploads set the plain key.
+    old_readers: bool,
     cache: ModelCache,
     kept: Arc<KeptParts>,
     uploads: Turns,
@@ -99,22 +104,27 @@ pub struct ApiClient {
 
 impl ApiClient {
     /// A client as configured, not logged in.
-    ///
-    /// # Errors
-    /// One line that names the environment variable whose file cannot be used.
     pub fn new(configuration: &Configuration) -> Result<Self, String> {
         let uplink = Uplink::new(configuration.ca_cert_path.as_deref())?;
         let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
-        let cache = ModelCache::open(&configuration.model_cache_dir);
+        let manifest_keys = Arc::new(ManifestKeys::new(
+            &configuration.salts,
+            configuration.signing_key_path.as_deref(),
+            configuration.trusted_keys_path.as_deref(),
+            configuration.require_manifest,
+        )?);
+        let cache = ModelCache::open(&configuration.model_cache_dir, Arc::clone(&manifest_keys))?;
         let kept = Arc::new(KeptParts::open(&configuration.model_cache_dir, configuration.offline_limit));
         offline::sweep_now_and_then(&kept);
         Ok(Self {
-            api: ResourceApi::new(uplink.clone(), &configuration.resource_api_url, tokens),
+            api: Arc::new(ResourceApi::new(uplink.clone(), &configuration.resource_api_url, tokens)),
             uplink,
             cdn_config_path: configuration.cdn_config_path.clone(),
             hardware: hardware(configuration),
             salts: configuration.salts.clone(),
             resource_key: AesKey::of_resources(&configuration.salts),
+            manifest_keys,
+            old_readers: configuration.old_readers,
             cache,
             kept,
             uploads: Turns::default(),
@@ -123,16 +133,12 @@ impl ApiClient {
     }
 
     /// Who is logged in, if anybody.
-    #[must_use]
     pub fn user(&self) -> Option<User> {
         self.current().map(|login| login.session.user())
     }
 
     /// Proves the credentials and loads the CDN configuration; then they replace those that were in force. While the Resource
     /// API is away, a kept small part can prove them.
-    ///
-    /// # Errors
-    /// See [`LoginError`]. The credentials that worked before stay in force.
     pub fn login(&self, credentials: Credentials) -> Result<(), LoginError> {
         let login = match self.open_session(&credentials) {
             Ok(session) => {
@@ -149,9 +155,6 @@ impl ApiClient {
 
     /// Logs in for an unlock: as [`login`](Self::login), but the CDN configuration is fetched when a load needs it, since
     /// the images do not come from the CDN.
-    ///
-    /// # Errors
-    /// See [`ApiError`]. The credentials that worked before stay in force.
     pub fn login_for_unlock(&self, credentials: Credentials) -> Result<(), ApiError> {
         let session = self.open_session(&credentials)?;
         self.replace(Login::new(session));
@@ -159,9 +162,6 @@ impl ApiClient {
     }
 
     /// The bytes of which the archive's key is made.
-    ///
-    /// # Errors
-    /// See [`ApiError`]; not being logged in counts as [`ApiError::Unauthorized`].
     pub fn key_fragment(&self) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let login = self.current().ok_or(ApiError::Unauthorized(http::StatusCode::UNAUTHORIZED))?;
         login.session.call(&self.api, |token| self.api.key_fragment(token))
@@ -173,7 +173,6 @@ impl ApiClient {
     }
 
     /// What is cached, without a look at the disk.
-    #[must_use]
     pub fn cache_summary(&self) -> CacheSummary {
         self.cache.summary()
     }
@@ -188,16 +187,7 @@ impl ApiClient {
 
     /// Fetches a file and decrypts it with the API key.
     fn fetch(&self, login: &Login, folder: &str, file_name: &str) -> Result<Fetched, ApiError> {
-        let credentials = login.session.credentials();
-        let encrypted = login
-            .session
-            .call(&self.api, |token| self.api.resource(token, credentials, &self.hardware, folder, file_name))?;
-        match decrypt_whole(&encrypted, &self.api_key(credentials)) {
-            Ok(plain) => Ok(Fetched { encrypted, plain: Zeroizing::new(plain) }),
-            Err(error) => {
-                Err(ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)")))
-            }
-        }
+        fetch(&self.api, &login.session, &self.hardware, &self.salts, (folder, file_name))
     }
 
     /// The key with which the Resource API encrypts files for these credentials on this box.
@@ -205,23 +195,39 @@ impl ApiClient {
         AesKey::of_api(credentials, &self.hardware, &self.salts)
     }
 
-    /// The CDN of this login, whose configuration is fetched once.
+    /// The CDN of this login, whose configuration is fetched once, and again when the CDN refuses its keys.
     fn cdn(&self, login: &Login) -> Result<Arc<CdnManager>, LoginError> {
         let mut cdn = login.cdn.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cdn) = &*cdn {
             return Ok(Arc::clone(cdn));
         }
-        let yaml = match &self.cdn_config_path {
-            Some(path) => read_config(path).map_err(LoginError::CdnConfigUnavailable)?,
-            None => self
-                .fetch(login, "", CDN_CONFIG_FILE)
-                .map(|fetched| fetched.plain)
-                .map_err(|error| LoginError::CdnConfigUnavailable(error.to_string()))?,
-        };
-        let config = CdnConfig::from_yaml(&yaml).map_err(LoginError::CdnConfig)?;
-        let manager = Arc::new(CdnManager::new(self.uplink.clone(), &config));
+        let read = self.cdn_config(&login.session);
+        let config = read()?;
+        if config.is_open_to_listeners() {
+            log::warn!("the CDN is asked without TLS ({}); whoever is on the way sees who loads what", config.endpoint);
+        }
+        let renew = Box::new(move || {
+            log::info!("the CDN refuses its access key, so its configuration is fetched again");
+            read().inspect_err(|error| log::warn!("{error}")).ok()
+        });
+        let manager = Arc::new(CdnManager::with_renewal(self.uplink.clone(), &config, renew));
         *cdn = Some(Arc::clone(&manager));
         Ok(manager)
+    }
+
+    /// Reads the CDN configuration each time that it is called.
+    fn cdn_config(&self, session: &Arc<Session>) -> impl Fn() -> Result<CdnConfig, LoginError> + Send + Sync + use<> {
+        let (api, session, path) = (Arc::clone(&self.api), Arc::clone(session), self.cdn_config_path.clone());
+        let (hardware, salts) = (self.hardware.clone(), self.salts.clone());
+        move || {
+            let yaml = match &path {
+                Some(path) => read_config(path),
+                None => fetch(&api, &session, &hardware, &salts, ("", CDN_CONFIG_FILE))
+                    .map(|fetched| fetched.plain)
+                    .map_err(|error| error.to_string()),
+            };
+            CdnConfig::from_yaml(&yaml.map_err(LoginError::CdnConfigUnavailable)?).map_err(LoginError::CdnConfig)
+        }
     }
 }
 
@@ -232,8 +238,22 @@ struct Fetched {
     plain: Zeroizing<Vec<u8>>,
 }
 
+fn fetch(
+    api: &ResourceApi,
+    session: &Session,
+    hardware: &str,
+    salts: &Salts,
+    (folder, file_name): (&str, &str),
+) -> Result<Fetched, ApiError> {
+    let credentials = session.credentials();
+    let encrypted = session.call(api, |token| api.resource(token, credentials, hardware, folder, file_name))?;
+    match decrypt_whole(&encrypted, &AesKey::of_api(credentials, hardware, salts)) {
+        Ok(plain) => Ok(Fetched { encrypted, plain: Zeroizing::new(plain) }),
+        Err(error) => Err(ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)"))),
+    }
+}
+
 /// The hardware string of this box, or what `HARDWARE_ID` puts in its place.
-#[must_use]
 pub fn hardware(configuration: &Configuration) -> String {
     configuration.hardware_id.clone().unwrap_or_else(|| hardware_service::fingerprint(Path::new("/")))
 }

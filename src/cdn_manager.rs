@@ -10,15 +10,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
+
 use self::object::Source;
 use self::publish::Destination;
-use self::s3::S3Account;
-use crate::uplink::Uplink;
+use self::s3::{Role, S3Account, S3Endpoint};
+use crate::manifest::MAX_MANIFEST_BYTES;
+use crate::uplink::{PATIENT_TRIES, TRIES, Uplink};
 
 pub use self::config::{AccessKey, CdnConfig, CdnConfigError};
 pub use self::object::{BigObject, ContentRange, ObjectReader};
-pub use self::publish::BigPart;
-pub use self::s3::CdnError;
+pub use self::publish::{BigPart, Multipart};
+pub use self::s3::{CdnError, RenewConfig};
 
 /// Object metadata: SHA-256 of the big part itself.
 const META_SHA256: &str = "x-amz-meta-sha256";
@@ -37,26 +40,30 @@ const CONNECTIONS_WHEN_FAR: usize = 8;
 pub struct Limits {
     /// A longer big part is uploaded in parts of this length, so that a broken connection costs one part.
     pub part: u64,
-    /// A longer object is copied in ranges of this length; S3 copies at most 5 GiB in one request.
+    /// A longer object is copied in ranges of this length: a server is silent while it copies, and S3 copies at most 5 GiB in
+    /// one request.
     pub copy: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { part: 64 << 20, copy: 5 << 30 }
+        Self { part: 16 << 20, copy: 512 << 20 }
     }
 }
 
 /// The object key that seed-compatible readers ask for.
-#[must_use]
 pub fn plain_key(file_name: &str) -> String {
     format!("{file_name}.big")
 }
 
 /// The object key of one generation: it names the small part it belongs to, so it never changes its content.
-#[must_use]
 pub fn generation_key(file_name: &str, small_sha256: &str) -> String {
     format!("{file_name}.{}.big", &small_sha256[..small_sha256.len().min(16)])
+}
+
+/// The object key of the manifest of one generation.
+pub fn manifest_key(file_name: &str, small_sha256: &str) -> String {
+    format!("{file_name}.{}.manifest", &small_sha256[..small_sha256.len().min(16)])
 }
 
 /// Whether `key` is a generation of `file_name`.
@@ -75,92 +82,139 @@ pub struct CdnManager {
 
 impl CdnManager {
     /// The CDN that `config` describes.
-    #[must_use]
     pub fn new(uplink: Uplink, config: &CdnConfig) -> Self {
-        let account = Arc::new(S3Account::new(config, &config.downloader));
-        Self {
-            downloads: Source { uplink, account, latency: Arc::default() },
-            uploader: S3Account::new(config, &config.uploader),
-            limits: Limits::default(),
-        }
+        Self::at(S3Endpoint::new(uplink, config, None))
+    }
+
+    /// The same; when it refuses its keys, `renew` is asked for those that have replaced them.
+    pub fn with_renewal(uplink: Uplink, config: &CdnConfig, renew: RenewConfig) -> Self {
+        Self::at(S3Endpoint::new(uplink, config, Some(renew)))
+    }
+
+    fn at(endpoint: S3Endpoint) -> Self {
+        let endpoint = Arc::new(endpoint);
+        let account = |role| S3Account { endpoint: Arc::clone(&endpoint), role };
+        let (downloads, uploader) = (Source::new(account(Role::Download)), account(Role::Upload));
+        Self { downloads, uploader, limits: Limits::default() }
     }
 
     /// The same with other limits.
-    #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
-    /// Finds the big part that belongs to the small part with the hash `small_sha256`: its generation, else the plain key.
-    /// Whether the plain key's object belongs to this small part is for the caller to judge by its metadata.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
-    pub fn find(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<BigObject, CdnError> {
-        match self.downloads.describe(bucket, &generation_key(file_name, small_sha256)) {
-            // A key that may not list a bucket is told 403 for what is not there.
-            Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => {
-                self.downloads.describe(bucket, &plain_key(file_name))
-            }
-            found => found,
-        }
+    /// The object under the plain key. Whether it belongs to a given small part is for the caller to judge by its metadata.
+    pub fn find_plain(&self, bucket: &str, file_name: &str) -> Result<BigObject, CdnError> {
+        let mut object = self.downloads.describe(bucket, &plain_key(file_name), TRIES)?;
+        object.tail = self.downloads.tail(&object)?;
+        Ok(object)
     }
 
     /// The bytes of an object in `range`, which must not go beyond its end.
-    #[must_use]
     pub fn read(&self, object: &BigObject, range: Range<u64>) -> ObjectReader {
         ObjectReader::new(self.downloads.clone(), object.clone(), range)
     }
 
     /// Over how many connections at once a long object should be read: a CDN that takes long to answer is far away, and
     /// one connection then carries less than the line does.
-    #[must_use]
     pub fn connections(&self) -> usize {
         if self.downloads.latency() >= FAR { CONNECTIONS_WHEN_FAR } else { 1 }
     }
 
+    /// How long the parts are in which a big part of at most `longest` bytes is stored.
+    pub fn part_length(&self, longest: u64) -> u64 {
+        self.limits.part.max(longest.div_ceil(publish::MAX_PARTS))
+    }
+
     /// Step 1 of an upload: stores the generation, which nobody asks for yet.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn put_generation(&self, bucket: &str, file_name: &str, part: BigPart<'_>) -> Result<(), CdnError> {
         self.destination(bucket).put(&generation_key(file_name, part.small_sha256), part)
     }
 
+    /// Step 1 of an upload whose big part is still being made: it is stored part by part, and exists when it is complete.
+    pub fn begin_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<Multipart, CdnError> {
+        let metadata = publish::metadata(None, Some(small_sha256));
+        self.destination(bucket).begin(&generation_key(file_name, small_sha256), metadata)
+    }
+
+    /// Between steps 1 and 2 of an upload: stores the manifest of the generation.
+    pub fn put_manifest(
+        &self,
+        bucket: &str,
+        file_name: &str,
+        small_sha256: &str,
+        manifest: &str,
+    ) -> Result<(), CdnError> {
+        self.destination(bucket).put_text(&manifest_key(file_name, small_sha256), manifest)
+    }
+
+    /// The manifest of the generation that belongs to the small part with this hash, if there is one.
+    pub fn manifest(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<Option<String>, CdnError> {
+        match self.downloads.text(bucket, &manifest_key(file_name, small_sha256), MAX_MANIFEST_BYTES) {
+            Err(CdnError::Missing { .. }) => Ok(None),
+            // A key that may not list a bucket is told this of what is not there.
+            Err(CdnError::Refused { status: StatusCode::FORBIDDEN, .. }) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    /// SHA-256 of the small part that the object under the plain key belongs to, if it tells.
+    pub fn plain_is_of(&self, bucket: &str, file_name: &str) -> Option<String> {
+        self.downloads.describe(bucket, &plain_key(file_name), TRIES).ok()?.small_sha256
+    }
+
     /// Step 3 of an upload: sets the plain key to the generation that belongs to the small part with this hash.
-    ///
-    /// # Errors
-    /// See [`CdnError`].
     pub fn set_plain(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
-        let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256))?;
+        let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256), PATIENT_TRIES)?;
         self.destination(bucket).copy(&generation, &plain_key(file_name))
     }
 
-    /// Step 4 of an upload: deletes the generations older than the one before this upload's.
-    ///
-    /// # Errors
-    /// See [`CdnError`]. Nobody is hurt by a generation that remains.
-    pub fn prune(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
+    /// Deletes the generation of an upload that was not committed, and its manifest.
+    pub fn delete_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
         let destination = self.destination(bucket);
+        // In this order: of a generation that remains, the next upload knows.
+        destination.delete(&manifest_key(file_name, small_sha256))?;
+        destination.delete(&generation_key(file_name, small_sha256))
+    }
+
+    /// Whether there is the generation of the small part with this hash.
+    pub fn has_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<bool, CdnError> {
+        match self.downloads.describe(bucket, &generation_key(file_name, small_sha256), PATIENT_TRIES) {
+            Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => Ok(false),
+            found => found.map(|_| true),
+        }
+    }
+
+    /// Step 4 of an upload: deletes the generations older than this upload's but for the one that was in force before it,
+    /// which readers may still be at: the newest of `previous`, or the newest of all where none of these is known.
+    pub fn prune(
+        &self,
+        bucket: &str,
+        file_name: &str,
+        small_sha256: &str,
+        previous: &[String],
+    ) -> Result<(), CdnError> {
+        let found = self.destination(bucket).list(&format!("{file_name}."), |key| is_generation_of(key, file_name))?;
         let own = generation_key(file_name, small_sha256);
-        let mut older: Vec<(String, String)> = destination.list(&format!("{file_name}."))?;
-        let Some((_, uploaded)) = older.iter().find(|(key, _)| *key == own).cloned() else { return Ok(()) };
+        let Some((_, uploaded)) = found.iter().find(|(key, _)| *key == own) else { return Ok(()) };
         // What is not older than this upload's may be that of another box, which is about to commit it.
-        older.retain(|(key, time)| is_generation_of(key, file_name) && *time < uploaded);
-        // The newest first: it is the previous one, which readers may still be at.
+        let mut older: Vec<_> = found.iter().filter(|(_, time)| time < uploaded).collect();
         older.sort_by(|a, b| b.1.cmp(&a.1));
-        for (key, _) in older.iter().skip(1) {
+        let was_in_force = |key: &str| previous.iter().any(|hash| generation_key(file_name, hash) == key);
+        let kept = older.iter().position(|(key, _)| was_in_force(key)).unwrap_or(0);
+        for (_, (key, _)) in older.into_iter().enumerate().filter(|(index, _)| *index != kept) {
             // A model may be named like a generation of this one. Only a generation is marked as what its name says.
-            let marked = self.downloads.describe(bucket, key)?.small_sha256;
-            if marked.is_some_and(|hash| generation_key(file_name, &hash) == *key) {
-                destination.delete(key)?;
+            if let Some(hash) = self.downloads.describe(bucket, key, TRIES)?.small_sha256
+                && generation_key(file_name, &hash) == *key
+            {
+                self.delete_generation(bucket, file_name, &hash)?;
             }
         }
         Ok(())
     }
 
-    fn destination<'a>(&'a self, bucket: &'a str) -> Destination<'a> {
-        Destination { uplink: &self.downloads.uplink, account: &self.uploader, bucket, limits: self.limits }
+    fn destination(&self, bucket: &str) -> Destination {
+        Destination { account: self.uploader.clone(), bucket: bucket.to_owned(), limits: self.limits }
     }
 }
 
@@ -172,6 +226,7 @@ mod tests {
     fn generations_are_told_from_other_models() {
         let hash = "0123456789abcdef".repeat(4);
         assert_eq!(generation_key("m.bin", &hash), "m.bin.0123456789abcdef.big");
+        assert_eq!(manifest_key("m.bin", &hash), "m.bin.0123456789abcdef.manifest");
         assert!(is_generation_of("m.bin.0123456789abcdef.big", "m.bin"));
         for other in
             ["m.bin.big", "m.bin.0123456789abcde.big", "m.bin.0123456789ABCDEF.big", "m.bin.v2.0123456789abcdef.big"]

@@ -8,6 +8,7 @@ mod terminal;
 
 use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use self::call::RunningService;
 use crate::api_client::hardware;
 use crate::configuration::{BindAddress, Configuration};
 use crate::http::{Listener, Server};
+use crate::manifest::Keygen;
 use crate::service::Service;
 use crate::{logging, shutdown, systemd};
 
@@ -34,6 +36,7 @@ Usage:
   loader pack --key-file FILE [IN] [OUT]
                          encrypt a docker save tar into an archive for IMAGES_PATH
                          (default: standard input and output; FILE holds the key fragment)
+  loader keygen DIR      make a key pair for SIGNING_KEY_PATH and TRUSTED_KEYS_PATH
   loader COMMAND --help  print more about a command
   loader --help          print this text
   loader --version       print the version
@@ -59,6 +62,10 @@ Environment (name, default, meaning):
   CLIENT_TOKEN           (none)                        bearer token that clients must send
   ALLOWED_HOSTS          (none)                        names, comma-separated, that browsers may use for this service
   JWT_PUBLIC_KEY_PATH    (none)                        PEM; verifies the Resource API's tokens
+  SIGNING_KEY_PATH       (none)                        PEM, Ed25519 private key; signs what this box uploads
+  TRUSTED_KEYS_PATH      (none)                        PEM, Ed25519 public keys; only what they signed is loaded
+  REQUIRE_MANIFEST       false                         true: old uploads, which prove nothing, are refused
+  OLD_READERS            true                          false: uploads leave out the key that readers of the old kind need
   OFFLINE_HOURS          0                             how long models load again without the Resource API, 0 to 8760
 
 Exit status: 0 done or stopped by a signal, 1 failed, 2 wrong usage or configuration.
@@ -92,7 +99,7 @@ struct Command {
     run: fn(&[&str]) -> Result<(), Failure>,
 }
 
-const COMMANDS: [Command; 6] = [
+const COMMANDS: [Command; 7] = [
     Command {
         name: "status",
         help: concat!(
@@ -169,6 +176,19 @@ Shows how far it is on standard error: with a bar on a terminal, with a line eve
 Exit status: 0 done, 1 failed, 2 wrong usage.
 ",
         run: pack,
+    },
+    Command {
+        name: "keygen",
+        help: "\
+Usage: loader keygen DIR
+
+Makes an Ed25519 key pair in the directory DIR, which is created:
+  signing-key.pem        for SIGNING_KEY_PATH where models are uploaded; nobody else may have it
+  trusted-keys.pem       for TRUSTED_KEYS_PATH on the boxes; several such files may be joined to one
+
+Replaces no file. Exit status: 0 done, 1 failed, 2 wrong usage.
+",
+        run: keygen,
     },
 ];
 
@@ -278,6 +298,15 @@ fn listeners(bind_address: &BindAddress) -> Result<Vec<Listener>, Failure> {
     Ok(vec![listener])
 }
 
+fn keygen(words: &[&str]) -> Result<(), Failure> {
+    let [directory] = words else { return Err(Failure::usage("keygen needs one directory; loader keygen DIR")) };
+    if directory.starts_with('-') {
+        return Err(Failure::usage(format!("unknown option {directory}; loader keygen DIR")));
+    }
+    let files = Keygen::write(Path::new(directory)).map_err(Failure::runtime)?;
+    print(&format!("{}\n{}\n", files.private.display(), files.public.display()))
+}
+
 fn serve() -> Result<(), Failure> {
     let configuration = configuration()?;
     logging::start(configuration.log_level, configuration.log_dir.as_deref());
@@ -286,8 +315,10 @@ fn serve() -> Result<(), Failure> {
     let bind_address = configuration.bind_address.clone();
     let default_salts = configuration.default_salts.join(", ");
     let has_token = configuration.client_token.is_some();
-    let service = Arc::new(Service::new(configuration).map_err(Failure::usage)?);
+    // First of all: where another loader serves already, nothing of its files may be touched.
     let listeners = listeners(&bind_address)?;
+    let service = Arc::new(Service::new(configuration).map_err(Failure::usage)?);
+
     for listener in &listeners {
         log::info!("loader {} listens on {}", env!("CARGO_PKG_VERSION"), listener.address());
     }

@@ -69,6 +69,14 @@ pub struct Configuration {
     pub client_token: Option<Secret>,
     /// `JWT_PUBLIC_KEY_PATH`.
     pub jwt_public_key_path: Option<PathBuf>,
+    /// `SIGNING_KEY_PATH`: signs the manifests of uploads.
+    pub signing_key_path: Option<PathBuf>,
+    /// `TRUSTED_KEYS_PATH`: only what these keys signed is loaded.
+    pub trusted_keys_path: Option<PathBuf>,
+    /// `REQUIRE_MANIFEST`: uploads without a manifest are refused.
+    pub require_manifest: bool,
+    /// `OLD_READERS`: uploads set the plain key as well, which readers of the old kind ask for.
+    pub old_readers: bool,
     /// `OFFLINE_HOURS`: how long a model may be loaded again without the Resource API; zero: never.
     pub offline_limit: Duration,
 }
@@ -189,6 +197,10 @@ impl Configuration {
             allowed_hosts: allowed_hosts(&text("ALLOWED_HOSTS", "")?)?,
             client_token,
             jwt_public_key_path: file("JWT_PUBLIC_KEY_PATH")?,
+            signing_key_path: file("SIGNING_KEY_PATH")?,
+            trusted_keys_path: file("TRUSTED_KEYS_PATH")?,
+            require_manifest: truth("REQUIRE_MANIFEST", &text("REQUIRE_MANIFEST", "false")?)?,
+            old_readers: truth("OLD_READERS", &optional("OLD_READERS")?.unwrap_or_else(|| "true".into()))?,
             offline_limit: offline_limit(&text("OFFLINE_HOURS", "0")?)?,
         })
     }
@@ -302,6 +314,14 @@ fn client_stall_limit(value: &str) -> Result<Duration, ConfigurationError> {
     }
 }
 
+fn truth(name: &'static str, value: &str) -> Result<bool, ConfigurationError> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" | "" => Ok(false),
+        _ => Err(bad(name, "is neither true nor false")),
+    }
+}
+
 /// A year at most: more is a slip of the finger.
 fn offline_limit(value: &str) -> Result<Duration, ConfigurationError> {
     match value.parse::<u64>() {
@@ -336,6 +356,8 @@ mod tests {
         assert_eq!(configuration.max_connections, 1024);
         assert!(configuration.allowed_hosts.is_empty());
         assert_eq!(configuration.offline_limit, Duration::ZERO);
+        assert_eq!((configuration.signing_key_path, configuration.trusted_keys_path), (None, None));
+        assert!(!configuration.require_manifest && configuration.old_readers);
         assert_eq!(configuration.default_salts, ["HARDWARE_SALT", "API_KEY_SALT", "RESOURCE_KEY_SALT"]);
         assert!(configuration.client_token.is_none() && configuration.hardware_id.is_none());
     }
@@ -354,6 +376,10 @@ mod tests {
             ("CDN_CONFIG_PATH", "/nonexistent/cdn.yaml"),
             ("CA_CERT_PATH", "/nonexistent/ca.pem"),
             ("JWT_PUBLIC_KEY_PATH", "/nonexistent/key.pem"),
+            ("SIGNING_KEY_PATH", "/nonexistent/key.pem"),
+            ("TRUSTED_KEYS_PATH", "/nonexistent/key.pem"),
+            ("REQUIRE_MANIFEST", "perhaps"),
+            ("OLD_READERS", "some"),
             ("HANDLER_THREADS", "0"),
             ("HANDLER_THREADS", "many"),
             ("MAX_UPLOAD_BYTES", "0"),

@@ -20,6 +20,7 @@ pub mod docker;
 pub mod hardware_service;
 pub mod http;
 pub mod logging;
+pub mod manifest;
 pub mod metrics;
 pub mod model_cache;
 pub mod names;

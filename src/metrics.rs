@@ -92,6 +92,10 @@ impl Drop for During {
 pub static CACHE_HITS: Count = Count::new();
 /// Loads that did not.
 pub static CACHE_MISSES: Count = Count::new();
+/// Chunks in the cache that were not what they had been, and were fetched again.
+pub static CHUNKS_REPAIRED: Count = Count::new();
+/// Loads of old uploads, which prove nothing.
+pub static OLD_UPLOADS: Count = Count::new();
 /// Calls to the Resource API and the CDN that were made again.
 pub static UPLINK_RETRIES: Count = Count::new();
 /// Requests that were answered 503, since all handlers were busy and the queue was full.
@@ -151,6 +155,18 @@ pub fn write(text: &mut Text) {
     for (result, count) in [("hit", &CACHE_HITS), ("miss", &CACHE_MISSES)] {
         text.sample("", &[("result", result)], count.get());
     }
+    text.single(
+        "loader_chunks_repaired_total",
+        "counter",
+        "Damaged chunks of the cache that were fetched again.",
+        CHUNKS_REPAIRED.get(),
+    );
+    text.single(
+        "loader_old_uploads_total",
+        "counter",
+        "Loads of models without a manifest, which prove nothing.",
+        OLD_UPLOADS.get(),
+    );
     text.single(
         "loader_uplink_retries_total",
         "counter",

@@ -2,11 +2,11 @@
 //!
 //! The ciphers are [`DecryptReader`] and [`EncryptWriter`]: callers see `Read` and `Write`, never blocks.
 
-mod beside;
+mod background;
 mod decrypt;
 mod encrypt;
+mod hash;
 mod parts;
-mod verify;
 
 use jwt_simple::reexports::ct_codecs::{Base64, Encoder};
 use sha2::{Digest, Sha256, Sha384};
@@ -15,12 +15,12 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::credentials::Credentials;
 use crate::secret::Secret;
 
-pub use beside::HashBeside;
+pub use background::{Absorb, BackgroundHasher};
 pub use decrypt::{DecryptError, DecryptReader, HELD_BACK, decrypt_beginning, decrypt_whole, plain_length};
 pub use encrypt::EncryptWriter;
+pub use hash::{HashMismatch, HashWriter, Hasher, hex, is_sha256_hex, sha256_hex};
 pub use loader_cipher::BLOCK;
-pub use parts::{Parts, PartsWriter, split_point};
-pub use verify::{HashMismatch, HashWriter, Hasher, Proof, VerifyReader, hex, is_sha256_hex, sha256_hex};
+pub use parts::{OpenBig, Parts, PartsWriter, split_point};
 
 /// The installation's salts (`HARDWARE_SALT`, `API_KEY_SALT`, `RESOURCE_KEY_SALT`).
 #[derive(Clone, Debug)]

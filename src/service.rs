@@ -18,7 +18,7 @@ const UNLOCK_RECORD: &str = ".unlock.json";
 /// The one instance in a process.
 pub struct Service {
     /// Logs in, loads and uploads.
-    pub client: ApiClient,
+    pub client: Arc<ApiClient>,
     /// What the environment decides.
     pub configuration: Configuration,
     docker: Docker,
@@ -33,7 +33,7 @@ impl Service {
     pub fn new(configuration: Configuration) -> Result<Self, String> {
         // The first look starts the clock.
         let _ = metrics::uptime();
-        let client = ApiClient::new(&configuration)?;
+        let client = Arc::new(ApiClient::new(&configuration)?);
         Ok(Self { client, configuration, docker: Docker::default(), monitor: UnlockMonitor::default() })
     }
 

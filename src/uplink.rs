@@ -3,170 +3,39 @@
 //!
 //! Every error names the server and never the request: signatures and tokens travel in requests.
 
-use std::collections::HashMap;
-use std::fmt;
+mod agent;
+mod error;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Request, Response, StatusCode};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body, SendBody, Timeout};
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use ureq::config::Config;
+use ureq::{Agent, Body, SendBody};
 use zeroize::Zeroizing;
 
-use crate::constants::{AGENT, CHUNK, STALL_LIMIT};
 use crate::metrics;
 use crate::transfer::Transfer;
 
-/// A server that does not accept a connection within this time is unreachable.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+pub use self::error::UplinkError;
 
-/// How often a call that is safe to repeat is made in all.
-const TRIES: u32 = 3;
+/// How often a call that is safe to repeat is made in all while a client waits for its answer.
+pub const TRIES: u32 = 3;
+
+/// How often in all where giving up costs a whole transfer. With the pauses between them these tries span about half a
+/// minute, the time an uplink needs to come back.
+pub const PATIENT_TRIES: u32 = 8;
 
 /// The pause before the second try; it doubles from try to try.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A server may ask for a longer pause with `Retry-After`, but nobody's request waits longer than this for it.
+/// A server may ask for a longer pause with `Retry-After`, but nobody's request waits much longer than this for it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// How many connections to one server are kept for the next request. A download in ranges asks for a piece on each again
-/// and again, and opening one takes a round trip or three.
-const IDLE_CONNECTIONS: usize = 8;
-
-/// A response head beyond this is not one of our servers'.
-const MAX_RESPONSE_HEAD: usize = 32 * 1024;
-
-/// Why a server could not be asked, or gave no usable answer.
-#[derive(Debug)]
-pub enum UplinkError {
-    /// No connection: refused, no route, no such name, or nobody answered within 5 s.
-    Unreachable {
-        /// Scheme, host and port.
-        server: String,
-        /// The operating system's or resolver's words.
-        reason: String,
-    },
-    /// The TLS handshake failed; most often the certificate is not trusted.
-    Tls {
-        /// Scheme, host and port.
-        server: String,
-        /// What is wrong with the certificate or the handshake.
-        reason: String,
-    },
-    /// Connected, but no byte came or went for 30 s.
-    Stalled {
-        /// Scheme, host and port.
-        server: String,
-    },
-    /// The connection broke, or what came over it is not HTTP.
-    Interrupted {
-        /// Scheme, host and port.
-        server: String,
-        /// What happened.
-        reason: String,
-    },
-    /// The server answered with a status that means "not now": 429 or 5xx.
-    Unavailable {
-        /// Scheme, host and port.
-        server: String,
-        /// The status.
-        status: StatusCode,
-        /// How long the server asks to wait.
-        retry_after: Option<Duration>,
-    },
-    /// The request could not be made; the address is unusable.
-    Unusable {
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-impl fmt::Display for UplinkError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable { server, reason } => write!(f, "{server} is unreachable ({reason})"),
-            Self::Tls { server, reason } => write!(
-                f,
-                "the TLS connection to {server} failed ({reason}); for a private certificate authority set CA_CERT_PATH"
-            ),
-            Self::Stalled { server } => {
-                write!(f, "{server} is connected but sent or took nothing for {} seconds", STALL_LIMIT.as_secs())
-            }
-            Self::Interrupted { server, reason } => write!(f, "the connection to {server} broke ({reason})"),
-            Self::Unavailable { server, status, .. } => write!(f, "{server} answered {status}"),
-            Self::Unusable { reason } => f.write_str(reason),
-        }
-    }
-}
-
-impl std::error::Error for UplinkError {}
-
-impl UplinkError {
-    /// Whether the same call may succeed a moment later.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
-        !matches!(self, Self::Tls { .. } | Self::Unusable { .. })
-    }
-
-    /// Whether nothing answers at the server's address, or nothing that is able to: no connection, silence, or 5xx.
-    #[must_use]
-    pub fn is_away(&self) -> bool {
-        match self {
-            // Behind a hotel's login page every certificate is wrong.
-            Self::Unreachable { .. } | Self::Tls { .. } | Self::Stalled { .. } | Self::Interrupted { .. } => true,
-            Self::Unavailable { status, .. } => status.is_server_error(),
-            Self::Unusable { .. } => false,
-        }
-    }
-
-    /// How long the server asked to wait.
-    #[must_use]
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Unavailable { retry_after, .. } => *retry_after,
-            _ => None,
-        }
-    }
-
-    fn new(server: String, error: ureq::Error) -> Self {
-        use ureq::Error;
-        let tls = |reason: String| Self::Tls { server: server.clone(), reason };
-        match error {
-            Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
-                Self::Unreachable { server, reason: format!("no connection within {} s", CONNECT_LIMIT.as_secs()) }
-            }
-            Error::Timeout(_) => Self::Stalled { server },
-            Error::HostNotFound => Self::Unreachable { server, reason: "the host name is not known".into() },
-            Error::ConnectionFailed => Self::Unreachable { server, reason: "no connection".into() },
-            Error::Rustls(error) => tls(error.to_string()),
-            Error::Tls(reason) => tls(reason.into()),
-            Error::Pem(error) => tls(format!("{error:?}")),
-            Error::Io(error) => Self::from_io(server, &error),
-            Error::BadUri(_) | Error::Http(_) => Self::Unusable { reason: format!("{server} is not a usable address") },
-            other => Self::Interrupted { server, reason: other.to_string() },
-        }
-    }
-
-    fn from_io(server: String, error: &io::Error) -> Self {
-        let reason = error.to_string();
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::AddrNotAvailable
-            | io::ErrorKind::NetworkDown => Self::Unreachable { server, reason },
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::Stalled { server },
-            // rustls wraps its errors so.
-            io::ErrorKind::InvalidData => Self::Tls { server, reason },
-            _ => Self::Interrupted { server, reason },
-        }
-    }
-}
 
 /// What a request carries.
 #[derive(Clone, Copy)]
@@ -191,84 +60,114 @@ pub enum Payload<'a> {
 /// The HTTP client. Cloning it shares its connections.
 #[derive(Clone, Debug)]
 pub struct Uplink {
-    /// One agent for each set of certificate authorities: the HTTP client cannot join a private one to the web's.
-    agents: Vec<Agent>,
-    /// Which agent a server's certificate needs, once that is known.
-    trusted_by: Arc<Mutex<HashMap<String, usize>>>,
+    config: Arc<Config>,
+    agent: Arc<RwLock<Agent>>,
 }
 
 impl Uplink {
     /// A client that trusts the web's certificate authorities and those in the PEM file at `ca_cert_path`.
     ///
     /// # Errors
-    /// A sentence if the file holds no certificate.
+    /// A sentence that names the environment variable with an unusable value.
     pub fn new(ca_cert_path: Option<&Path>) -> Result<Self, String> {
-        let mut agents = vec![agent(RootCerts::WebPki)];
-        if let Some(path) = ca_cert_path {
-            agents.insert(0, agent(RootCerts::Specific(Arc::new(private_roots(path)?))));
-        }
-        Ok(Self { agents, trusted_by: Arc::default() })
+        let config = agent::config(ca_cert_path)?;
+        let agent = Arc::new(RwLock::new(config.new_agent()));
+        Ok(Self { config: Arc::new(config), agent })
     }
 
-    /// Makes one call. Any status but 429 and 5xx is an answer.
+    /// Makes one call. Any status but 429, 5xx and redirects is an answer.
     ///
     /// # Errors
     /// See [`UplinkError`].
     pub fn call(&self, request: &Request<()>, payload: Payload<'_>) -> Result<Response<Body>, UplinkError> {
-        let server = server_of(request.uri());
-        let known = self.trusted_by().get(&server).copied();
-        let first = known.unwrap_or(0);
-        for (index, agent) in self.agents.iter().enumerate().skip(first) {
-            match run(agent, request.clone(), payload).map_err(|error| UplinkError::new(server.clone(), error)) {
-                // The handshake comes before any byte of the request, so another authority may be tried.
-                Err(UplinkError::Tls { .. }) if known.is_none() && index + 1 < self.agents.len() => {}
-                Err(error) => return Err(error),
-                Ok(response) => {
-                    if known.is_none() {
-                        self.trusted_by().insert(server.clone(), index);
-                    }
-                    return available(server, response);
-                }
+        let agent = self.agent.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let server = self.server_of(request.uri());
+        match run(&agent, request.clone(), payload) {
+            Ok(response) => usable(server, request.uri(), response),
+            Err(error) => {
+                self.forget_connections();
+                Err(UplinkError::new(server, error))
             }
         }
-        Err(UplinkError::Unusable { reason: format!("{server} is not a usable address") })
     }
 
-    fn trusted_by(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.trusted_by.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Makes the next calls over new connections. When one connection hangs or breaks, those that are kept idle have most
+    /// likely died with it, and a retry would wait for the stall limit on one after the other.
+    pub fn forget_connections(&self) {
+        *self.agent.write().unwrap_or_else(PoisonError::into_inner) = self.config.new_agent();
     }
 
-    /// Makes a call that is safe to repeat, up to three times, and reads its whole answer of at most `limit` bytes.
-    /// `build` makes the request anew for each try, since signatures carry the time.
+    /// Makes a call that is safe to repeat up to [`TRIES`] times and reads its whole answer of at most `limit` bytes.
     ///
     /// # Errors
     /// Of the last try, see [`UplinkError`].
-    pub fn ask(
-        &self,
-        payload: Payload<'_>,
-        limit: u64,
-        mut build: impl FnMut() -> Result<Request<()>, UplinkError>,
-    ) -> Result<Answer, UplinkError> {
-        let mut pauses = Pauses::default();
-        loop {
-            let request = build()?;
-            match self
-                .call(&request, payload)
-                .and_then(|response| Answer::read(server_of(request.uri()), response, limit))
-            {
-                Err(error) if error.may_pass() && pauses.taken() + 1 < TRIES => {
-                    log::info!("trying again: {error}");
-                    pauses.pause(error.retry_after());
-                }
-                result => return result,
+    pub fn ask(&self, request: &Request<()>, payload: Payload<'_>, limit: u64) -> Result<Answer, UplinkError> {
+        let ask =
+            || self.call(request, payload).and_then(|response| self.read(&origin_of(request.uri()), response, limit));
+        patiently(TRIES, UplinkError::patience, ask)
+    }
+
+    /// The whole answer of `server`, of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// See [`UplinkError`].
+    pub fn read(&self, server: &str, response: Response<Body>, limit: u64) -> Result<Answer, UplinkError> {
+        let (head, body) = response.into_parts();
+        // Room for all of it: a vector that grows leaves copies of its beginning behind.
+        let length = body.content_length().unwrap_or(0).min(limit);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(length as usize + 64));
+        // One more byte than allowed tells "too large" from "just as large as allowed".
+        match body.into_reader().take(limit + 1).read_to_end(&mut bytes) {
+            Err(error) => {
+                self.forget_connections();
+                Err(UplinkError::new(server.to_owned(), error.into()))
             }
+            Ok(_) if bytes.len() as u64 > limit => Err(UplinkError::Unusable {
+                reason: format!("{server} sent more than {limit} bytes where little was asked"),
+            }),
+            Ok(_) => Ok(Answer { status: head.status, headers: head.headers, body: bytes }),
+        }
+    }
+
+    /// Scheme, host and port of an address, and the proxy on the way: all of it that may be shown.
+    fn server_of(&self, uri: &http::Uri) -> String {
+        let server = origin_of(uri);
+        match self.config.proxy().filter(|proxy| !proxy.is_no_proxy(uri)) {
+            Some(proxy) => format!("{server} (through the proxy {}:{})", proxy.host(), proxy.port()),
+            None => server,
+        }
+    }
+}
+
+/// Does what is safe to repeat up to `tries` times. `patience` says whether an error may pass, and how long the server asks
+/// to wait.
+///
+/// # Errors
+/// Of the last try.
+pub fn patiently<T, E: std::fmt::Display>(
+    tries: u32,
+    patience: impl Fn(&E) -> Option<Option<Duration>>,
+    mut act: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let mut pauses = Pauses::default();
+    loop {
+        let error = match act() {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        match patience(&error) {
+            Some(asked) if pauses.taken() + 1 < tries => {
+                log::info!("trying again: {error}");
+                pauses.pause(asked);
+            }
+            _ => return Err(error),
         }
     }
 }
 
 /// A whole answer in memory.
 pub struct Answer {
-    /// The status: any but 429 and 5xx.
+    /// The status: any but 429, 5xx and redirects.
     pub status: StatusCode,
     /// The headers.
     pub headers: HeaderMap,
@@ -276,69 +175,56 @@ pub struct Answer {
     pub body: Zeroizing<Vec<u8>>,
 }
 
-impl Answer {
-    fn read(server: String, response: Response<Body>, limit: u64) -> Result<Self, UplinkError> {
-        let (head, body) = response.into_parts();
-        // Room for all of it: a vector that grows leaves copies of its beginning behind.
-        let length = body.content_length().unwrap_or(0).min(limit);
-        let mut bytes = Zeroizing::new(Vec::with_capacity(length as usize + 64));
-        // One more byte than allowed tells "too large" from "just as large as allowed".
-        match body.into_reader().take(limit + 1).read_to_end(&mut bytes) {
-            Err(error) => Err(UplinkError::new(server, error.into())),
-            Ok(_) if bytes.len() as u64 > limit => Err(UplinkError::Unusable {
-                reason: format!("{server} sent more than {limit} bytes where little was asked"),
-            }),
-            Ok(_) => Ok(Self { status: head.status, headers: head.headers, body: bytes }),
-        }
-    }
-}
-
-fn agent(roots: RootCerts) -> Agent {
-    Agent::config_builder()
-        .http_status_as_error(false)
-        // A redirect would carry credentials to a server that nobody configured.
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .timeout_connect(Some(CONNECT_LIMIT))
-        .timeout_per_read(Some(STALL_LIMIT))
-        .timeout_per_write(Some(STALL_LIMIT))
-        .max_response_header_size(MAX_RESPONSE_HEAD)
-        .input_buffer_size(CHUNK)
-        .output_buffer_size(CHUNK)
-        .max_idle_connections_per_host(IDLE_CONNECTIONS)
-        .max_idle_age(Duration::from_secs(10))
-        .user_agent(AGENT)
-        .accept("*/*")
-        .tls_config(TlsConfig::builder().root_certs(roots).build())
-        .build()
-        .new_agent()
-}
-
 fn run(agent: &Agent, mut request: Request<()>, payload: Payload<'_>) -> Result<Response<Body>, ureq::Error> {
     match payload {
         Payload::None => agent.run(request.map(|()| SendBody::none())),
         Payload::Bytes(bytes) => agent.run(request.map(|()| bytes)),
         Payload::File { file, offset, length, transfer } => {
-            transfer.continue_at(offset);
-            request.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+            request.headers_mut().insert(header::CONTENT_LENGTH, length.into());
             let mut range = FileRange { file, offset, remaining: length, transfer };
-            agent.run(request.map(|()| SendBody::from_reader(&mut range)))
+            let response = agent.run(request.map(|()| SendBody::from_reader(&mut range)));
+            if response.as_ref().is_ok_and(|response| response.status().is_success()) {
+                return response;
+            }
+            transfer.moves_again(length - range.remaining);
+            response
         }
     }
 }
 
-/// The response, unless its status says "not now".
-fn available(server: String, response: Response<Body>) -> Result<Response<Body>, UplinkError> {
-    let status = response.status();
-    if status != StatusCode::TOO_MANY_REQUESTS && !status.is_server_error() {
-        return Ok(response);
+/// The response, unless its status says "not now" or "not here".
+fn usable(server: String, uri: &http::Uri, response: Response<Body>) -> Result<Response<Body>, UplinkError> {
+    let (status, headers) = (response.status(), response.headers());
+    match status.as_u16() {
+        429 | 500..600 => Err(UplinkError::Unavailable { server, status, retry_after: retry_after(headers) }),
+        301 | 302 | 303 | 307 | 308 => Err(UplinkError::Redirected { server, status, target: target(uri, headers) }),
+        _ => Ok(response),
     }
-    let retry_after = response
-        .headers()
-        .get(http::header::RETRY_AFTER)
-        .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-        .map(Duration::from_secs);
-    Err(UplinkError::Unavailable { server, status, retry_after })
+}
+
+/// How long a server asks to wait: seconds, or a date by its own clock.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let date = || httpdate::parse_http_date(value).ok();
+    let now = || server_time(headers).unwrap_or_else(SystemTime::now);
+    let seconds = value.parse().map(Duration::from_secs).ok();
+    seconds.or_else(|| Some(date()?.duration_since(now()).unwrap_or_default()))
+}
+
+/// What the server's clock says.
+#[must_use]
+pub fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(header::DATE)?.to_str().ok()?).ok()
+}
+
+/// Where a redirect leads to.
+fn target(from: &http::Uri, headers: &HeaderMap) -> String {
+    let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
+    match location.map(str::parse::<http::Uri>) {
+        Some(Ok(to)) if to.host().is_some() => format!("{}{}", origin_of(&to), to.path()),
+        Some(Ok(to)) => format!("{}{}", origin_of(from), to.path()),
+        _ => "a place that it does not name".into(),
+    }
 }
 
 /// The pauses between tries: they double from one to the next, up to a limit, and have jitter, so that a fleet that
@@ -353,41 +239,26 @@ impl Pauses {
         self.0
     }
 
-    /// Sleeps for the next pause, or for as long as the server asked.
+    /// Sleeps for the next pause, or for as long as the server asked and a little more: it asked a whole fleet.
     pub fn pause(&mut self, asked: Option<Duration>) {
         metrics::UPLINK_RETRIES.add();
-        thread::sleep(asked.unwrap_or_else(|| jittered(FIRST_PAUSE * 2_u32.pow(self.0.min(10)))).min(LONGEST_PAUSE));
+        let usual = FIRST_PAUSE * 2_u32.pow(self.0.min(10));
+        let (least, most) = match asked.map(|asked| asked.min(LONGEST_PAUSE)) {
+            Some(asked) => (asked, asked + asked.max(FIRST_PAUSE) / 4),
+            None => (usual.min(LONGEST_PAUSE) / 2, usual.min(LONGEST_PAUSE)),
+        };
+        let random = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
+        thread::sleep(least + (most - least).mul_f64(random));
         self.0 += 1;
     }
 }
 
-/// Between half and all of `pause`.
-fn jittered(pause: Duration) -> Duration {
-    let random = getrandom::u32().unwrap_or(0);
-    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
-}
-
-/// The certificates in a PEM file.
-fn private_roots(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
-    let unusable = |reason: String| format!("CA_CERT_PATH names {}: {reason}", path.display());
-    let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-    let mut certificates = Vec::new();
-    for item in parse_pem(&pem) {
-        match item {
-            Ok(PemItem::Certificate(certificate)) => certificates.push(certificate),
-            Ok(_) => {}
-            Err(error) => return Err(unusable(error.to_string())),
-        }
-    }
-    if certificates.is_empty() {
-        return Err(unusable("it holds no certificate in PEM form".into()));
-    }
-    Ok(certificates)
-}
-
-/// Scheme, host and port of an address: all of it that may be shown.
-fn server_of(uri: &http::Uri) -> String {
-    format!("{}://{}", uri.scheme_str().unwrap_or("http"), uri.authority().map_or("", |authority| authority.as_str()))
+/// Scheme, host and port of an address.
+fn origin_of(uri: &http::Uri) -> String {
+    // A name and a password before the host are nobody's business.
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{}://{host}", uri.scheme_str().unwrap_or("http"))
 }
 
 /// A range of a file as a reader with a position of its own.
@@ -406,5 +277,41 @@ impl Read for FileRange<'_> {
         self.remaining -= count as u64;
         self.transfer.moved(count as u64);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(header::HeaderName, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_and_as_a_date_of_the_servers_clock() {
+        let date = "Tue, 24 Nov 1970 10:00:00 GMT";
+        for (value, expected) in [
+            ("7", Some(7)),
+            ("Tue, 24 Nov 1970 10:00:09 GMT", Some(9)),
+            ("Tue, 24 Nov 1970 09:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let headers = headers(&[(header::DATE, date), (header::RETRY_AFTER, value)]);
+            assert_eq!(retry_after(&headers), expected.map(Duration::from_secs), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_is_named_without_what_could_be_a_secret() {
+        let from = "https://cdn.example.com:8443/models/m.big?X-Amz-Signature=hush".parse().unwrap();
+        for (location, expected) in [
+            ("https://user:hush@other.example.com/x?token=hush", "https://other.example.com/x"),
+            ("/login?next=hush", "https://cdn.example.com:8443/login"),
+            ("::", "a place that it does not name"),
+        ] {
+            assert_eq!(target(&from, &headers(&[(header::LOCATION, location)])), expected);
+        }
     }
 }

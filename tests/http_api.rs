@@ -73,15 +73,25 @@ fn status_tells_who_is_logged_in_and_what_is_cached() {
     while status() != expected(user.clone(), &both[1..]) {
         assert!(std::time::Instant::now() < deadline, "{}", status());
     }
-    // One whose bytes have decayed is evicted.
+    // One whose bytes have decayed is repaired.
     let file = world.service.cache_file(&world.folder, "b.bin");
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[100] ^= 1;
     let times = std::fs::FileTimes::new().set_modified(std::fs::metadata(&file).unwrap().modified().unwrap());
     std::fs::write(&file, bytes).unwrap();
     std::fs::File::options().write(true).open(&file).unwrap().set_times(times).unwrap();
-    assert!(world.service.try_load(&world.folder, "b.bin").is_err());
-    assert_eq!(status(), expected(user, &[]));
+    world.loads("b.bin", &[1; 50_000]);
+    assert_eq!(status(), expected(user, &both[1..]));
+}
+
+#[test]
+fn a_mistyped_model_name_is_called_that() {
+    let world = World::new();
+    let missing = crate::support::resource_api::Fault::Status(404, String::new());
+    world.api.fault("/resources/get/", missing, None);
+    let reply = world.service.load(&world.folder, "modle.bin");
+    assert_eq!(reply.status, 500);
+    assert!(reply.detail().contains("no model of this name in this folder; check both"), "{}", reply.detail());
 }
 
 /// Length of the big part of a model.

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::support::eventually;
 use crate::support::raw::{Reply, exchange, read_reply};
 use crate::support::resource_api::{EMAIL, Fault, PASSWORD, ResourceApi};
 use crate::support::service::Service;
@@ -140,13 +141,18 @@ fn busy_handlers_answer_as_the_document_says() {
     let api = ResourceApi::start();
     let service = Service::builder().api(&api).env("HANDLER_THREADS", "1").start();
     let document = Document::of(&service);
-    api.fault("/login", Fault::Delay(std::time::Duration::from_secs(1)), None);
+    api.fault("/login", Fault::Hang, None);
     std::thread::scope(|scope| {
-        let calls: Vec<_> = (0..12).map(|_| scope.spawn(|| service.login())).collect();
-        let replies: Vec<Reply> = calls.into_iter().map(|call| call.join().unwrap()).collect();
-        let refused = replies.iter().find(|reply| reply.status == 503).expect("one handler and four places");
-        document.has("post", "/login", refused);
+        // One handler, sixteen places, and some more.
+        let calls: Vec<_> = (0..24).map(|_| scope.spawn(|| service.login())).collect();
+        eventually(std::time::Duration::from_secs(20), "some are refused", || {
+            !service.get("/metrics").text().contains("\nloader_queue_full_total 0\n")
+        });
         api.clear_faults();
+        api.cut();
+        let replies: Vec<Reply> = calls.into_iter().map(|call| call.join().unwrap()).collect();
+        let refused = replies.iter().find(|reply| reply.status == 503).expect("they were counted");
+        document.has("post", "/login", refused);
     });
 }
 

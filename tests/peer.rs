@@ -73,6 +73,10 @@ fn version_two_of_the_peer_replaces_version_one_of_the_loader() {
     world.upload("m.bin", &old);
     world.loads("m.bin", &old);
     upload(&peer, &world, "m.bin", 200_000, 2);
+    // A box that had a proven version takes no other kind; one that never had one does.
+    let refused = world.service.load(&world.folder, "m.bin");
+    assert!(refused.status == 500 && refused.detail().contains("a version of it with one"), "{}", refused.text());
+    world.forget("m.bin");
     world.loads("m.bin", &new);
     world.loads("m.bin", &new);
     assert!(world.another_box().load(&world.folder, "m.bin").body == new, "another box loaded other bytes");

@@ -265,14 +265,20 @@ fn fails_half_way(mut stream: Stream, folder: &str, size: usize) {
     assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.len() - head_end < size);
 }
 
+/// Damages a byte of the second chunk, and then of whatever is asked for in its place.
+fn damage_half_way(proxy: &crate::support::s3_proxy::S3Proxy) {
+    use crate::support::s3_fault::{Fault, Purpose};
+    proxy.fault_on(Purpose::Whole, ".big", Fault::CorruptByteAt(1_500_000), None);
+    proxy.fault_on(Purpose::Rest, ".big", Fault::CorruptByteAt(100), None);
+}
+
 #[test]
 fn a_load_that_fails_half_way_is_noticed_by_the_client_at_once() {
-    use crate::support::s3_fault::Fault;
     let (world, proxy) = World::behind_proxy();
     let bytes = pattern(3_000_000, 1);
     world.upload("m.bin", &bytes);
     world.forget("m.bin");
-    proxy.fault("GET", "m.bin", Fault::CorruptByteAt(1_500_000), None);
+    damage_half_way(&proxy);
     fails_half_way(world.service.connect(), &world.folder, bytes.len());
 }
 
@@ -288,7 +294,7 @@ fn a_load_that_fails_half_way_ends_the_connection_on_a_unix_socket_too() {
     assert_eq!(service.upload(&folder, "m.bin", &pattern(3_000_000, 1)).status, 200);
     let big = service.cache_file(&folder, "m.bin");
     std::fs::remove_file(&big).unwrap();
-    proxy.fault("GET", "m.bin", crate::support::s3_fault::Fault::CorruptByteAt(1_500_000), None);
+    damage_half_way(&proxy);
     fails_half_way(Stream::connect(service.address()).unwrap(), &folder, 3_000_000);
     assert_eq!(service.get("/health").status, 200);
 }

@@ -105,7 +105,11 @@ enum Call {
     KeyFragment,
     /// The upload of the small part.
     Commit,
-    /// The look at an object and its last bytes.
+    /// The manifest of a big part.
+    Manifest,
+    /// The look at an object without a manifest.
+    Describe,
+    /// And at its last bytes.
     Tail,
     Body,
     /// The request that continues a download.
@@ -115,7 +119,8 @@ enum Call {
 }
 
 const API_CALLS: [Call; 5] = [Call::Login, Call::CdnYaml, Call::SmallPart, Call::KeyFragment, Call::Commit];
-const CDN_CALLS: [Call; 5] = [Call::Tail, Call::Body, Call::Rest, Call::Put, Call::Copy];
+const CDN_CALLS: [Call; 7] =
+    [Call::Manifest, Call::Describe, Call::Tail, Call::Body, Call::Rest, Call::Put, Call::Copy];
 
 impl Call {
     fn is_of_api(self) -> bool {
@@ -131,15 +136,15 @@ impl Call {
             Self::KeyFragment => "the key fragment cannot be fetched: the Resource API",
             Self::Commit => "the Resource API",
             Self::Put => "the model was not uploaded, the previous version remains: the CDN",
-            Self::Tail => "the big part of the model cannot be fetched: ",
+            Self::Manifest | Self::Describe | Self::Tail => "the big part of the model cannot be fetched: ",
             Self::Body | Self::Rest => "",
             Self::Copy => "readers of the old kind still get the previous version; upload it again: the CDN",
         }
     }
 
-    /// A download that breaks is taken up again for half a minute.
+    /// A transfer that breaks is taken up again for half a minute.
     fn is_patient(self) -> bool {
-        matches!(self, Self::Body | Self::Rest)
+        matches!(self, Self::Body | Self::Rest | Self::Put | Self::Copy)
     }
 }
 
@@ -159,6 +164,9 @@ impl Line {
         world.api.set_key_fragment(FRAGMENT);
         let bytes = pattern(400_000, 1);
         world.upload("m.bin", &bytes);
+        let (small, big) = protocol::split(&bytes, &protocol::Salts::default());
+        world.api.put_file(&world.folder, "old.bin.small", small);
+        world.s3.put(&world.folder, "old.bin.big", &big, &[]);
         world.upload("up.bin", &pattern(100_000, 0));
         // One tar header is enough: what follows the key fragment is `docker`, and there is none on this PATH.
         let mut header = tar::Header::new_ustar();
@@ -189,11 +197,13 @@ impl Line {
             Call::CdnYaml | Call::SmallPart => api("/resources/get/"),
             Call::KeyFragment => api("/binary-split/"),
             Call::Commit => api(&format!("/resources/{}", world.folder)),
-            Call::Tail => proxy.fault_on(Purpose::Tail, "m.bin", trouble.of_cdn(), times),
-            Call::Body => proxy.fault_on(Purpose::Whole, "m.bin", trouble.of_cdn(), times),
+            Call::Manifest => proxy.fault("GET", ".manifest", trouble.of_cdn(), times),
+            Call::Describe => proxy.fault_on(Purpose::Describe, "old.bin", trouble.of_cdn(), times),
+            Call::Tail => proxy.fault_on(Purpose::Tail, "old.bin", trouble.of_cdn(), times),
+            Call::Body => proxy.fault_on(Purpose::Whole, ".big", trouble.of_cdn(), times),
             Call::Rest => {
-                proxy.fault_on(Purpose::Whole, "m.bin", CdnFault::CutResponseAt(100_000), None);
-                proxy.fault_on(Purpose::Rest, "m.bin", trouble.of_cdn(), times);
+                proxy.fault_on(Purpose::Whole, ".big", CdnFault::CutResponseAt(100_000), None);
+                proxy.fault_on(Purpose::Rest, ".big", trouble.of_cdn(), times);
             }
             Call::Put => proxy.fault_on(Purpose::Store, "up.bin.", trouble.of_cdn(), times),
             Call::Copy => proxy.fault_on(Purpose::Copy, "up.bin.big", trouble.of_cdn(), times),
@@ -219,11 +229,12 @@ impl Line {
         };
         match call {
             Call::Login | Call::CdnYaml => answer(401, world.service.login()),
-            Call::SmallPart | Call::Tail | Call::Body | Call::Rest => {
+            Call::SmallPart | Call::Manifest | Call::Describe | Call::Tail | Call::Body | Call::Rest => {
+                let name = if matches!(call, Call::Describe | Call::Tail) { "old.bin" } else { "m.bin" };
                 if call != Call::SmallPart {
-                    world.forget("m.bin");
+                    world.forget(name);
                 }
-                let reply = world.service.try_load(&world.folder, "m.bin")?;
+                let reply = world.service.try_load(&world.folder, name)?;
                 assert!(reply.status != 200 || reply.body == self.bytes, "{call:?}: other bytes were loaded");
                 answer(500, reply)
             }
@@ -268,7 +279,7 @@ impl Line {
     fn meets(&mut self, trouble: Trouble) {
         let call = self.call;
         if trouble.passes() && trouble != Refused {
-            self.arm(trouble, Some(if call.is_patient() { 2 } else { 1 }));
+            self.arm(trouble, Some(if call.is_patient() { 3 } else { 1 }));
             self.make().unwrap_or_else(|why| panic!("{call:?} met {trouble:?} once: {why}"));
             self.disarm();
         }
@@ -284,13 +295,14 @@ impl Line {
             let named = match trouble {
                 // Every call to that server, so the first one is named.
                 Refused => "is unreachable",
+                GarbledByte if call == Call::Manifest => "the manifest of the model",
                 GarbledByte if call == Call::Tail => "the model cannot be decrypted",
                 _ => call.named(),
             };
             assert!(why.contains(named), "{call:?} under {trouble:?}: {why:?}");
         } else {
             // An answer without a body cannot be truncated.
-            let bodiless = matches!(call, Call::Commit | Call::Put | Call::Copy);
+            let bodiless = matches!(call, Call::Commit | Call::Describe | Call::Put | Call::Copy);
             assert!(trouble == Truncated && bodiless, "{call:?} under {trouble:?} succeeded");
         }
         self.disarm();
@@ -314,6 +326,9 @@ fn every_call_meets_every_fault() {
         let mut line = Line::new(call);
         for trouble in OF_ALL_CALLS {
             line.meets(trouble);
+        }
+        if call == Call::Manifest {
+            line.meets(GarbledByte);
         }
         if matches!(call, Call::Tail | Call::Rest) {
             for trouble in OF_RANGES {
@@ -375,7 +390,8 @@ fn every_call_of_an_upload_in_parts_meets_every_fault() {
         let limits = Limits { part: 5 * MIB as u64, copy: 6 * MIB as u64 };
         let cdn = CdnManager::new(loader::uplink::Uplink::new(None).unwrap(), &config).with_limits(limits);
         for trouble in OF_ALL_CALLS.into_iter().filter(|trouble| *trouble != Refused) {
-            for times in [Some(1), None] {
+            // For half a minute; it takes too long to outlast it with every one of them.
+            for times in if trouble.passes() { [Some(1), Some(3)] } else { [Some(1), None] } {
                 for copying in [false, true] {
                     let what = format!("{method} {query} under {trouble:?} ({times:?}), copying: {copying}");
                     let target = if copying { "m.bin.big" } else { &key };

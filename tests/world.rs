@@ -40,7 +40,8 @@ impl World {
         (Self::at(s3, &yaml, configure), proxy)
     }
 
-    fn at(s3: S3, cdn_yaml: &str, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
+    /// The same at a store that is there already, asked at the address in the CDN configuration.
+    pub fn at(s3: S3, cdn_yaml: &str, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
         let api = ResourceApi::start();
         api.put_file("", "cdn.yaml", cdn_yaml);
         let folder = s3.new_bucket("models");
@@ -77,10 +78,10 @@ impl World {
         assert!(reply.body == expected, "other bytes were loaded");
     }
 
-    /// Empties the cache, as a box that never had the model.
+    /// Empties the cache, as a box that never had the model, proven or not.
     pub fn forget(&self, name: &str) {
         let big = self.service.cache_file(&self.folder, name);
-        for suffix in ["", ".json", ".part", ".part.json"] {
+        for suffix in ["", ".json", ".part", ".part.json", ".part.source.json", ".proven"] {
             let mut path = big.clone().into_os_string();
             path.push(suffix);
             let _ = std::fs::remove_file(path);

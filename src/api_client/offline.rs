@@ -19,7 +19,7 @@ use super::load::LoadError;
 use super::session::Session;
 use super::{ApiClient, ApiError, Fetched, Login, LoginError, small_name};
 use crate::credentials::Credentials;
-use crate::model_cache::{Entry, KeptParts, Refusal};
+use crate::model_cache::{Entry, KeptParts, Refusal, Version};
 use crate::names::{FileName, Folder};
 use crate::security::{AesKey, decrypt_whole, sha256_hex};
 use crate::threads;
@@ -59,23 +59,24 @@ impl Keep {
         self.kept.keep(&self.entry, &self.encrypted, |old| hash(old) == expected);
     }
 
-    /// `big`, at whose good end the small part is kept.
-    pub(super) fn at_end_of(self, big: Box<dyn Read + Send>) -> impl Read + Send {
-        KeepingReader { big, keep: Some(self) }
+    /// `big`, at whose good end the small part is kept if all of it is in the cache.
+    pub(super) fn at_end_of(self, big: impl Read + Send, version: Arc<Version>) -> impl Read + Send {
+        KeepingReader { big, keep: Some((self, version)) }
     }
 }
 
-struct KeepingReader {
-    big: Box<dyn Read + Send>,
-    keep: Option<Keep>,
+struct KeepingReader<R> {
+    big: R,
+    keep: Option<(Keep, Arc<Version>)>,
 }
 
-impl Read for KeepingReader {
+impl<R: Read> Read for KeepingReader<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.big.read(out)?;
         if count == 0
             && !out.is_empty()
-            && let Some(keep) = self.keep.take()
+            && let Some((keep, version)) = self.keep.take()
+            && version.is_complete()
         {
             keep.now();
         }

@@ -28,6 +28,8 @@ pub enum ApiError {
         /// The API's message.
         message: String,
     },
+    /// The API has no file of this name (404 or 410).
+    NotFound(String),
     /// A status that has no meaning here.
     Unexpected(StatusCode),
     /// A success whose body is not what it should be.
@@ -42,6 +44,7 @@ impl fmt::Display for ApiError {
                 write!(f, "the Resource API does not accept this account's token for this call ({status})")
             }
             Self::Business { code, message } => write!(f, "the Resource API refused: {message} (error {code})"),
+            Self::NotFound(name) => write!(f, "the Resource API has no file {name}"),
             Self::Unexpected(status) => write!(f, "the Resource API answered {status}, which it should not"),
             Self::BadAnswer(what) => write!(f, "the Resource API's answer is unusable: {what}"),
         }
@@ -58,18 +61,13 @@ impl From<UplinkError> for ApiError {
 
 impl ApiError {
     /// Whether the Resource API is away: nothing answers, or nothing that is able to.
-    #[must_use]
     pub fn is_away(&self) -> bool {
         matches!(self, Self::Uplink(error) if error.is_away())
     }
 
     /// Whether the Resource API said that this user may not have this, or that it is gone.
-    #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Unauthorized(_) | Self::Business { .. } | Self::Unexpected(StatusCode::NOT_FOUND | StatusCode::GONE)
-        )
+        matches!(self, Self::Unauthorized(_) | Self::Business { .. } | Self::NotFound(_))
     }
 }
 
@@ -82,15 +80,11 @@ pub struct ResourceApi {
 
 impl ResourceApi {
     /// The API at `base` (no trailing slash), whose tokens `tokens` reads.
-    #[must_use]
     pub fn new(uplink: Uplink, base: &str, tokens: TokenReader) -> Self {
         Self { uplink, base: base.to_owned(), tokens }
     }
 
     /// `POST /login`: proves the credentials and gives a token.
-    ///
-    /// # Errors
-    /// See [`ApiError`]; wrong credentials are [`ApiError::Business`].
     pub fn login(&self, credentials: &Credentials) -> Result<Token, ApiError> {
         #[derive(Deserialize)]
         struct Answer {
@@ -105,9 +99,6 @@ impl ResourceApi {
     }
 
     /// `POST /resources/get/{folder}`: a file, encrypted with the API key.
-    ///
-    /// # Errors
-    /// See [`ApiError`].
     pub fn resource(
         &self,
         token: &Secret,
@@ -120,15 +111,15 @@ impl ResourceApi {
         let body = json_object([("password", password), ("hardware", hardware), ("fileName", file_name)]);
         let path = format!("/resources/get/{folder}");
         let answer = self.ask(&Method::POST, &path, Some(token), "application/json", &body)?;
-        accepted(answer, Some(&credentials.password))
+        accepted(answer, Some(&credentials.password)).map_err(|error| match error {
+            ApiError::Unexpected(StatusCode::NOT_FOUND | StatusCode::GONE) => ApiError::NotFound(file_name.to_owned()),
+            error => error,
+        })
     }
 
     /// `POST /resources/{folder}`: stores a small file.
     ///
     /// Storing the same bytes under the same name once more changes nothing, so this call is safe to repeat.
-    ///
-    /// # Errors
-    /// See [`ApiError`].
     pub fn store(&self, token: &Secret, folder: &str, file_name: &str, bytes: &[u8]) -> Result<(), ApiError> {
         // 128 random bits do not occur in the content by chance.
         let mut boundary = [0; 16];
@@ -149,9 +140,6 @@ impl ResourceApi {
     }
 
     /// `GET /binary-split/key-fragment`: the raw bytes of which the archive's key is made.
-    ///
-    /// # Errors
-    /// See [`ApiError`].
     pub fn key_fragment(&self, token: &Secret) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let answer = self.ask(&Method::GET, "/binary-split/key-fragment", Some(token), "", &[])?;
         let fragment = accepted(answer, None)?;
@@ -168,19 +156,16 @@ impl ResourceApi {
     ) -> Result<Answer, UplinkError> {
         let payload = if *method == Method::GET { Payload::None } else { Payload::Bytes(body) };
         let started = Instant::now();
-        let result = self.uplink.ask(payload, MAX_RESOURCE_BYTES, || {
-            let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
-            if let Some(token) = token {
-                let bearer = Zeroizing::new(format!("Bearer {}", token.expose()));
-                request = request.header(header::AUTHORIZATION, bearer.as_str());
-            }
-            if !content_type.is_empty() {
-                request = request.header(header::CONTENT_TYPE, content_type);
-            }
-            request
-                .body(())
-                .map_err(|_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() })
-        });
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        if let Some(token) = token {
+            let bearer = Zeroizing::new(format!("Bearer {}", token.expose()));
+            request = request.header(header::AUTHORIZATION, bearer.as_str());
+        }
+        if !content_type.is_empty() {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        let unusable = |_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() };
+        let result = self.uplink.ask(&request.body(()).map_err(unusable)?, payload, MAX_RESOURCE_BYTES);
         let received = result.as_ref().map_or(0, |answer| answer.body.len());
         metrics::moved(Stage::Api, (body.len() + received) as u64, started.elapsed());
         result

@@ -20,9 +20,6 @@ pub struct Session {
 
 impl Session {
     /// Logs in.
-    ///
-    /// # Errors
-    /// See [`ResourceApi::login`].
     pub fn open(api: &ResourceApi, credentials: Credentials) -> Result<Self, ApiError> {
         let token = api.login(&credentials)?;
         log::info!("logged in as {} (role {}, id {})", token.user.email, token.user.role, token.user.id);
@@ -30,28 +27,22 @@ impl Session {
     }
 
     /// A session of credentials that were proven without the Resource API. The first call that reaches it logs in.
-    #[must_use]
     pub fn offline(credentials: Credentials) -> Self {
         let user = User { id: String::new(), email: credentials.email.clone(), role: Role::None };
         Self { credentials, user: RwLock::new(user), token: Mutex::new(None) }
     }
 
     /// The credentials that were proven.
-    #[must_use]
     pub fn credentials(&self) -> &Credentials {
         &self.credentials
     }
 
     /// Who is logged in. While the Resource API has not been reached, only the email is known.
-    #[must_use]
     pub fn user(&self) -> User {
         self.user.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Makes a call with a good token. If the API refuses the token, logs in again and makes the call once more.
-    ///
-    /// # Errors
-    /// Those of the call, and of the login.
     pub fn call<T>(&self, api: &ResourceApi, call: impl Fn(&Secret) -> Result<T, ApiError>) -> Result<T, ApiError> {
         let bearer = self.fresh_token(api)?;
         match call(&bearer) {

@@ -29,7 +29,6 @@ pub struct Token {
 
 impl Token {
     /// Whether it should be renewed before it is used at `now`.
-    #[must_use]
     pub fn is_stale(&self, now: SystemTime) -> bool {
         self.expires_at.is_some_and(|expiry| now + RENEWAL_MARGIN >= expiry)
     }
@@ -58,9 +57,6 @@ pub enum TokenReader {
 
 impl TokenReader {
     /// A reader that verifies with the PEM public key in the file, if one is named.
-    ///
-    /// # Errors
-    /// A sentence if the file is neither an RSA nor a P-256 public key.
     pub fn new(public_key_path: Option<&Path>) -> Result<Self, String> {
         let Some(path) = public_key_path else { return Ok(Self::Trusting) };
         let unusable = |reason: &str| format!("JWT_PUBLIC_KEY_PATH names {}: {reason}", path.display());
@@ -74,9 +70,6 @@ impl TokenReader {
     }
 
     /// Reads a token.
-    ///
-    /// # Errors
-    /// A sentence that does not repeat the token.
     pub fn read(&self, bearer: Secret) -> Result<Token, String> {
         // It goes into a header line, so anything but visible ASCII is refused before it gets there.
         if bearer.expose().len() > MAX_TOKEN || !bearer.expose().bytes().all(|byte| byte.is_ascii_graphic()) {

@@ -1,19 +1,26 @@
-//! Upload: encrypted while it is received, into a spool file; then the four steps of SPEC section 5, which readers cannot
-//! see half of.
+//! Upload: encrypted while it is received, into a spool file or on to the CDN; then the four steps of SPEC section 5, which
+//! readers cannot see half of.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use super::big_sink::{Big, BigSink, Target};
 use super::{ApiClient, ApiError, Login, LoginError, small_name};
 use crate::cdn_manager::{BigPart, CdnError, CdnManager};
-use crate::model_cache::Spool;
+use crate::manifest::{ChunkHasher, Manifest, Subject};
 use crate::names::{FileName, Folder};
-use crate::security::{EncryptWriter, HashBeside, HashWriter, Parts, PartsWriter, sha256_hex};
+use crate::security::{EncryptWriter, HashWriter, Hasher, OpenBig, Parts, PartsWriter, sha256_hex};
 
 /// How many other uploads of the same model, committed one after the other meanwhile, are followed by the plain key.
 const UPLOADS_AT_ONCE: usize = 4;
+
+/// A big part is shorter than its file by at most this: the small part.
+const NOT_IN_BIG_PART: u64 = 3072;
+
+/// A big part is longer than its file by at most this: initialization vector and padding.
+const NOT_IN_FILE: u64 = 32;
 
 /// Why a model could not be uploaded.
 #[derive(Debug)]
@@ -55,15 +62,25 @@ impl fmt::Display for UploadError {
 
 impl std::error::Error for UploadError {}
 
-/// An upload that is being received: what is written to it is encrypted and kept on local storage.
+impl From<io::Error> for UploadError {
+    /// What went wrong where an upload is written to.
+    fn from(error: io::Error) -> Self {
+        error.downcast::<CdnError>().map_or_else(Self::Spool, Self::Big)
+    }
+}
+
+/// An upload that is being received: what is written to it is encrypted and kept on local storage or passed on to the CDN.
 pub struct Upload {
     login: Arc<Login>,
-    encrypt: EncryptWriter<PartsWriter<HashWriter<Spool>>>,
+    encrypt: EncryptWriter<PartsWriter<HashWriter<BigSink, ChunkHasher>>>,
+    plain_length: u64,
 }
 
 impl Write for Upload {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.encrypt.write(bytes)
+        let count = self.encrypt.write(bytes)?;
+        self.plain_length += count as u64;
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -76,73 +93,122 @@ pub struct ReceivedUpload {
     login: Arc<Login>,
     small: Vec<u8>,
     small_sha256: String,
-    big: Spool,
-    big_length: u64,
+    big: Big,
+    /// Unknown where the big part never was in local storage as a whole.
     big_sha256: String,
+    manifest: Manifest,
+}
+
+impl ReceivedUpload {
+    fn subject<'a>(&'a self, folder: &'a str, file_name: &'a str) -> Subject<'a> {
+        let (small_sha256, small_length) = (self.small_sha256.as_str(), self.small.len() as u64);
+        Subject { folder, file_name, small_sha256, small_length }
+    }
 }
 
 impl Upload {
     /// Ends the encryption.
-    ///
-    /// # Errors
-    /// [`UploadError::Spool`].
     pub fn finish(self) -> Result<ReceivedUpload, UploadError> {
-        let parts = self.encrypt.finish().and_then(PartsWriter::finish).map_err(UploadError::Spool)?;
-        let Parts { small, big: HashWriter { sink, hasher, length } } = parts;
+        let Parts { small, big } = self.encrypt.finish().and_then(PartsWriter::finish)?;
+        let HashWriter { sink, whole, chunks } = big;
+        let chunks = chunks.into_hasher().finish();
+        let chunks =
+            chunks.ok_or_else(|| io::Error::other("the upload has another length than its request announced"))?;
+        let big = sink.finish()?;
+        let big_sha256 = match (&big, whole) {
+            (Big::Stored(_), _) => String::new(),
+            (Big::Local(_), Some(whole)) => whole.into_hasher().finish(),
+            (Big::Local(spool), None) => Hasher::of_range(spool.file(), 0..chunks.length)?.finish(),
+        };
         Ok(ReceivedUpload {
             login: self.login,
             small_sha256: sha256_hex(&small),
             small,
-            big: sink,
-            big_length: length,
-            big_sha256: hasher.into_hasher().finish(),
+            big,
+            big_sha256,
+            manifest: Manifest { chunks, plain_length: self.plain_length },
         })
     }
 }
 
 impl ApiClient {
-    /// Starts an upload. Where it goes is said when it has been received, since a form may name its folder last.
-    ///
-    /// # Errors
-    /// [`UploadError::NotLoggedIn`] and [`UploadError::Spool`].
-    pub fn begin_upload(&self) -> Result<Upload, UploadError> {
+    /// Starts an upload of at most `longest` bytes, of which at least `shortest` are announced. If its place is known already,
+    /// it is stored while it is received; a form may also name its folder last.
+    pub fn begin_upload(
+        &self,
+        place: Option<(&Folder, &FileName)>,
+        shortest: u64,
+        longest: u64,
+    ) -> Result<Upload, UploadError> {
         let login = self.current().ok_or(UploadError::NotLoggedIn)?;
-        let spool = self.cache.spool().map_err(UploadError::Spool)?;
-        let hashed = HashWriter { sink: spool, hasher: HashBeside::default(), length: 0 };
-        let encrypt = EncryptWriter::new(PartsWriter::new(hashed), &self.resource_key).map_err(UploadError::Spool)?;
-        Ok(Upload { login, encrypt })
+        let (shortest, longest) = (shortest.saturating_sub(NOT_IN_BIG_PART), longest.saturating_add(NOT_IN_FILE));
+        let target = match place {
+            Some((folder, file_name)) => {
+                let cdn = self.cdn(&login).map_err(UploadError::Config)?;
+                let part_length = cdn.part_length(longest);
+                Some(Target { cdn, folder: folder.to_string(), file_name: file_name.to_string(), part_length })
+            }
+            None => None,
+        };
+        let spool = self.cache.spool()?;
+        let open: OpenBig<_> = Box::new(move |small| {
+            let is_local = target.as_ref().is_none_or(|target| shortest <= target.part_length);
+            let sink = BigSink::new(spool, sha256_hex(small), target);
+            Ok(HashWriter::new(sink, is_local, ChunkHasher::new(shortest, longest)))
+        });
+        let encrypt = EncryptWriter::new(PartsWriter::new(open), &self.resource_key)?;
+        Ok(Upload { login, encrypt, plain_length: 0 })
     }
 
     /// Publishes an upload as `file_name` in `folder`. Cut at any point it leaves the previous version loadable.
-    ///
-    /// # Errors
-    /// See [`UploadError`].
     pub fn publish(&self, upload: ReceivedUpload, folder: &Folder, file_name: &FileName) -> Result<(), UploadError> {
         let _turn = self.uploads.take(format!("{}/{}", &**folder, &**file_name));
         let cdn = self.cdn(&upload.login).map_err(UploadError::Config)?;
-        let part = BigPart {
-            file: upload.big.file(),
-            length: upload.big_length,
-            sha256: &upload.big_sha256,
-            small_sha256: &upload.small_sha256,
+        let manifest = self.manifest_keys.sign(upload.subject(folder, file_name), &upload.manifest)?;
+        let store = || {
+            match &upload.big {
+                Big::Stored(parts) => parts.complete()?,
+                Big::Local(spool) => {
+                    let (file, length) = (spool.file(), upload.manifest.chunks.length);
+                    let (sha256, small_sha256) = (upload.big_sha256.as_str(), upload.small_sha256.as_str());
+                    cdn.put_generation(folder, file_name, BigPart { file, length, sha256, small_sha256 })?;
+                }
+            }
+            cdn.put_manifest(folder, file_name, &upload.small_sha256, &manifest)
         };
-        cdn.put_generation(folder, file_name, part).map_err(UploadError::Big)?;
+        store().map_err(UploadError::Big)?;
 
         // The commit: from here on readers see the new version.
         let small_name = small_name(file_name);
-        upload
-            .login
-            .session
-            .call(&self.api, |token| self.api.store(token, folder, &small_name, &upload.small))
-            .map_err(UploadError::Small)?;
+        let in_force = || match self.fetch(&upload.login, folder, &small_name) {
+            Ok(small) => Ok(Some(sha256_hex(&small.plain))),
+            Err(ApiError::NotFound(_) | ApiError::Business { .. }) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let mut previous: Vec<String> = in_force().ok().flatten().into_iter().collect();
+        let commit = |token: &_| self.api.store(token, folder, &small_name, &upload.small);
+        if let Err(error) = upload.login.session.call(&self.api, commit) {
+            // Without an answer nobody knows; with one, it may be the second, to a call whose first did it.
+            if !matches!(error, ApiError::Uplink(_))
+                && in_force().is_ok_and(|hash| hash.as_ref() != Some(&upload.small_sha256))
+                && let Err(error) = cdn.delete_generation(folder, file_name, &upload.small_sha256)
+            {
+                log::warn!("a big part that nobody needs remains in the CDN: {error}");
+            }
+            return Err(UploadError::Small(error));
+        }
 
-        self.set_plain(&upload, &cdn, folder, file_name, part).map_err(UploadError::Plain)?;
-        if let Err(error) = cdn.prune(folder, file_name, &upload.small_sha256) {
+        // Another box may have committed a version between the look and this commit.
+        previous.extend(self.old_readers.then(|| cdn.plain_is_of(folder, file_name)).flatten());
+        self.set_plain(&upload, &cdn, folder, file_name, store).map_err(UploadError::Plain)?;
+        if let Err(error) = cdn.prune(folder, file_name, &upload.small_sha256, &previous) {
             log::warn!("old generations of {} remain in the CDN: {error}", &**file_name);
         }
-        let entry = self.cache.entry(folder, file_name);
-        if let Err(error) = self.cache.adopt(&entry, upload.big, &upload.big_sha256, &upload.small_sha256) {
-            log::warn!("the upload of {} is not kept in the cache: {error}", &**file_name);
+        if let Big::Local(spool) = upload.big {
+            let entry = self.cache.entry(folder, file_name);
+            if let Err(error) = self.cache.adopt(&entry, spool, &upload.small_sha256, manifest) {
+                log::warn!("the upload of {} is not kept in the cache: {error}", &**file_name);
+            }
         }
         Ok(())
     }
@@ -155,15 +221,19 @@ impl ApiClient {
         cdn: &CdnManager,
         folder: &Folder,
         file_name: &FileName,
-        part: BigPart<'_>,
+        store_again: impl Fn() -> Result<(), CdnError>,
     ) -> Result<(), CdnError> {
+        if !self.old_readers {
+            // Before the commit, another box may have taken this generation for one that nobody needs.
+            let is_there = cdn.has_generation(folder, file_name, &upload.small_sha256)?;
+            return if is_there { Ok(()) } else { store_again() };
+        }
         let mut in_force = upload.small_sha256.clone();
         for _ in 0..UPLOADS_AT_ONCE {
             match cdn.set_plain(folder, file_name, &in_force) {
-                // Before the commit, another box took this generation for one that nobody needs. (A key that may not list a
-                // bucket is told 403 for what is not there.)
+                // As above. (A key that may not list a bucket is told 403 for what is not there.)
                 Err(CdnError::Missing { .. } | CdnError::Refused { .. }) if in_force == upload.small_sha256 => {
-                    cdn.put_generation(folder, file_name, part)?;
+                    store_again()?;
                     cdn.set_plain(folder, file_name, &in_force)?;
                 }
                 result => result?,

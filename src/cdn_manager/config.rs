@@ -29,6 +29,13 @@ pub struct AccessKey {
     pub secret: Secret,
 }
 
+impl AccessKey {
+    /// Whether both are the same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.id == other.id && self.secret.expose() == other.secret.expose()
+    }
+}
+
 /// Why a document is not a CDN configuration. The text repeats no value of the document.
 #[derive(Debug)]
 pub struct CdnConfigError(String);
@@ -52,10 +59,18 @@ struct Document {
 }
 
 impl CdnConfig {
+    /// Whether requests go over a network in plain: neither TLS nor loopback.
+    pub fn is_open_to_listeners(&self) -> bool {
+        let is_loopback = match self.endpoint.host() {
+            Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        self.endpoint.scheme() == "http" && !is_loopback
+    }
+
     /// Reads a YAML document with the keys of SPEC section 5. Other keys are ignored.
-    ///
-    /// # Errors
-    /// A sentence that names the key that is missing or unusable.
     pub fn from_yaml(yaml: &[u8]) -> Result<Self, CdnConfigError> {
         let document: Document =
             serde_yaml::from_slice(yaml).map_err(|error| CdnConfigError(without_values(&error)))?;
@@ -105,40 +120,5 @@ fn without_values(error: &serde_yaml::Error) -> String {
             format!("it is no YAML mapping of text values (line {}, column {})", place.line(), place.column())
         }
         None => "it is no YAML mapping of text values".into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = "host: https://cdn.example.com\ndownloader_access_key: d\ndownloader_access_secret: hush1\n\
-                        uploader_access_key: u\nuploader_access_secret: hush2\nextra: 1\n";
-
-    #[test]
-    fn reads_the_documented_keys() {
-        let config = CdnConfig::from_yaml(GOOD.as_bytes()).unwrap();
-        assert_eq!(config.endpoint.as_str(), "https://cdn.example.com/");
-        assert_eq!((config.region.as_str(), config.uploader.id.as_str()), ("us-east-1", "u"));
-        assert!(!format!("{config:?}").contains("hush"));
-    }
-
-    #[test]
-    fn says_what_is_wrong_and_repeats_no_value() {
-        for (from, to, expected) in [
-            ("host: https://cdn.example.com\n", "", "missing field `host`"),
-            ("uploader_access_secret: hush2\n", "", "missing field `uploader_access_secret`"),
-            ("https://cdn.example.com", "cdn.example.com", "host is not an endpoint URL"),
-            ("https://cdn.example.com", "https://hush@cdn", "host is not an endpoint URL"),
-            ("hush1", "[hush1, hush3]", "no YAML mapping"),
-            ("hush1", "''", "downloader_access_secret is empty"),
-            ("extra: 1", "region: 'a b'", "region is not"),
-            ("host:", "\thost: {hush", "no YAML mapping"),
-        ] {
-            let error = CdnConfig::from_yaml(GOOD.replace(from, to).as_bytes()).unwrap_err().to_string();
-            assert!(error.contains(expected), "{to:?}: {error}");
-            assert!(!error.contains("hush"), "{error}");
-        }
-        assert!(CdnConfig::from_yaml(b"").is_err() && CdnConfig::from_yaml(&[0xff, 0xfe]).is_err());
     }
 }

@@ -6,22 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, StatusCode, header};
-use ureq::BodyReader;
+use http::{HeaderMap, HeaderName, Method, Response, StatusCode, header};
+use ureq::{Body, BodyReader};
 
-use super::s3::{CdnError, S3Account, S3Request, empty_sha256, object_name, refusal};
-use super::{META_SHA256, META_SMALL_SHA256};
+use super::s3::{CdnError, S3Account, S3Request, empty_sha256, object_name};
+use super::{META_SHA256, META_SMALL_SHA256, generation_key};
 use crate::metrics::Stage;
 use crate::security::{HELD_BACK, is_sha256_hex};
 use crate::transfer::Transfer;
-use crate::uplink::{Pauses, Payload, Uplink, UplinkError};
-
-/// How often in a row a download is taken up again without a byte of progress. With the pauses between them these tries
-/// span about half a minute, the time an uplink needs to come back.
-const TRIES_WITHOUT_PROGRESS: u32 = 7;
-
-/// How often an object is asked for its description in all.
-const TRIES_TO_DESCRIBE: u32 = 3;
+use crate::uplink::{PATIENT_TRIES, Pauses, Payload, TRIES, UplinkError, patiently};
 
 /// What the CDN says of an object before it is downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,83 +35,149 @@ pub struct BigObject {
     pub tail: Option<Vec<u8>>,
 }
 
-/// An access key for reading, and the way to the CDN.
+impl BigObject {
+    /// The generation that belongs to a small part, of whose content a manifest tells everything.
+    pub fn proven(bucket: &str, file_name: &str, small_sha256: &str) -> Self {
+        Self {
+            bucket: bucket.to_owned(),
+            key: generation_key(file_name, small_sha256),
+            length: 0,
+            etag: None,
+            sha256: None,
+            small_sha256: Some(small_sha256.to_owned()),
+            tail: None,
+        }
+    }
+}
+
+/// The CDN as the downloader's key opens it.
 #[derive(Clone)]
 pub(super) struct Source {
-    pub(super) uplink: Uplink,
-    pub(super) account: Arc<S3Account>,
+    pub(super) account: S3Account,
     /// How long the last description took to come, in nanoseconds.
-    pub(super) latency: Arc<AtomicU64>,
+    latency: Arc<AtomicU64>,
 }
 
 impl Source {
+    pub(super) fn new(account: S3Account) -> Self {
+        Self { account, latency: Arc::default() }
+    }
+
     /// How long the CDN took to answer the last time that it was asked for little.
     pub(super) fn latency(&self) -> Duration {
         Duration::from_nanos(self.latency.load(Ordering::Relaxed))
     }
 
-    /// Asks for the last two cipher blocks of an object; the answer's headers tell the rest.
-    pub(super) fn describe(&self, bucket: &str, key: &str) -> Result<BigObject, CdnError> {
-        let headers = [(header::RANGE, format!("bytes=-{HELD_BACK}"))];
-        let sha256 = empty_sha256();
-        let request =
-            S3Request { method: Method::GET, bucket, key, query: &[], headers: &headers, payload_sha256: &sha256 };
-
-        let mut pauses = Pauses::default();
-        loop {
-            match self.describe_once(&request) {
-                Err(error) if error.may_pass() && pauses.taken() + 1 < TRIES_TO_DESCRIBE => {
-                    log::info!("trying again: {error}");
-                    pauses.pause(error.retry_after());
-                }
-                result => return result,
-            }
-        }
-    }
-
-    fn describe_once(&self, request: &S3Request<'_>) -> Result<BigObject, CdnError> {
-        let bad = |reason: &str| CdnError::BadAnswer { object: request.object(), reason: reason.into() };
-        // Not `ask`: a CDN that ignores ranges answers with the whole object, which must not be read here.
-        let asked = Instant::now();
-        let (head, mut body) = self.uplink.call(&self.account.sign(request)?, Payload::None)?.into_parts();
-        self.latency.store(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        let (length, tail) = match head.status {
-            StatusCode::PARTIAL_CONTENT => {
-                let range = ContentRange::of(&head.headers).ok_or_else(|| bad("it has no valid Content-Range"))?;
-                let length = range.length.ok_or_else(|| bad("its Content-Range does not tell the length"))?;
-                if range.end != length || range.start != length.saturating_sub(HELD_BACK as u64) {
-                    return Err(bad("it is not the range that was asked for"));
-                }
-                let mut tail = vec![0; (range.end - range.start) as usize];
-                let mut reader = body.as_reader();
-                reader.read_exact(&mut tail).map_err(|error| broken(&request.object(), &error))?;
-                // A body that was read to its end leaves its connection to the next request.
-                let _ = reader.read(&mut [0]);
-                (length, Some(tail))
-            }
-            StatusCode::OK => {
-                let length = body.content_length().ok_or_else(|| bad("it does not tell the object's length"))?;
-                (length, None)
-            }
-            status => {
-                let mut text = Vec::new();
-                let _ = body.as_reader().take(8192).read_to_end(&mut text);
-                return Err(refusal(&request.object(), status, &text));
-            }
-        };
+    /// What the CDN has under a key, without its bytes.
+    pub(super) fn describe(&self, bucket: &str, key: &str, tries: u32) -> Result<BigObject, CdnError> {
+        let head = patiently(tries, CdnError::patience, || {
+            let asked = Instant::now();
+            let response = self.get(Method::HEAD, bucket, key, &[])?;
+            self.latency.store(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            Ok(response.into_parts().0)
+        })?;
         let metadata = |name: &str| {
             let value = head.headers.get(name)?.to_str().ok()?.to_ascii_lowercase();
             is_sha256_hex(&value).then_some(value)
         };
+        let length = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         Ok(BigObject {
-            bucket: request.bucket.to_owned(),
-            key: request.key.to_owned(),
-            length,
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            length: length.ok_or_else(|| bad(bucket, key, "it does not tell the object's length"))?,
             etag: etag(&head.headers),
             sha256: metadata(META_SHA256),
             small_sha256: metadata(META_SMALL_SHA256),
-            tail,
+            tail: None,
         })
+    }
+
+    /// The whole of a short object, as text.
+    pub(super) fn text(&self, bucket: &str, key: &str, limit: u64) -> Result<String, CdnError> {
+        let sha256 = empty_sha256();
+        let request = S3Request { method: Method::GET, bucket, key, query: &[], headers: &[], payload_sha256: &sha256 };
+        let asked = Instant::now();
+        let answer = self.account.ask(&request, Payload::None, limit, TRIES)?;
+        self.latency.store(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        // What is not text is not what was signed.
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
+    /// The last two cipher blocks of an object. None if the CDN ignores ranges and would send all of it.
+    pub(super) fn tail(&self, object: &BigObject) -> Result<Option<Vec<u8>>, CdnError> {
+        let range = object.length.saturating_sub(HELD_BACK as u64)..object.length;
+        if range.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        patiently(TRIES, CdnError::patience, || {
+            let (response, before) = self.open(object, range.clone())?;
+            if before > 0 && response.status() == StatusCode::OK {
+                return Ok(None);
+            }
+            let mut tail = vec![0; (range.end - range.start) as usize];
+            let mut reader = response.into_body().into_reader();
+            let read = skip(&mut reader, before).and_then(|()| reader.read_exact(&mut tail));
+            read.map_err(|error| self.broken(object, range.start, &error))?;
+            // A body that was read to its end leaves its connection to the next request.
+            let _ = reader.read(&mut [0]);
+            Ok(Some(tail))
+        })
+    }
+
+    /// Opens a range of the version of an object that was described, and tells how many bytes come before it: a CDN may send
+    /// more than was asked for (206), or ignore ranges and send all (200).
+    fn open(&self, object: &BigObject, range: Range<u64>) -> Result<(Response<Body>, u64), CdnError> {
+        let changed = || CdnError::Changed(object_name(&object.bucket, &object.key));
+        let bad = |reason: &str| bad(&object.bucket, &object.key, reason);
+        let mut headers = Vec::new();
+        if range != (0..object.length) {
+            headers.push((header::RANGE, format!("bytes={}-{}", range.start, range.end - 1)));
+        }
+        // A weak tag fits nothing by definition.
+        if let Some(etag) = object.etag.as_ref().filter(|etag| !etag.starts_with("W/")) {
+            headers.push((header::IF_MATCH, etag.clone()));
+        }
+        let response = self.get(Method::GET, &object.bucket, &object.key, &headers)?;
+        // A CDN that knows no preconditions still shows which version it sends. A proxy on the way may have weakened the tag.
+        let opaque = |tag: &Option<String>| tag.as_deref().map(|tag| tag.trim_start_matches("W/").to_owned());
+        if object.etag.is_some() && opaque(&etag(response.headers())) != opaque(&object.etag) {
+            return Err(changed());
+        }
+        let start = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let sent = ContentRange::of(response.headers()).ok_or_else(|| bad("it has no valid Content-Range"))?;
+                if sent.length.is_some_and(|length| length != object.length) {
+                    return Err(changed());
+                }
+                if sent.start > range.start || sent.end != range.end {
+                    return Err(bad(&format!("bytes from {} were asked for, and it sent others", range.start)));
+                }
+                sent.start
+            }
+            StatusCode::OK if response.body().content_length().is_none_or(|length| length == object.length) => 0,
+            StatusCode::OK => return Err(changed()),
+            status => return Err(bad(&format!("it is {status} instead of the object"))),
+        };
+        Ok((response, range.start - start))
+    }
+
+    fn get(
+        &self,
+        method: Method,
+        bucket: &str,
+        key: &str,
+        headers: &[(HeaderName, String)],
+    ) -> Result<Response<Body>, CdnError> {
+        let request = S3Request { method, bucket, key, query: &[], headers, payload_sha256: &empty_sha256() };
+        self.account.send(&request, Payload::None)
+    }
+
+    /// A body that ended early. The other connections are most likely as dead as its.
+    fn broken(&self, object: &BigObject, at: u64, error: &io::Error) -> CdnError {
+        self.account.endpoint.uplink.forget_connections();
+        let (name, length) = (object_name(&object.bucket, &object.key), object.length);
+        let reason = format!("{name} at byte {at} of {length}: {error}");
+        CdnError::Uplink(UplinkError::Interrupted { server: "the CDN".into(), reason })
     }
 }
 
@@ -137,74 +196,24 @@ pub struct ObjectReader {
 impl ObjectReader {
     pub(super) fn new(source: Source, object: BigObject, range: Range<u64>) -> Self {
         let name = object_name(&object.bucket, &object.key);
-        let transfer = Transfer::begin(Stage::Download, name, range.start, Some(range.end));
+        let transfer = Transfer::begin(Stage::Download, name, range.start, None).of_piece();
         Self { source, object, offset: range.start, end: range.end, body: None, pauses: Pauses::default(), transfer }
-    }
-
-    fn name(&self) -> String {
-        object_name(&self.object.bucket, &self.object.key)
     }
 
     /// Opens the rest of the range.
     fn open(&self) -> Result<BodyReader<'static>, CdnError> {
-        let bad = |reason: String| CdnError::BadAnswer { object: self.name(), reason };
-        let mut headers = Vec::new();
-        if self.end < self.object.length {
-            headers.push((header::RANGE, format!("bytes={}-{}", self.offset, self.end - 1)));
-        } else if self.offset > 0 {
-            headers.push((header::RANGE, format!("bytes={}-", self.offset)));
+        let (response, before) = self.source.open(&self.object, self.offset..self.end)?;
+        if before > 0 && response.status() == StatusCode::OK {
+            let name = object_name(&self.object.bucket, &self.object.key);
+            log::info!("the CDN ignores ranges: {name} is downloaded again from its beginning");
         }
-        if let Some(etag) = &self.object.etag {
-            headers.push((header::IF_MATCH, etag.clone()));
-        }
-        let request = self.source.account.sign(&S3Request {
-            method: Method::GET,
-            bucket: &self.object.bucket,
-            key: &self.object.key,
-            query: &[],
-            headers: &headers,
-            payload_sha256: &empty_sha256(),
-        })?;
-        let (head, mut body) = self.source.uplink.call(&request, Payload::None)?.into_parts();
-        // A CDN that knows no preconditions still shows which version it sends.
-        if head.status.is_success() && etag(&head.headers) != self.object.etag {
-            return Err(CdnError::Changed { object: self.name() });
-        }
-        let start = match head.status {
-            StatusCode::PARTIAL_CONTENT => {
-                let range =
-                    ContentRange::of(&head.headers).ok_or_else(|| bad("it has no valid Content-Range".into()))?;
-                if range.length.is_some_and(|length| length != self.object.length) {
-                    return Err(CdnError::Changed { object: self.name() });
-                }
-                if range.start > self.offset || range.end != self.end {
-                    let wanted = self.offset;
-                    return Err(bad(format!("bytes from {wanted} were asked for, and it sent others")));
-                }
-                range.start
-            }
-            StatusCode::OK => {
-                if body.content_length().is_some_and(|length| length != self.object.length) {
-                    return Err(CdnError::Changed { object: self.name() });
-                }
-                if self.offset > 0 {
-                    log::info!("the CDN ignores ranges: {} is downloaded again from its beginning", self.name());
-                }
-                0
-            }
-            status => {
-                let mut text = Vec::new();
-                let _ = body.as_reader().take(8192).read_to_end(&mut text);
-                return Err(refusal(&self.name(), status, &text));
-            }
-        };
-        let mut reader = body.into_reader();
-        skip(&mut reader, self.offset - start).map_err(|error| self.broken(&error))?;
+        let mut reader = response.into_body().into_reader();
+        skip(&mut reader, before).map_err(|error| self.broken(&error))?;
         Ok(reader)
     }
 
     fn broken(&self, error: &io::Error) -> CdnError {
-        broken(&format!("{} at byte {} of {}", self.name(), self.offset, self.object.length), error)
+        self.source.broken(&self.object, self.offset, error)
     }
 
     fn read_once(&mut self, out: &mut [u8]) -> Result<usize, CdnError> {
@@ -243,18 +252,20 @@ impl Read for ObjectReader {
                     self.pauses = Pauses::default();
                     return Ok(count);
                 }
-                Err(error) if error.may_pass() && self.pauses.taken() < TRIES_WITHOUT_PROGRESS => {
-                    log::warn!("the download continues from where it stopped: {error}");
-                    self.pauses.pause(error.retry_after());
-                }
-                Err(error) => return Err(io::Error::other(error)),
+                Err(error) => match error.patience() {
+                    Some(asked) if self.pauses.taken() + 1 < PATIENT_TRIES => {
+                        log::warn!("the download continues from where it stopped: {error}");
+                        self.pauses.pause(asked);
+                    }
+                    _ => return Err(io::Error::other(error)),
+                },
             }
         }
     }
 }
 
-fn broken(what: &str, error: &io::Error) -> CdnError {
-    CdnError::Uplink(UplinkError::Interrupted { server: "the CDN".into(), reason: format!("{what}: {error}") })
+fn bad(bucket: &str, key: &str, reason: &str) -> CdnError {
+    CdnError::BadAnswer { object: object_name(bucket, key), reason: reason.into() }
 }
 
 fn skip(reader: &mut impl Read, count: u64) -> io::Result<()> {
@@ -279,7 +290,6 @@ pub struct ContentRange {
 
 impl ContentRange {
     /// Reads the header's value. None if it is malformed or contradicts itself.
-    #[must_use]
     pub fn parse(value: &str) -> Option<Self> {
         let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok())?;
         let (range, length) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
@@ -294,32 +304,5 @@ impl ContentRange {
 
     fn of(headers: &HeaderMap) -> Option<Self> {
         Self::parse(headers.get(header::CONTENT_RANGE)?.to_str().ok()?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::ContentRange;
-
-    #[test]
-    fn content_range_is_read_strictly() {
-        let range = |start, end, length| Some(ContentRange { start, end, length });
-        for (value, expected) in [
-            ("bytes 0-31/32", range(0, 32, Some(32))),
-            ("bytes 5-9/*", range(5, 10, None)),
-            ("bytes 5-9/10 ", range(5, 10, Some(10))),
-            ("bytes 9-5/10", None),
-            ("bytes 5-10/10", None),
-            ("bytes */10", None),
-            ("bytes 5-/10", None),
-            ("bytes +5-9/10", None),
-            ("items 5-9/10", None),
-            ("5-9/10", None),
-            ("", None),
-            ("bytes 0-18446744073709551615/*", None),
-            ("bytes 0-99999999999999999999/*", None),
-        ] {
-            assert_eq!(ContentRange::parse(value), expected, "{value:?}");
-        }
     }
 }

@@ -1,21 +1,34 @@
-//! Writing big parts: streaming PUT from a file, server-side copy, and the removal of old generations.
+//! Writing big parts: streaming PUT from a file, in parts or whole, server-side copy, and the removal of old generations.
+//!
+//! Every call here has the patience of a download: an upload that is given up costs the whole transfer.
 
 use std::fs::File;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{HeaderName, Method, header};
 use s3::serde_types::{CompleteMultipartUploadData, InitiateMultipartUploadResponse, ListBucketResult, Part};
 use s3::signing::uri_encode;
 use serde::Deserialize;
 
-use super::s3::{CdnError, S3Account, S3Request, empty_sha256, xml};
+use super::s3::{CdnError, MAX_XML_BYTES, S3Account, S3Request, empty_sha256, object_name, xml};
 use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
 use crate::metrics::Stage;
 use crate::security::{Hasher, sha256_hex};
+use crate::threads;
 use crate::transfer::Transfer;
-use crate::uplink::{Answer, Payload, Uplink};
+use crate::uplink::{Answer, PATIENT_TRIES, Payload};
 
 /// The payload of a PUT or POST that has none: S3 wants to be told its length.
 const NO_CONTENT: Payload<'static> = Payload::Bytes(&[]);
+
+/// A listing with more pages than this is not one of a model's generations.
+const MAX_PAGES: usize = 100;
+
+/// S3 takes 10,000 parts.
+pub(super) const MAX_PARTS: u64 = 9_000;
+
+type Metadata = Vec<(HeaderName, String)>;
 
 /// A big part in a local file, and what its metadata will say.
 #[derive(Clone, Copy)]
@@ -30,34 +43,35 @@ pub struct BigPart<'a> {
     pub small_sha256: &'a str,
 }
 
-/// An access key for writing to one bucket, and the way to the CDN.
-pub(super) struct Destination<'a> {
-    pub(super) uplink: &'a Uplink,
-    pub(super) account: &'a S3Account,
-    pub(super) bucket: &'a str,
+/// One bucket, as the uploader's key opens it.
+#[derive(Clone)]
+pub(super) struct Destination {
+    pub(super) account: S3Account,
+    pub(super) bucket: String,
     pub(super) limits: Limits,
 }
 
-impl Destination<'_> {
+impl Destination {
     /// Stores `part` under `key`. Nobody sees the object before it is whole.
     pub(super) fn put(&self, key: &str, part: BigPart<'_>) -> Result<(), CdnError> {
         let metadata = metadata(Some(part.sha256), Some(part.small_sha256));
-        let name = super::s3::object_name(self.bucket, key);
-        let transfer = &Transfer::begin(Stage::Publish, name, 0, Some(part.length));
+        let transfer = &Transfer::begin(Stage::Publish, object_name(&self.bucket, key), 0, Some(part.length));
         if part.length <= self.limits.part {
             let payload = Payload::File { file: part.file, offset: 0, length: part.length, transfer };
             return self.ask(Method::PUT, key, &[], &metadata, payload, part.sha256).map(drop);
         }
-        self.in_parts(key, &metadata, part.length, self.limits.part, |query, offset, length| {
-            let hasher = Hasher::of_range(part.file, offset..offset + length).map_err(|error| CdnError::BadAnswer {
-                object: format!("local copy of {key}"),
-                reason: error.to_string(),
-            })?;
-            let payload = Payload::File { file: part.file, offset, length, transfer };
-            let answer = self.ask(Method::PUT, key, query, &[], payload, &hasher.finish())?;
-            let etag = answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
-            etag.ok_or_else(|| self.bad(key, "it does not tell the part's ETag"))
-        })
+        let upload = self.begin(key, metadata)?;
+        upload.for_each_part(part.length, self.limits.part, |number, offset, length| {
+            upload.store(number, part.file, offset, length, transfer)
+        })?;
+        upload.complete()
+    }
+
+    /// Stores a short text under `key`.
+    pub(super) fn put_text(&self, key: &str, text: &str) -> Result<(), CdnError> {
+        let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned())];
+        let payload = Payload::Bytes(text.as_bytes());
+        self.ask(Method::PUT, key, &[], &headers, payload, &sha256_hex(text.as_bytes())).map(drop)
     }
 
     /// Copies an object within the bucket, in the CDN.
@@ -70,30 +84,34 @@ impl Destination<'_> {
             let answer = self.ask(Method::PUT, to, &[], &headers, NO_CONTENT, &empty_sha256())?;
             return self.without_error(to, &answer);
         }
-        let metadata = metadata(object.sha256.as_deref(), object.small_sha256.as_deref());
-        self.in_parts(to, &metadata, object.length, self.limits.copy, |query, offset, length| {
+        let upload = self.begin(to, metadata(object.sha256.as_deref(), object.small_sha256.as_deref()))?;
+        upload.for_each_part(object.length, self.limits.copy, |number, offset, length| {
             let headers = [(SOURCE, source.clone()), (RANGE, format!("bytes={offset}-{}", offset + length - 1))];
-            let answer = self.ask(Method::PUT, to, query, &headers, NO_CONTENT, &empty_sha256())?;
+            let answer = upload.ask_part(number, &headers, NO_CONTENT, &empty_sha256())?;
             #[derive(Deserialize)]
             struct CopyPartResult {
                 #[serde(rename = "ETag")]
                 etag: String,
             }
-            let copied: Option<CopyPartResult> = xml(&answer.body);
-            copied.map(|copied| copied.etag).ok_or_else(|| self.bad(to, "it does not tell the part's ETag"))
-        })
+            upload.note(number, xml::<CopyPartResult>(&answer.body).map(|copied| copied.etag))
+        })?;
+        upload.complete()
     }
 
-    /// Deletes an object.
+    /// Deletes an object, if it is there.
     pub(super) fn delete(&self, key: &str) -> Result<(), CdnError> {
-        self.ask(Method::DELETE, key, &[], &[], Payload::None, &empty_sha256()).map(drop)
+        match self.ask(Method::DELETE, key, &[], &[], Payload::None, &empty_sha256()) {
+            Err(CdnError::Missing { .. }) => Ok(()),
+            result => result.map(drop),
+        }
     }
 
-    /// The keys that begin with `prefix`, each with the time of its last change (ISO 8601, so text order is time order).
-    pub(super) fn list(&self, prefix: &str) -> Result<Vec<(String, String)>, CdnError> {
+    /// The keys that begin with `prefix` and are `wanted`, each with the time of its last change (ISO 8601, so text order is
+    /// time order).
+    pub(super) fn list(&self, prefix: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, String)>, CdnError> {
         let mut found = Vec::new();
         let mut continuation: Option<String> = None;
-        loop {
+        for _ in 0..MAX_PAGES {
             let mut query = vec![("list-type", "2"), ("prefix", prefix)];
             if let Some(token) = &continuation {
                 query.push(("continuation-token", token));
@@ -101,61 +119,28 @@ impl Destination<'_> {
             let answer = self.ask(Method::GET, "", &query, &[], Payload::None, &empty_sha256())?;
             let page: ListBucketResult =
                 xml(&answer.body).ok_or_else(|| self.bad("", "it is not a listing of the bucket"))?;
-            found.extend(page.contents.into_iter().map(|object| (object.key, object.last_modified)));
-            match page.next_continuation_token {
-                // A token that does not change would be an endless list.
-                Some(next) if page.is_truncated && continuation.as_ref() != Some(&next) => continuation = Some(next),
-                _ => return Ok(found),
+            let objects = page.contents.into_iter().filter(|object| wanted(&object.key));
+            found.extend(objects.map(|object| (object.key, object.last_modified)));
+            match page.next_continuation_token.filter(|_| page.is_truncated) {
+                Some(next) => continuation = Some(next),
+                None => return Ok(found),
             }
         }
+        Err(self.bad("", "its listing does not end"))
     }
 
-    /// A multipart upload: `send` stores the range `offset, length` with the given query and answers the part's ETag.
-    fn in_parts(
-        &self,
-        key: &str,
-        metadata: &[(HeaderName, String)],
-        length: u64,
-        part_length: u64,
-        send: impl Fn(&[(&str, &str)], u64, u64) -> Result<String, CdnError>,
-    ) -> Result<(), CdnError> {
-        let answer = self.ask(Method::POST, key, &[("uploads", "")], metadata, NO_CONTENT, &empty_sha256())?;
-        let upload: InitiateMultipartUploadResponse =
+    /// Begins an upload in parts.
+    pub(super) fn begin(&self, key: &str, metadata: Metadata) -> Result<Multipart, CdnError> {
+        let answer = self.ask(Method::POST, key, &[("uploads", "")], &metadata, NO_CONTENT, &empty_sha256())?;
+        let begun: InitiateMultipartUploadResponse =
             xml(&answer.body).ok_or_else(|| self.bad(key, "it does not tell the upload's id"))?;
-        let id = [("uploadId", upload.upload_id.as_str())];
-
-        let all_parts = || -> Result<(), CdnError> {
-            let mut parts = Vec::new();
-            let mut offset = 0;
-            while offset < length {
-                let number = parts.len() as u32 + 1;
-                let this = part_length.min(length - offset);
-                let etag = send(&[("partNumber", &number.to_string()), id[0]], offset, this)?;
-                parts.push(Part { part_number: number, etag });
-                offset += this;
-            }
-            let body = CompleteMultipartUploadData { parts }.to_string();
-            let payload = Payload::Bytes(body.as_bytes());
-            match self.ask(Method::POST, key, &id, &[], payload, &sha256_hex(body.as_bytes())) {
-                Ok(answer) => self.without_error(key, &answer),
-                // The answer to a first try was lost, and with its success the upload's id was gone.
-                Err(CdnError::Missing { .. }) if self.has(key, metadata) => Ok(()),
-                Err(error) => Err(error),
-            }
-        };
-        all_parts().inspect_err(|_| {
-            // Parts that nobody completes cost storage for ever.
-            if let Err(error) = self.ask(Method::DELETE, key, &id, &[], Payload::None, &empty_sha256()) {
-                log::warn!("the parts of an upload that failed remain in the CDN: {error}");
-            }
-        })
-    }
-
-    /// Whether there is an object with the hashes that `metadata` names.
-    fn has(&self, key: &str, metadata: &[(HeaderName, String)]) -> bool {
-        let hashes = metadata.iter().filter(|(name, _)| *name != header::CONTENT_TYPE);
-        self.ask(Method::HEAD, key, &[], &[], Payload::None, &empty_sha256()).is_ok_and(|answer| {
-            hashes.clone().all(|(name, value)| answer.headers.get(name).is_some_and(|found| found == value.as_str()))
+        Ok(Multipart {
+            to: self.clone(),
+            key: key.to_owned(),
+            metadata,
+            id: begun.upload_id,
+            parts: Mutex::default(),
+            complete: AtomicBool::new(false),
         })
     }
 
@@ -168,8 +153,8 @@ impl Destination<'_> {
         payload: Payload<'_>,
         payload_sha256: &str,
     ) -> Result<Answer, CdnError> {
-        let request = S3Request { method, bucket: self.bucket, key, query, headers, payload_sha256 };
-        self.account.ask(self.uplink, &request, payload)
+        let request = S3Request { method, bucket: &self.bucket, key, query, headers, payload_sha256 };
+        self.account.ask(&request, payload, MAX_XML_BYTES, PATIENT_TRIES)
     }
 
     /// Long operations answer 200 before they know how they end; an error is then in the body.
@@ -179,12 +164,130 @@ impl Destination<'_> {
     }
 
     fn bad(&self, key: &str, reason: &str) -> CdnError {
-        CdnError::BadAnswer { object: super::s3::object_name(self.bucket, key), reason: reason.into() }
+        CdnError::BadAnswer { object: object_name(&self.bucket, key), reason: reason.into() }
     }
 }
 
-fn metadata(sha256: Option<&str>, small_sha256: Option<&str>) -> Vec<(HeaderName, String)> {
+/// An upload in parts that has begun. Nobody sees its object before it is complete; dropped before, it is aborted.
+pub struct Multipart {
+    to: Destination,
+    key: String,
+    metadata: Metadata,
+    id: String,
+    parts: Mutex<Vec<Part>>,
+    complete: AtomicBool,
+}
+
+impl Multipart {
+    /// Bucket and key, for the log.
+    pub fn object(&self) -> String {
+        object_name(&self.to.bucket, &self.key)
+    }
+
+    /// Stores a range of a file as the part with this number, which counts from 1.
+    pub fn store(
+        &self,
+        number: u32,
+        file: &File,
+        offset: u64,
+        length: u64,
+        transfer: &Transfer,
+    ) -> Result<(), CdnError> {
+        let hasher = Hasher::of_range(file, offset..offset + length).map_err(|error| CdnError::BadAnswer {
+            object: format!("local copy of {}", self.key),
+            reason: error.to_string(),
+        })?;
+        let payload = Payload::File { file, offset, length, transfer };
+        let answer = self.ask_part(number, &[], payload, &hasher.finish())?;
+        self.note(number, answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned))
+    }
+
+    /// Makes an object of the parts.
+    pub fn complete(&self) -> Result<(), CdnError> {
+        let mut parts = std::mem::take(&mut *lock(&self.parts));
+        parts.sort_by_key(|part| part.part_number);
+        let body = CompleteMultipartUploadData { parts }.to_string();
+        let payload = Payload::Bytes(body.as_bytes());
+        let id = [("uploadId", self.id.as_str())];
+        match self.to.ask(Method::POST, &self.key, &id, &[], payload, &sha256_hex(body.as_bytes())) {
+            Ok(answer) => self.to.without_error(&self.key, &answer)?,
+            // The answer to a first try was lost, and with its success the upload's id was gone.
+            Err(CdnError::Missing { .. }) if self.is_there() => {}
+            Err(error) => return Err(error),
+        }
+        self.complete.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Cuts `length` bytes into parts; `store` takes the number, the offset and the length of each.
+    fn for_each_part(
+        &self,
+        length: u64,
+        part_length: u64,
+        mut store: impl FnMut(u32, u64, u64) -> Result<(), CdnError>,
+    ) -> Result<(), CdnError> {
+        let part_length = part_length.max(length.div_ceil(MAX_PARTS));
+        (0..length.div_ceil(part_length)).try_for_each(|index| {
+            let offset = index * part_length;
+            store(index as u32 + 1, offset, part_length.min(length - offset))
+        })
+    }
+
+    fn ask_part(
+        &self,
+        number: u32,
+        headers: &[(HeaderName, String)],
+        payload: Payload<'_>,
+        sha256: &str,
+    ) -> Result<Answer, CdnError> {
+        let query = [("partNumber", number.to_string()), ("uploadId", self.id.clone())];
+        let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
+        self.to.ask(Method::PUT, &self.key, &query, headers, payload, sha256)
+    }
+
+    fn note(&self, number: u32, etag: Option<String>) -> Result<(), CdnError> {
+        let etag = etag.ok_or_else(|| self.to.bad(&self.key, "it does not tell the part's ETag"))?;
+        lock(&self.parts).push(Part { part_number: number, etag });
+        Ok(())
+    }
+
+    /// Whether there is an object with the hashes of this one's metadata.
+    fn is_there(&self) -> bool {
+        let hashes = || self.metadata.iter().filter(|(name, _)| *name != header::CONTENT_TYPE);
+        self.to.ask(Method::HEAD, &self.key, &[], &[], Payload::None, &empty_sha256()).is_ok_and(|answer| {
+            hashes().all(|(name, value)| answer.headers.get(name).is_some_and(|found| found == value.as_str()))
+        })
+    }
+}
+
+impl Drop for Multipart {
+    /// Parts that nobody completes cost storage for ever. Whoever waits for the upload's error need not wait for this.
+    fn drop(&mut self) {
+        if *self.complete.get_mut() {
+            return;
+        }
+        let (to, key, id) = (self.to.clone(), self.key.clone(), self.id.clone());
+        let abort = move || {
+            let aborted =
+                to.ask(Method::DELETE, &key, &[("uploadId", &id)], &[], Payload::None, &empty_sha256()).map(drop);
+            if let Err(error) = aborted
+                && !matches!(error, CdnError::Missing { .. })
+            {
+                log::warn!("the parts of an upload that failed remain in the CDN: {error}");
+            }
+        };
+        if let Err(error) = threads::spawn("abort", abort) {
+            log::warn!("the parts of {} remain in the CDN: {error}", self.object());
+        }
+    }
+}
+
+pub(super) fn metadata(sha256: Option<&str>, small_sha256: Option<&str>) -> Metadata {
     let hashes = [(META_SHA256, sha256), (META_SMALL_SHA256, small_sha256)];
     let hashes = hashes.into_iter().filter_map(|(name, hash)| Some((HeaderName::from_static(name), hash?.to_owned())));
     [(header::CONTENT_TYPE, "application/octet-stream".to_owned())].into_iter().chain(hashes).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -2,34 +2,46 @@
 //! [`Uplink`], since rust-s3's own transport takes a truncated body for a success and limits the time of a whole transfer.
 
 use std::fmt;
+use std::io::Read;
+use std::mem;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use s3::region::Region;
 use s3::signing;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::Sha256;
 use time::OffsetDateTime;
+use ureq::Body;
 use url::Url;
 
 use super::config::{AccessKey, CdnConfig};
 use crate::security::sha256_hex;
-use crate::uplink::{Answer, Payload, Uplink, UplinkError};
+use crate::uplink::{Answer, Payload, Uplink, UplinkError, patiently, server_time};
 
 /// The largest XML answer that is read: a page of a listing has at most 1000 keys.
-const MAX_XML_BYTES: u64 = 4 * 1024 * 1024;
+pub(super) const MAX_XML_BYTES: u64 = 4 * 1024 * 1024;
+
+/// How far into the body of a refusal its error code is looked for.
+const MAX_REFUSAL_BYTES: u64 = 8 * 1024;
+
+/// A clock that is this near is not what a server complains of.
+const CLOCK_TOLERANCE: i64 = 30;
+
+/// Fetches the CDN configuration again; none if it cannot be had.
+pub type RenewConfig = Box<dyn Fn() -> Option<CdnConfig> + Send + Sync>;
 
 /// Why the CDN did not give or take an object.
 #[derive(Debug)]
 pub enum CdnError {
     /// The CDN could not be reached, or was not able to answer.
     Uplink(UplinkError),
-    /// There is no such bucket or object.
-    Missing {
-        /// Bucket and key.
-        object: String,
-    },
+    /// There is no such bucket or object; its name.
+    Missing(String),
     /// The CDN refused the request, for example the access key.
     Refused {
         /// Bucket and key.
@@ -39,11 +51,8 @@ pub enum CdnError {
         /// S3's error code, such as `SignatureDoesNotMatch`.
         code: String,
     },
-    /// The object was replaced while it was read.
-    Changed {
-        /// Bucket and key.
-        object: String,
-    },
+    /// The object was replaced while it was read; its name.
+    Changed(String),
     /// The CDN's answer contradicts the request.
     BadAnswer {
         /// Bucket and key.
@@ -57,9 +66,11 @@ impl fmt::Display for CdnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uplink(error) => write!(f, "the CDN cannot be used: {error}"),
-            Self::Missing { object } => write!(f, "the CDN has no {object}"),
+            Self::Missing(object) => write!(f, "the CDN has no {object}"),
             Self::Refused { object, status, code } => write!(f, "the CDN refused access to {object}: {status} {code}"),
-            Self::Changed { object } => write!(f, "{object} was replaced in the CDN while it was downloaded"),
+            Self::Changed(object) => {
+                write!(f, "{object} was replaced in the CDN while it was downloaded; load it again")
+            }
             Self::BadAnswer { object, reason } => write!(f, "the CDN's answer for {object} is unusable: {reason}"),
         }
     }
@@ -74,17 +85,10 @@ impl From<UplinkError> for CdnError {
 }
 
 impl CdnError {
-    /// Whether the same request may succeed a moment later.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Uplink(error) if error.may_pass())
-    }
-
-    /// How long the CDN asked to wait.
-    #[must_use]
-    pub fn retry_after(&self) -> Option<std::time::Duration> {
+    /// Whether the same request may succeed a moment later and, if so, how long the CDN asked to wait.
+    pub fn patience(&self) -> Option<Option<Duration>> {
         match self {
-            Self::Uplink(error) => error.retry_after(),
+            Self::Uplink(error) => error.patience(),
             _ => None,
         }
     }
@@ -97,6 +101,7 @@ pub(super) struct S3Request<'a> {
     /// Empty for a request about the bucket.
     pub(super) key: &'a str,
     pub(super) query: &'a [(&'a str, &'a str)],
+    /// `Range` and `If-Match` are sent but not signed: a caching proxy before the CDN asks with those of its own.
     pub(super) headers: &'a [(HeaderName, String)],
     /// SHA-256 of the payload in hex: it is signed, so the CDN refuses a payload that was damaged on its way.
     pub(super) payload_sha256: &'a str,
@@ -114,32 +119,118 @@ pub(super) fn object_name(bucket: &str, key: &str) -> String {
     if key.is_empty() { format!("bucket {bucket}") } else { format!("object {bucket}/{key}") }
 }
 
-/// An access key at an endpoint.
-#[derive(Debug)]
-pub(super) struct S3Account {
-    endpoint: Url,
+/// What a request is made for, and so with which key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Download,
+    Upload,
+}
+
+/// The CDN as its configuration describes it.
+pub(super) struct S3Endpoint {
+    pub(super) uplink: Uplink,
+    url: Url,
     host: String,
     region: Region,
-    key: AccessKey,
+    /// The downloader's and the uploader's, which may be replaced by newer ones.
+    keys: RwLock<[AccessKey; 2]>,
+    renew: Option<RenewConfig>,
+    /// Held while it is called, so that all who are refused together share the answer.
+    renewing: Mutex<()>,
+    /// By how many seconds the CDN's clock is ahead of the box's.
+    clock_error: AtomicI64,
+}
+
+/// The access key for one role at the CDN.
+#[derive(Clone)]
+pub(super) struct S3Account {
+    pub(super) endpoint: Arc<S3Endpoint>,
+    pub(super) role: Role,
+}
+
+impl S3Endpoint {
+    pub(super) fn new(uplink: Uplink, config: &CdnConfig, renew: Option<RenewConfig>) -> Self {
+        let url = config.endpoint.clone();
+        let name = url.host_str().unwrap_or_default();
+        let host = url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
+        Self {
+            uplink,
+            host,
+            region: Region::Custom { region: config.region.clone(), endpoint: url.to_string() },
+            url,
+            keys: RwLock::new([config.downloader.clone(), config.uploader.clone()]),
+            renew,
+            renewing: Mutex::default(),
+            clock_error: AtomicI64::new(0),
+        }
+    }
+
+    /// Takes over the server's clock, if the box's is the reason for the refusal. An answer to `HEAD` has no error code.
+    fn corrects_its_clock(&self, code: &str, headers: &HeaderMap) -> bool {
+        let Some(server) = server_time(headers).filter(|_| matches!(code, "RequestTimeTooSkewed" | "")) else {
+            return false;
+        };
+        let seconds = |time: SystemTime| OffsetDateTime::from(time).unix_timestamp();
+        let error = seconds(server) - seconds(SystemTime::now());
+        if error.abs_diff(self.clock_error.load(Ordering::Relaxed)) <= CLOCK_TOLERANCE.unsigned_abs() {
+            return false;
+        }
+        self.clock_error.store(error, Ordering::Relaxed);
+        log::warn!(
+            "the CDN's clock is {error} s ahead of this box's; requests to the CDN are signed with the CDN's time"
+        );
+        true
+    }
+
+    /// Replaces keys of which `refused` is one by those of the configuration of now. Whether there are others.
+    fn renews_its_keys(&self, role: Role, refused: &AccessKey) -> bool {
+        let Some(renew) = &self.renew else { return false };
+        let _alone = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.key(role).is(refused)
+            && let Some(config) = renew()
+        {
+            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = [config.downloader, config.uploader];
+        }
+        !self.key(role).is(refused)
+    }
+
+    fn key(&self, role: Role) -> AccessKey {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)[role as usize].clone()
+    }
 }
 
 impl S3Account {
-    pub(super) fn new(config: &CdnConfig, key: &AccessKey) -> Self {
-        let endpoint = config.endpoint.clone();
-        let name = endpoint.host_str().unwrap_or_default();
-        let host = endpoint.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
-        let region = Region::Custom { region: config.region.clone(), endpoint: endpoint.to_string() };
-        Self { endpoint, host, region, key: key.clone() }
+    /// Makes a request. A status that is no success is an error, but a clock that is wrong and keys that were replaced are put
+    /// right once.
+    pub(super) fn send(&self, request: &S3Request<'_>, payload: Payload<'_>) -> Result<Response<Body>, CdnError> {
+        let (mut clock, mut keys) = (true, true);
+        loop {
+            let key = self.endpoint.key(self.role);
+            let now = OffsetDateTime::now_utc();
+            let now = now.saturating_add(time::Duration::seconds(self.endpoint.clock_error.load(Ordering::Relaxed)));
+            let signed = self.sign(request, &key, now);
+            let unusable = || UplinkError::Unusable { reason: format!("{} cannot be asked for", request.object()) };
+            let response = self.endpoint.uplink.call(&signed.ok_or_else(unusable)?, payload)?;
+            if response.status().is_success() {
+                return Ok(response);
+            }
+            let (head, body) = response.into_parts();
+            let mut text = Vec::new();
+            let _ = body.into_reader().take(MAX_REFUSAL_BYTES).read_to_end(&mut text);
+            let error = refusal(&request.object(), head.status, &text);
+            let CdnError::Refused { code, .. } = &error else { return Err(error) };
+            let again = (mem::take(&mut clock) && self.endpoint.corrects_its_clock(code, &head.headers))
+                || (mem::take(&mut keys) && self.endpoint.renews_its_keys(self.role, &key));
+            if !again {
+                return Err(error);
+            }
+        }
     }
 
     /// Signs a request with Signature Version 4, path-style addressing.
-    pub(super) fn sign(&self, request: &S3Request<'_>) -> Result<Request<()>, UplinkError> {
-        self.try_sign(request, OffsetDateTime::now_utc())
-            .ok_or_else(|| UplinkError::Unusable { reason: format!("{} cannot be asked for", request.object()) })
-    }
-
-    fn try_sign(&self, request: &S3Request<'_>, now: OffsetDateTime) -> Option<Request<()>> {
-        let mut url = self.endpoint.clone();
+    fn sign(&self, request: &S3Request<'_>, key: &AccessKey, now: OffsetDateTime) -> Option<Request<()>> {
+        let S3Endpoint { url, host, region, .. } = &*self.endpoint;
+        let mut url = url.clone();
         url.set_path(&format!("{}/{}", request.bucket, signing::uri_encode(request.key, true)));
         if !request.query.is_empty() {
             url.query_pairs_mut().extend_pairs(request.query);
@@ -150,45 +241,48 @@ impl S3Account {
 
         let date = now.format(time::macros::format_description!("[year][month][day]T[hour][minute][second]Z")).ok()?;
         let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, HeaderValue::from_str(&self.host).ok()?);
+        headers.insert(header::HOST, HeaderValue::from_str(host).ok()?);
         headers.insert("x-amz-date", HeaderValue::from_str(&date).ok()?);
         headers.insert("x-amz-content-sha256", HeaderValue::from_str(request.payload_sha256).ok()?);
+        let mut unsigned = HeaderMap::new();
         for (name, value) in request.headers {
+            let is_signed = !matches!(*name, header::RANGE | header::IF_MATCH);
+            let headers = if is_signed { &mut headers } else { &mut unsigned };
             headers.insert(name, HeaderValue::from_str(value).ok()?);
         }
 
         let canonical = canonical_request(request, &url, &headers)?;
-        let to_sign = signing::string_to_sign(&now, &self.region, &canonical).ok()?;
-        let key = signing::signing_key(&now, self.key.secret.expose(), &self.region, "s3").ok()?;
+        let to_sign = signing::string_to_sign(&now, region, &canonical).ok()?;
+        let signing_key = signing::signing_key(&now, key.secret.expose(), region, "s3").ok()?;
         let signature = crate::security::hex(
-            &Hmac::<Sha256>::new_from_slice(&key).ok()?.chain_update(&to_sign).finalize().into_bytes(),
+            &Hmac::<Sha256>::new_from_slice(&signing_key).ok()?.chain_update(&to_sign).finalize().into_bytes(),
         );
         let signed = signing::signed_header_string(&headers);
-        let authorization =
-            signing::authorization_header(&self.key.id, &now, &self.region, &signed, &signature).ok()?;
+        let authorization = signing::authorization_header(&key.id, &now, region, &signed, &signature).ok()?;
         let mut authorization = HeaderValue::from_str(&authorization).ok()?;
         authorization.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, authorization);
         // The client sets it from the address, the same.
         headers.remove(header::HOST);
+        headers.extend(unsigned);
 
         let mut signed = Request::builder().method(request.method.clone()).uri(url.as_str()).body(()).ok()?;
         *signed.headers_mut() = headers;
         Some(signed)
     }
 
-    /// Makes a request that is safe to repeat and reads its small answer.
+    /// Makes a request that is safe to repeat up to `tries` times and reads its answer of at most `limit` bytes.
     pub(super) fn ask(
         &self,
-        uplink: &Uplink,
         request: &S3Request<'_>,
         payload: Payload<'_>,
+        limit: u64,
+        tries: u32,
     ) -> Result<Answer, CdnError> {
-        let answer = uplink.ask(payload, MAX_XML_BYTES, || self.sign(request))?;
-        if answer.status.is_success() {
-            return Ok(answer);
-        }
-        Err(refusal(&request.object(), answer.status, &answer.body))
+        patiently(tries, CdnError::patience, || {
+            let response = self.send(request, payload)?;
+            Ok(self.endpoint.uplink.read(&self.endpoint.host, response, limit)?)
+        })
     }
 }
 
@@ -212,21 +306,20 @@ fn canonical_request(request: &S3Request<'_>, url: &Url, headers: &HeaderMap) ->
 }
 
 /// What a status that is no success means.
-pub(super) fn refusal(object: &str, status: StatusCode, body: &[u8]) -> CdnError {
+fn refusal(object: &str, status: StatusCode, body: &[u8]) -> CdnError {
     #[derive(Deserialize)]
     struct S3Error {
         #[serde(rename = "Code")]
         code: String,
     }
     let object = object.to_owned();
+    let code = xml::<S3Error>(body).map(|error| error.code).unwrap_or_default();
+    let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
     match status {
-        StatusCode::NOT_FOUND => CdnError::Missing { object },
-        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => CdnError::Changed { object },
-        status => {
-            let code = xml::<S3Error>(body).map(|error| error.code).unwrap_or_default();
-            let code = code.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
-            CdnError::Refused { object, status, code }
-        }
+        StatusCode::NOT_FOUND if code == "NoSuchBucket" => CdnError::Missing(format!("bucket for {object}")),
+        StatusCode::NOT_FOUND => CdnError::Missing(object),
+        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => CdnError::Changed(object),
+        status => CdnError::Refused { object, status, code },
     }
 }
 

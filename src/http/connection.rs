@@ -7,7 +7,7 @@ use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -71,17 +71,36 @@ impl Returns {
 pub(super) struct Connection {
     pub(super) token: u64,
     pub(super) socket: Socket,
-    /// The client's address in the log: all connections of one address are one client.
-    pub(super) client: String,
-    /// The client has closed its end while a handler was at its request.
-    pub(super) gone: Arc<AtomicBool>,
-    pub(super) returns: Arc<Returns>,
+    /// The client's address, if it came over TCP: all connections of one address are one client.
+    pub(super) address: Option<IpAddr>,
+    /// The client has closed its end while its request waited or was worked on. It may have closed one direction only, and be
+    /// listening; but most have gone, and nothing tells the two apart. So it gets its answer if there is one at once.
+    left: Arc<AtomicBool>,
+    returns: Arc<Returns>,
 }
 
 impl Connection {
-    /// The client's address; over a Unix socket it has none.
-    pub(super) fn address(&self) -> Option<IpAddr> {
-        self.client.parse().ok()
+    pub(super) fn new(token: u64, socket: Socket, address: Option<IpAddr>, returns: Arc<Returns>) -> Self {
+        Self { token, socket, address, left: Arc::default(), returns }
+    }
+
+    /// The client has closed its end.
+    pub(super) fn hung_up(&self) {
+        self.left.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Set once the client has left.
+    pub(super) fn cancelled(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.left)
+    }
+
+    /// How the log names the client.
+    pub(super) fn client(&self) -> String {
+        self.address.map_or_else(|| "unix".to_owned(), |address| address.to_string())
     }
 
     /// Reads what is there. [`io::ErrorKind::WouldBlock`] if nothing is.
@@ -153,13 +172,18 @@ impl Connection {
 
     /// Returns the connection to the gate.
     pub(super) fn give_back(&self, next: Next) {
-        // Without bytes the gate need not be woken: it learns of the return with the next event of the connection.
-        let wakes = !matches!(&next, Next::Head(bytes) if bytes.is_empty());
-        match next {
-            Next::Head(_) => {}
-            Next::Linger => self.shut(Shutdown::Write),
-            Next::Close => self.shut_down(),
-        }
+        // Most returns need not wake the gate: it learns of them with the next event of the connection, or when it looks around.
+        let wakes = match &next {
+            Next::Head(bytes) => !bytes.is_empty(),
+            Next::Linger => {
+                self.shut(Shutdown::Write);
+                false
+            }
+            Next::Close => {
+                self.shut_down();
+                true
+            }
+        };
         // The order matters: an event that is seen finds the connection returned.
         self.returns.mailbox.put((self.token, next));
         if wakes {

@@ -49,7 +49,7 @@ impl Exchange {
     /// A request whose head was followed by `bytes`. Its client may keep a handler waiting for `stall_limit`.
     pub(super) fn new(head: Head, bytes: Vec<u8>, connection: Arc<Connection>, stall_limit: Duration) -> Self {
         Self {
-            id: RequestId::next_for(connection.address()),
+            id: RequestId::next_for(connection.address),
             body: Decoder::new(head.framing),
             closes: !head.keep_alive,
             head,
@@ -113,7 +113,6 @@ impl Exchange {
     /// From here on a handler works on the request.
     pub(super) fn begin_work(&mut self, place: Place) {
         self.place = Some(place);
-        self.connection.watch_for_hangup();
     }
 
     /// Answers that there is no room for the request.
@@ -122,6 +121,12 @@ impl Exchange {
         let reply = Reply::error(503, "all handlers are busy; try again in a moment");
         // Where the socket has no room for that either, dropping the exchange ends the connection.
         drop(self.answer_at_once(reply.with_header("Retry-After", RETRY_AFTER_SECONDS)));
+    }
+
+    /// Ends it without an answer: there is nobody to read one.
+    pub(super) fn abandon(mut self) {
+        self.answered = true;
+        self.connection.give_back(Next::Close);
     }
 
     /// Somebody else answers, or nobody can.
@@ -246,16 +251,22 @@ impl Exchange {
         let endpoint = endpoint_of(&self.head.target);
         metrics::request(endpoint, status, time);
         let _current = Current::enter(self.id);
-        let (method, client) = (self.head.method.as_str(), self.connection.client.as_str());
+        let method = self.head.method.as_str();
         let path = self.head.target.split('?').next().unwrap_or_default();
         let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let polled = matches!(endpoint, "/health" | "/status" | "/unlock/status" | "/metrics");
         match result {
             Ok(bytes) => {
                 let level = if polled && status < 400 { Level::Debug } else { Level::Info };
-                log::log!(level, method, endpoint, path, status, bytes = *bytes, ms, client; "answered");
+                if log::log_enabled!(level) {
+                    let client = self.connection.client();
+                    log::log!(level, method, endpoint, path, status, bytes = *bytes, ms, client; "answered");
+                }
             }
-            Err(error) => log::warn!(method, endpoint, path, status, ms, client, error:%; "the answer was broken off"),
+            Err(error) => {
+                let client = self.connection.client();
+                log::warn!(method, endpoint, path, status, ms, client, error:%; "the answer was broken off");
+            }
         }
     }
 }

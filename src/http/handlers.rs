@@ -24,7 +24,7 @@ const STANDING_FACTOR: usize = 4;
 const EVICTED_AFTER: Duration = Duration::from_secs(2);
 
 /// What a handler does with a request.
-type Work = Box<dyn Fn(Exchange) + Send + Sync>;
+type Work = Box<dyn Fn(Box<Exchange>) + Send + Sync>;
 
 /// The pool of handler threads.
 pub(super) struct Handlers {
@@ -36,7 +36,7 @@ pub(super) struct Handlers {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Exchange>,
+    queue: VecDeque<Box<Exchange>>,
     at_work: HashMap<u64, AtWork>,
     next_id: u64,
     threads: usize,
@@ -59,7 +59,7 @@ pub(super) struct Place {
 
 impl State {
     fn moving(&self) -> usize {
-        self.at_work.values().filter(|request| request.still_since.is_none()).count()
+        self.at_work.values().filter(|request| request.still_since.is_none() && !request.connection.has_left()).count()
     }
 }
 
@@ -75,11 +75,12 @@ impl Handlers {
     }
 
     /// Has a handler work on the request as soon as one may. Gives it back if too many wait already.
-    pub(super) fn submit(self: &Arc<Self>, exchange: Exchange) -> Result<(), Exchange> {
+    pub(super) fn submit(self: &Arc<Self>, exchange: Box<Exchange>) -> Result<(), Box<Exchange>> {
         let mut state = lock(&self.state);
         if state.queue.len() >= self.threads * QUEUED_PER_HANDLER {
             return Err(exchange);
         }
+        exchange.connection().watch_for_hangup();
         state.queue.push_back(exchange);
         self.begin(&mut state);
         Ok(())
@@ -141,9 +142,18 @@ impl Handlers {
         }
     }
 
-    /// Ends the transfers that have stood still longest if requests wait and there is no room. To be called often.
-    pub(super) fn make_room(&self) {
+    /// Forgets waiting requests whose clients have left, and ends the transfers that have stood still longest if requests wait
+    /// and there is no room. To be called often.
+    pub(super) fn make_room(self: &Arc<Self>) {
         let mut state = lock(&self.state);
+        for _ in 0..state.queue.len() {
+            match state.queue.pop_front() {
+                Some(exchange) if exchange.connection().has_left() => exchange.abandon(),
+                Some(exchange) => state.queue.push_back(exchange),
+                None => {}
+            }
+        }
+        self.begin(&mut state);
         let waiting = state.queue.len();
         if waiting == 0 || state.at_work.len() < self.threads * STANDING_FACTOR || state.moving() >= self.threads {
             return;
@@ -160,7 +170,7 @@ impl Handlers {
         for request in still.into_iter().take(waiting.saturating_sub(leaving)) {
             request.evicted = true;
             request.connection.shut_down();
-            let client = request.connection.client.as_str();
+            let client = request.connection.client();
             log::warn!(client; "a transfer was cut off: its client stood still while others waited");
         }
     }
@@ -187,11 +197,11 @@ impl Handlers {
 }
 
 impl Place {
-    /// The client stands still, or moves again.
-    pub(super) fn set_still(&self, still: bool) {
+    /// The client has stood still since then, or moves again.
+    pub(super) fn set_still(&self, since: Option<Instant>) {
         let mut state = lock(&self.handlers.state);
         if let Some(request) = state.at_work.get_mut(&self.id) {
-            request.still_since = still.then(Instant::now);
+            request.still_since = since;
         }
         self.handlers.begin(&mut state);
     }

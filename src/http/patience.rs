@@ -87,7 +87,7 @@ impl Patience {
         if self.still != still {
             self.still = still;
             if let Some(place) = place {
-                place.set_still(still);
+                place.set_still(still.then(|| Instant::now() - self.waited));
             }
         }
     }

@@ -21,3 +21,8 @@ pub(super) use page::page;
 pub(super) use status::status;
 pub(super) use unlock::{unlock, unlock_status};
 pub(super) use upload::{admit_upload, upload};
+
+/// The folder that a request's query names. A folder has no character that needs an encoding.
+fn folder_in_query(url: &str) -> Option<&str> {
+    url.split_once('?')?.1.split('&').find_map(|field| field.strip_prefix("folder="))
+}

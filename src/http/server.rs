@@ -132,7 +132,7 @@ struct Dispatcher {
 
 impl Dispatcher {
     /// Never waits for anything.
-    fn dispatch(&self, method: &Method, target: &str, mut exchange: Exchange) {
+    fn dispatch(&self, method: &Method, target: &str, mut exchange: Box<Exchange>) {
         let _current = Current::enter(exchange.id());
         let reply = match admit(&self.service, method, target, &exchange) {
             Err(reply) => reply,
@@ -156,15 +156,17 @@ impl Dispatcher {
         };
         if let Some(rest) = exchange.answer_at_once(reply) {
             // A client that does not read what it asked for. Dropping the rest ends its connection.
-            drop(self.handlers.submit(rest));
+            drop(self.handlers.submit(Box::new(rest)));
         }
     }
 }
 
 /// The life of a request in a handler. A panic on the way is an answer of 500, given when the exchange is dropped.
-fn handle(service: &Arc<Service>, exchange: Exchange) {
+fn handle(service: &Arc<Service>, exchange: Box<Exchange>) {
     let _current = Current::enter(exchange.id());
-    let _cancellation = Cancellation::enter(Arc::clone(&exchange.connection().gone));
+    // Nobody else wants a model that is being fetched for a client. What changes something goes on without it.
+    let is_load = matches!(exchange.route, Some(Route::Load(_)));
+    let _cancellation = is_load.then(|| Cancellation::enter(exchange.connection().cancelled()));
     let work = || {
         let Some(mut exchange) = exchange.finish_answer() else { return };
         if let Some(route) = exchange.route.take() {
@@ -193,7 +195,7 @@ fn admit(service: &Service, method: &Method, target: &str, exchange: &Exchange) 
         origin: exchange.header("origin"),
         host: exchange.header("host"),
         user_agent: exchange.header("user-agent"),
-        way: Way::of(exchange.connection().address()),
+        way: Way::of(exchange.connection().address),
     };
     let objection = sender.objection(route.changes_something(), &service.configuration);
     if let (false, Some(objection)) = (route.is_public(), objection) {

@@ -1,29 +1,81 @@
-//! The small JSON documents beside cached files.
+//! The small documents beside cached files.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
+use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cdn_manager::BigObject;
-use crate::storage::{FileIdentity, read_document, write_document};
+use crate::manifest::{MAX_CHUNKS, MAX_MANIFEST_BYTES};
+use crate::storage::{read_document, write_document};
 
-/// What is known of a cached big part.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a cached big part is, and what its chunks are compared with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     /// SHA-256 of the small part that it belongs to.
     pub(super) small_sha256: String,
-    /// SHA-256 of the big part itself.
-    pub(super) sha256: String,
-    /// The file that this record was written for: a file that was put in its place is another.
-    pub(super) file: FileIdentity,
+    /// The manifest as text: the uploader's, or for an old upload the one that this box has made. None while an old upload
+    /// is being downloaded.
+    pub(super) manifest: Option<String>,
+    /// What the CDN said of an old upload, which has no manifest there.
+    pub(super) old: Option<OldObject>,
+}
+
+/// An object without a manifest, as the CDN described it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OldObject {
+    pub(super) key: String,
+    pub(super) etag: Option<String>,
+    pub(super) sha256: Option<String>,
+    pub(super) small_sha256: Option<String>,
+    pub(super) length: u64,
+    pub(super) plain_length: u64,
+}
+
+impl OldObject {
+    pub(super) fn new(object: &BigObject, plain_length: u64) -> Self {
+        let BigObject { key, etag, sha256, small_sha256, length, .. } = object.clone();
+        Self { key, etag, sha256, small_sha256, length, plain_length }
+    }
+
+    /// Whether anything tells it from another object under the same key.
+    pub(super) fn is_identified(&self) -> bool {
+        self.etag.is_some() || self.sha256.is_some()
+    }
 }
 
 impl Record {
-    pub(super) fn new(file: &File, sha256: &str, small_sha256: &str) -> io::Result<Self> {
-        let file = FileIdentity::of(file)?;
-        Ok(Self { small_sha256: small_sha256.to_owned(), sha256: sha256.to_owned(), file })
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        read_long(path)
+    }
+
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        write_document(self, path)
+    }
+}
+
+/// How far a download has come.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PartRecord {
+    /// SHA-256 of the small part that it belongs to.
+    pub(super) small_sha256: String,
+    /// The chunks that are on the disk for certain, one bit each, in base64. After a power cut the file may hold more, with
+    /// anything in it.
+    chunks: String,
+}
+
+impl PartRecord {
+    pub(super) fn new(small_sha256: &str, stored: &[bool]) -> Self {
+        let mut bits = vec![0_u8; stored.len().div_ceil(8)];
+        for (index, _) in stored.iter().enumerate().filter(|(_, stored)| **stored) {
+            bits[index / 8] |= 1 << (index % 8);
+        }
+        // Encoding fails for lengths only that no memory holds.
+        let chunks = Base64::encode_to_string(bits).unwrap_or_default();
+        Self { small_sha256: small_sha256.to_owned(), chunks }
     }
 
     pub(super) fn read(path: &Path) -> Option<Self> {
@@ -33,33 +85,37 @@ impl Record {
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         write_document(self, path)
     }
+
+    /// Which of `count` chunks are on the disk.
+    pub(super) fn stored(&self, count: usize) -> Vec<bool> {
+        let bits =
+            if self.chunks.len() as u64 <= MAX_CHUNKS { Base64::decode_to_vec(&self.chunks, None).ok() } else { None };
+        let bits = bits.unwrap_or_default();
+        (0..count).map(|index| bits.get(index / 8).is_some_and(|byte| byte & (1 << (index % 8)) != 0)).collect()
+    }
 }
 
-/// What is known of a download that has not ended.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct PartRecord {
-    key: String,
-    etag: Option<String>,
-    sha256: Option<String>,
-    length: u64,
-    /// How many bytes are on the disk for certain. After a power cut the file may be longer, with anything in it.
-    pub(super) durable: u64,
+/// As [`read_document`], for a document that holds a manifest.
+fn read_long<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let mut json = Vec::new();
+    File::open(path).ok()?.take(2 * MAX_MANIFEST_BYTES).read_to_end(&mut json).ok()?;
+    serde_json::from_slice(&json).ok()
 }
 
-impl PartRecord {
-    pub(super) fn new(object: &BigObject, durable: u64) -> Self {
-        let BigObject { key, etag, sha256, length, .. } = object.clone();
-        Self { key, etag, sha256, length, durable }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The record of a download of this very object; an object that nothing tells from another cannot be resumed.
-    pub(super) fn read(path: &Path, object: &BigObject) -> Option<Self> {
-        let record: Self = read_document(path)?;
-        let identified = record.etag.is_some() || record.sha256.is_some();
-        (identified && record == Self::new(object, record.durable) && record.durable <= record.length).then_some(record)
-    }
-
-    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        write_document(self, path)
+    #[test]
+    fn a_part_record_remembers_every_chunk() {
+        for count in [0, 1, 7, 8, 9, 4096] {
+            let stored: Vec<bool> = (0..count).map(|index| index % 3 == 0).collect();
+            let record = PartRecord::new("hash", &stored);
+            assert_eq!(record.stored(count), stored);
+            // Less or more chunks than it knows of are not there.
+            assert_eq!(record.stored(count + 20)[count + 8..], [false; 12]);
+        }
+        let garbage = PartRecord { small_sha256: String::new(), chunks: "?".repeat(100_000) };
+        assert_eq!(garbage.stored(3), [false; 3]);
     }
 }

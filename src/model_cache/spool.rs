@@ -24,6 +24,14 @@ impl Spool {
         Ok(Self { file: open_private(&path, true)?, path, moved: false })
     }
 
+    /// Another new file in the same directory.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn another(&self) -> io::Result<Self> {
+        Self::create(self.path.parent().unwrap_or(Path::new(".")))
+    }
+
     /// The file.
     #[must_use]
     pub fn file(&self) -> &File {

@@ -13,7 +13,7 @@ use crate::constants::CHUNK;
 ///
 /// One block is needed to find the padding. The second guarantees that at least one byte of plaintext is among what is
 /// held back (the last block can be all padding), so a source that checks its bytes and fails at its end, as
-/// [`VerifyReader`](super::VerifyReader) does, keeps the client from ever having a complete body.
+/// that of an old upload does, keeps the client from ever having a complete body.
 pub const HELD_BACK: usize = 2 * BLOCK;
 
 /// Why a ciphertext cannot be decrypted. As an [`io::Error`] it has the kind `InvalidData`.

@@ -25,20 +25,23 @@ pub struct Parts<W> {
     pub big: W,
 }
 
-/// Splits the encrypted bytes written to it: the small part stays in memory, the big part goes to `big`.
+/// Makes the sink for a big part, whose small part is known by then.
+pub type OpenBig<W> = Box<dyn FnOnce(&[u8]) -> io::Result<W> + Send>;
+
+/// Splits the encrypted bytes written to it: the small part stays in memory, the big part goes to a sink.
 ///
 /// The split point depends on the whole length, so the first 10 240 bytes are kept until it is certain.
-#[derive(Default)]
 pub struct PartsWriter<W> {
     small: Vec<u8>,
-    big: W,
-    split: bool,
+    open: Option<OpenBig<W>>,
+    big: Option<W>,
 }
 
 impl<W: Write> PartsWriter<W> {
-    /// Sends the big part to `big`.
-    pub fn new(big: W) -> Self {
-        Self { small: Vec::with_capacity(SPLIT_KNOWN_AT as usize), big, split: false }
+    /// Sends the big part to what `open` makes.
+    #[must_use]
+    pub fn new(open: OpenBig<W>) -> Self {
+        Self { small: Vec::with_capacity(SPLIT_KNOWN_AT as usize), open: Some(open), big: None }
     }
 
     /// Ends the stream and gives both parts.
@@ -46,35 +49,38 @@ impl<W: Write> PartsWriter<W> {
     /// # Errors
     /// The sink's.
     pub fn finish(mut self) -> io::Result<Parts<W>> {
-        if !self.split {
-            self.split_at(split_point(self.small.len() as u64) as usize)?;
-        }
-        Ok(Parts { small: self.small, big: self.big })
+        let big = match self.big.take() {
+            Some(big) => big,
+            None => self.split_at(split_point(self.small.len() as u64) as usize)?,
+        };
+        Ok(Parts { small: self.small, big })
     }
 
-    fn split_at(&mut self, point: usize) -> io::Result<()> {
-        self.split = true;
+    fn split_at(&mut self, point: usize) -> io::Result<W> {
         let head_of_big = self.small.split_off(point);
-        self.big.write_all(&head_of_big)
+        let open = self.open.take().ok_or_else(|| io::Error::other("the big part could not be opened before"))?;
+        let mut big = open(&self.small)?;
+        big.write_all(&head_of_big)?;
+        Ok(big)
     }
 }
 
 impl<W: Write> Write for PartsWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.split {
-            return self.big.write(bytes);
+        if let Some(big) = &mut self.big {
+            return big.write(bytes);
         }
         let missing = SPLIT_KNOWN_AT as usize - self.small.len();
         let count = bytes.len().min(missing);
         self.small.extend_from_slice(&bytes[..count]);
         if count == missing {
-            self.split_at(SMALL_MAX as usize)?;
+            self.big = Some(self.split_at(SMALL_MAX as usize)?);
         }
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.big.flush()
+        self.big.as_mut().map_or(Ok(()), W::flush)
     }
 }
 
@@ -98,7 +104,7 @@ mod tests {
         for length in [0usize, 1, 32, 10_239, 10_240, 10_241, 50_000] {
             let whole: Vec<u8> = (0..length).map(|i| (i % 253) as u8).collect();
             for portion in [1, 100, 10_240, usize::MAX] {
-                let mut writer = PartsWriter::new(Vec::new());
+                let mut writer = PartsWriter::new(Box::new(|_| Ok(Vec::new())));
                 for bytes in whole.chunks(portion.min(length.max(1))) {
                     writer.write_all(bytes).unwrap();
                 }

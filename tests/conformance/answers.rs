@@ -69,6 +69,12 @@ fn what_is_refused_is_counted_and_logged() {
             (b"BREW /health HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), 501),
         ];
         let all = REFUSED.iter().map(|(request, status)| (request.as_bytes().to_vec(), *status)).chain(more);
+        // One of each status first: a flood of lines becomes one line.
+        let mut all: Vec<_> = all.collect();
+        let firsts: Vec<u16> = all.iter().map(|(_, status)| *status).collect();
+        let mut places = (0..all.len()).collect::<Vec<_>>();
+        places.sort_by_key(|place| firsts[..*place].contains(&firsts[*place]));
+        all = places.into_iter().map(|place| all[place].clone()).collect();
         let mut expected = std::collections::BTreeMap::<u16, u64>::new();
         for (request, status) in all {
             let mut client = Client::send(&service, &request);
@@ -94,7 +100,7 @@ fn what_is_refused_is_counted_and_logged() {
             assert!(log.contains(&format!("status={status}")), "no {status} in\n{log}");
         }
         // One line stays one, whatever was sent.
-        assert!(log.lines().all(|line| line.starts_with("20")), "{log}");
+        assert!(log.lines().all(|line| line.starts_with("time=")), "{log}");
     }
 }
 

@@ -13,6 +13,7 @@
 
 pub mod browser;
 pub mod client;
+pub mod connect_proxy;
 pub mod docker;
 pub mod multipart;
 pub mod peer;
@@ -26,6 +27,7 @@ pub mod s3;
 pub mod s3_fault;
 pub mod s3_proxy;
 pub mod s3_server;
+pub mod s3_servers;
 pub mod s3_store;
 pub mod service;
 pub mod small_disk;
@@ -149,6 +151,11 @@ pub fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{test}: {why}");
     // Not `eprintln!`, which the test harness would keep to itself.
     let _ = std::io::Write::write_fmt(&mut io::stderr(), format_args!("SKIPPED: {test} ({why})\n"));
+}
+
+/// Whether tests take their large sizes.
+pub fn in_ci() -> bool {
+    std::env::var_os("CI").is_some()
 }
 
 /// Waits until it holds; panics with `what` where it does not in time.

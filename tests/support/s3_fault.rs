@@ -53,6 +53,10 @@ pub enum Fault {
     Delay(Duration),
     /// The answer carries no `x-amz-meta-` header.
     DropMetadata,
+    /// The server's clock is so many seconds ahead: a request of another time is refused.
+    ClockAhead(i64),
+    /// The answer's entity tag is a weak one, as a proxy that compresses makes it.
+    WeakTag,
 }
 
 /// What the proxy answers by itself: `Some(None)` is silence.
@@ -87,6 +91,11 @@ pub fn change_head(answer: &mut Head, fault: Option<&Fault>) {
             answer.headers.retain(|(name, _)| !name.to_ascii_lowercase().starts_with("x-amz-meta-"));
         }
         Some(Fault::DropContentRange) => answer.remove("Content-Range"),
+        Some(Fault::WeakTag) => {
+            if let Some(tag) = answer.get("ETag").map(str::to_owned) {
+                answer.set("ETag", format!("W/{tag}"));
+            }
+        }
         Some(Fault::WrongContentRange) => {
             // `bytes 5-9/10` becomes `bytes 6-9/10`: the kind of error that a careless client does not see.
             let range = answer.get("Content-Range").and_then(|value| value.strip_prefix("bytes ")?.split_once('-'));
@@ -102,6 +111,24 @@ pub fn change_head(answer: &mut Head, fault: Option<&Fault>) {
         }
         _ => {}
     }
+}
+
+/// What a server whose clock is ahead answers to a request of another time.
+pub fn too_skewed(request: &Head, ahead: i64) -> Option<Vec<u8>> {
+    let now = time::OffsetDateTime::now_utc() + time::Duration::seconds(ahead);
+    let format = time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
+    let date = request.get("x-amz-date")?;
+    let signed = time::PrimitiveDateTime::parse(date, &format).expect("a date").assume_utc();
+    if (signed - now).abs() < time::Duration::minutes(15) {
+        return None;
+    }
+    let body = "<Error><Code>RequestTimeTooSkewed</Code></Error>";
+    // An answer to HEAD has no body.
+    let (length, body) = if request.start.starts_with("HEAD") { (0, "") } else { (body.len(), body) };
+    let mut head = Head { start: "HTTP/1.1 403 Forbidden".to_owned(), headers: Vec::new() };
+    head.set("Date", httpdate::fmt_http_date(now.into()));
+    head.set("Content-Length", length);
+    Some([head.to_bytes(), body.into()].concat())
 }
 
 /// What a fault does to the head of a request; whether it did anything, so that the signature is no longer right.
@@ -131,9 +158,11 @@ pub fn change_request(request: &mut Head, fault: Option<&Fault>) -> bool {
 pub enum Purpose {
     /// `GET` of all of it.
     Whole,
-    /// `GET` of its last bytes (`Range: bytes=-32`).
+    /// `HEAD`.
+    Describe,
+    /// `GET` of its last bytes, which are at most 32.
     Tail,
-    /// `GET` of what follows an offset (`Range: bytes=1000-`): a download that continues.
+    /// `GET` of any other range: a download that continues.
     Rest,
     /// `PUT` of its bytes.
     Store,
@@ -148,8 +177,12 @@ impl Purpose {
         let range = request.get("Range").and_then(|range| range.strip_prefix("bytes="));
         match (method, range) {
             ("GET", None) => Some(Self::Whole),
-            ("GET", Some(range)) if range.starts_with('-') => Some(Self::Tail),
-            ("GET", Some(_)) => Some(Self::Rest),
+            ("HEAD", _) => Some(Self::Describe),
+            ("GET", Some(range)) => {
+                let (from, to) = range.split_once('-')?;
+                let length = to.parse::<u64>().ok()? - from.parse::<u64>().ok()? + 1;
+                Some(if length <= 32 { Self::Tail } else { Self::Rest })
+            }
             ("PUT", _) if request.get("x-amz-copy-source").is_some() => Some(Self::Copy),
             ("PUT", _) => Some(Self::Store),
             _ => None,

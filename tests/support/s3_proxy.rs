@@ -15,7 +15,7 @@ use url::Url;
 use super::raw::{self, Framing, Head};
 use super::s3::{Keys, S3, signed};
 pub use super::s3_fault::{Fault, Purpose};
-use super::s3_fault::{change_head, change_request, instead};
+use super::s3_fault::{change_head, change_request, instead, too_skewed};
 use super::tcp::{TcpServer, lock, reset_on_close};
 
 /// A request as it passed.
@@ -190,6 +190,16 @@ impl State {
         match &fault {
             Some(Fault::Reset) => return Ok(reset(client)),
             Some(Fault::Delay(time)) => thread::sleep(*time),
+            Some(Fault::ClockAhead(ahead)) => {
+                if let Some(refusal) = too_skewed(&head, *ahead) {
+                    raw::read_body(reader, framing)?;
+                    self.note(id, 403, 0);
+                    client.write_all(&refusal)?;
+                    return Ok(true);
+                }
+                // The store's own clock is right.
+                self.sign_again(&mut head)?;
+            }
             _ => {}
         }
         if change_request(&mut head, fault.as_ref()) {
@@ -289,7 +299,13 @@ impl State {
         let (method, target) = (method.to_owned(), target.to_owned());
         let host = head.get("Host").unwrap_or_default();
         let url = Url::parse(&format!("http://{host}{target}")).map_err(io::Error::other)?;
-        for (name, value) in &signed(keys, &method, &url, &[], b"") {
+        let own = ["x-amz-date", "x-amz-content-sha256"];
+        let amz: Vec<_> = head.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
+        let amz = amz.iter().filter(|(name, _)| name.starts_with("x-amz-") && !own.contains(&name.as_str()));
+        let amz: Vec<_> = amz.map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        // Any body but an empty one goes unsigned.
+        let body: &[u8] = if matches!(method.as_str(), "PUT" | "POST") { b"any" } else { b"" };
+        for (name, value) in &signed(keys, &method, &url, &amz, body) {
             head.set(name.as_str(), value.to_str().unwrap_or_default());
         }
         Ok(())

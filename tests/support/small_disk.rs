@@ -43,6 +43,12 @@ impl SmallDisk {
         file.set_len(length.saturating_sub(kib as u64 * 1024)).expect("shorter");
     }
 
+    /// Nothing can be written any more.
+    pub fn make_read_only(&self) {
+        let status = Command::new("mount").args(["-o", "remount,ro"]).arg(self.path()).status();
+        assert!(status.is_ok_and(|status| status.success()), "the disk cannot be made read-only");
+    }
+
     /// Gives the space back.
     pub fn free(&self) {
         let _ = fs::remove_file(self.filler());

@@ -9,13 +9,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use rustix::net::{SocketFlags, sockopt};
 
 use super::super::connection::Socket;
 use crate::configuration::BindAddress;
 
-/// Connections that the kernel accepts before the gate does: a burst of clients waits there.
-const BACKLOG: i32 = 1024;
+/// Connections that the kernel accepts before the gate does, as many as it allows (`net.core.somaxconn`): a client that finds
+/// no place there tries again after a second.
+const BACKLOG: i32 = 4096;
 
 /// A TCP client that answers no probe is dead after about so long.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -101,20 +102,17 @@ impl Listener {
         }
     }
 
-    /// The next client's socket, and how the log names the client.
-    pub(super) fn accept(&self) -> io::Result<(Socket, String)> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, address) = listener.accept()?;
-                stream.set_nonblocking(true)?;
-                Ok((Socket::Tcp(stream), address.ip().to_canonical().to_string()))
+    /// The next client's socket, and its address over TCP.
+    pub(super) fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (socket, address) = rustix::net::acceptfrom_with(self, flags)?;
+        Ok(match self {
+            Self::Tcp(_) => {
+                let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+                (Socket::Tcp(socket.into()), address.map(|address| address.ip().to_canonical()))
             }
-            Self::Unix(listener, _) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(true)?;
-                Ok((Socket::Unix(stream), "unix".to_owned()))
-            }
-        }
+            Self::Unix(..) => (Socket::Unix(socket.into()), None),
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::folder_in_query;
 use crate::api_client::{LoadError, Wanted};
 use crate::byte_range::ByteRange;
 use crate::constants::DEFAULT_FOLDER;
@@ -21,10 +22,7 @@ impl Request {
     /// That of a request without a body, whose folder may be in the query. `curl` resumes a transfer (`-C -`) only if it does
     /// not send any.
     fn without_body(url: &str) -> Self {
-        let query = url.split_once('?').map_or("", |(_, query)| query);
-        // A folder has no character that needs an encoding.
-        let folder = query.split('&').find_map(|field| field.strip_prefix("folder="));
-        Self { filename: None, folder: folder.map(str::to_owned) }
+        Self { filename: None, folder: folder_in_query(url).map(str::to_owned) }
     }
 
     fn names(self, path_name: String) -> Result<(Folder, FileName), NameError> {

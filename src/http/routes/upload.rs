@@ -1,7 +1,9 @@
-//! `POST /upload/{filename}`: a form with the file and, before or after it, its folder.
+//! `POST /upload/{filename}`: a form with the file and, before or after it or in the query, its folder. Where the folder is
+//! known first, the file goes on to the CDN while it is received.
 
 use std::io::{self, Read};
 
+use super::folder_in_query;
 use crate::api_client::{ReceivedUpload, UploadError};
 use crate::constants::DEFAULT_FOLDER;
 use crate::http::multipart::{Multipart, MultipartError, boundary};
@@ -68,13 +70,22 @@ fn receive(
     let boundary = boundary(exchange.header("content-type").unwrap_or_default()).unwrap_or_default();
     let limit = service.configuration.max_upload_bytes;
 
+    // What the form has besides its file is little, so the length of the file is nearly known.
+    let declared = exchange.declared_length();
+    let (shortest, longest) =
+        (declared.unwrap_or(0).saturating_sub(FORM_OVERHEAD), declared.unwrap_or(limit).min(limit));
+    let bad_name = |error| Reply::error(422, error);
+    let in_query = folder_in_query(exchange.target()).map(|text| Folder::new(text.to_owned())).transpose();
+    let in_query = in_query.map_err(bad_name)?;
     let transfer = Transfer::begin(Stage::Receive, &*file_name, 0, exchange.declared_length());
     let mut form = Multipart::new(exchange, &boundary);
     let (mut upload, mut folder) = (None, None);
     while let Some(part) = form.next_part().map_err(|error| unreadable(&error))? {
         match part.name.as_str() {
             "data" if upload.is_none() => {
-                let mut sink = service.client.begin_upload().map_err(|error| failed(&error))?;
+                let place = in_query.as_ref().or(folder.as_ref()).map(|folder| (folder, &file_name));
+                let sink = service.client.begin_upload(place, shortest, longest);
+                let mut sink = sink.map_err(|error| failed(&error))?;
                 let mut content = (&mut form).take(limit.saturating_add(1));
                 if copy(&mut content, &mut sink, &transfer)? > limit {
                     return Err(too_large(limit));
@@ -86,7 +97,11 @@ fn receive(
                 let content = (&mut form).take(MAX_FOLDER).read_to_end(&mut text);
                 content.map_err(|error| unreadable(&error.into()))?;
                 let text = String::from_utf8(text).unwrap_or_default();
-                folder = Some(Folder::new(text).map_err(|error| Reply::error(422, error))?);
+                let named = Folder::new(text).map_err(bad_name)?;
+                if in_query.as_ref().is_some_and(|folder| **folder != *named) {
+                    return Err(Reply::error(422, "the folder of the form is another than that of the query"));
+                }
+                folder = Some(named);
             }
             "data" | "folder" => return Err(Reply::error(422, format!("the form has two fields named {}", part.name))),
             // Browsers and frameworks send fields of their own.
@@ -94,14 +109,14 @@ fn receive(
         }
     }
     let upload = upload.ok_or_else(|| Reply::error(422, "the form has no file field named data"))?;
-    let folder = match folder {
+    let folder = match in_query.or(folder) {
         Some(folder) => folder,
-        None => Folder::new(DEFAULT_FOLDER).map_err(|error| Reply::error(422, error))?,
+        None => Folder::new(DEFAULT_FOLDER).map_err(bad_name)?,
     };
     Ok((upload, folder, file_name))
 }
 
-/// Copies, and tells a client that fails (422) from local storage that fails (500).
+/// Copies, and tells a client that fails (422) from local storage or a CDN that fails (500).
 fn copy(content: &mut impl Read, sink: &mut impl io::Write, transfer: &Transfer) -> Result<u64, Reply> {
     let mut buffer = vec![0; crate::constants::CHUNK];
     let mut copied = 0;
@@ -110,7 +125,7 @@ fn copy(content: &mut impl Read, sink: &mut impl io::Write, transfer: &Transfer)
         if count == 0 {
             return Ok(copied);
         }
-        sink.write_all(&buffer[..count]).map_err(|error| failed(&UploadError::Spool(error)))?;
+        sink.write_all(&buffer[..count]).map_err(|error| failed(&error.into()))?;
         copied += count as u64;
         transfer.moved(count as u64);
     }

@@ -1,0 +1,174 @@
+//! The manifest of a big part: the hash of each of its chunks, signed, so that every byte of a model is proven before
+//! anybody gets it (SPEC section 5).
+//!
+//! It is text of one or two lines, each a compact JWS over the same payload. `jwt-simple` makes and checks the signatures;
+//! what the payload must say is checked here.
+
+mod chunks;
+mod keys;
+
+use std::fmt;
+
+use jwt_simple::reexports::ct_codecs::{Base64UrlSafeNoPadding, Decoder, Encoder};
+use serde::{Deserialize, Serialize};
+
+use crate::security::is_sha256_hex;
+
+pub use self::chunks::{ChunkHasher, ChunkHashes, MAX_BIG_PART, MAX_CHUNKS, chunk_size};
+pub use self::keys::{Keygen, ManifestKeys};
+
+/// The longest manifest that is read. Two lines with 4,096 hashes have 480 KiB.
+pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+
+/// SHA-256 of a chunk.
+pub type ChunkHash = [u8; 32];
+
+/// The upload that a manifest has to be of.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The folder.
+    pub folder: &'a str,
+    /// The file name.
+    pub file_name: &'a str,
+    /// SHA-256 of the small part (lower-case hex).
+    pub small_sha256: &'a str,
+    /// Length of the small part in bytes.
+    pub small_length: u64,
+}
+
+/// What a manifest says of a big part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// The big part, chunk by chunk.
+    pub chunks: ChunkHashes,
+    /// Length of the plaintext in bytes.
+    pub plain_length: u64,
+}
+
+/// Why a manifest is refused. Each is one sentence that goes on from "the manifest of models/m.bin".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManifestError {
+    /// Longer than any manifest can be.
+    TooLong,
+    /// Line one does not have the signature that this installation's salt makes.
+    Forged,
+    /// `TRUSTED_KEYS_PATH` is set and there is no line two.
+    Unsigned,
+    /// No key of `TRUSTED_KEYS_PATH` made the signature in line two.
+    Untrusted,
+    /// Signed, but not of the version that was asked for: this field is of another.
+    OtherUpload(&'static str),
+    /// Signed, but what it says cannot be: this field.
+    Malformed(&'static str),
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong => write!(f, "has more than {MAX_MANIFEST_BYTES} bytes; upload the model again"),
+            Self::Forged => f.write_str(
+                "was not made with this box's RESOURCE_KEY_SALT: the salt is wrong, or somebody has changed the manifest; \
+                 check the salt, else upload the model again",
+            ),
+            Self::Unsigned => f.write_str(
+                "has no signature by a signing key, which TRUSTED_KEYS_PATH demands; \
+                 upload the model again from a box with SIGNING_KEY_PATH",
+            ),
+            Self::Untrusted => f.write_str(
+                "is signed by a key that is not in TRUSTED_KEYS_PATH; \
+                 add the key, or upload the model again with a trusted one",
+            ),
+            Self::OtherUpload(field) => {
+                write!(f, "is of another upload, its {field} is not the one asked for; upload the model again")
+            }
+            Self::Malformed(field) => write!(f, "cannot be used, its {field} is not valid; upload the model again"),
+        }
+    }
+}
+
+impl std::error::Error for ManifestError {}
+
+/// The payload of both lines. Other claims are ignored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Payload {
+    v: u64,
+    folder: String,
+    filename: String,
+    small_sha256: String,
+    big_length: u64,
+    plain_length: u64,
+    chunk: u64,
+    sha256: String,
+}
+
+impl Payload {
+    fn new(subject: Subject<'_>, manifest: &Manifest) -> Self {
+        let chunks = &manifest.chunks;
+        Self {
+            v: 1,
+            folder: subject.folder.to_owned(),
+            filename: subject.file_name.to_owned(),
+            small_sha256: subject.small_sha256.to_owned(),
+            big_length: chunks.length,
+            plain_length: manifest.plain_length,
+            chunk: chunks.chunk,
+            // Encoding fails for lengths only that no memory holds.
+            sha256: Base64UrlSafeNoPadding::encode_to_string(chunks.hashes.as_flattened()).unwrap_or_default(),
+        }
+    }
+
+    /// Checks every field against what was asked for and against the others.
+    fn check(self, subject: Subject<'_>) -> Result<Manifest, ManifestError> {
+        use ManifestError::{Malformed, OtherUpload};
+        if self.v != 1 {
+            return Err(Malformed("v"));
+        }
+        if self.folder != subject.folder {
+            return Err(OtherUpload("folder"));
+        }
+        if self.filename != subject.file_name {
+            return Err(OtherUpload("filename"));
+        }
+        if self.small_sha256 != subject.small_sha256 || !is_sha256_hex(&self.small_sha256) {
+            return Err(OtherUpload("small_sha256"));
+        }
+        // The length of the plaintext makes that of the ciphertext, of which the small part is known.
+        let encrypted = encrypted_length(self.plain_length).ok_or(Malformed("plain_length"))?;
+        if self.big_length > MAX_BIG_PART || self.big_length.checked_add(subject.small_length) != Some(encrypted) {
+            return Err(Malformed("big_length"));
+        }
+        if self.chunk != chunk_size(self.big_length) {
+            return Err(Malformed("chunk"));
+        }
+        // At most 4,096, by the choice of the chunk.
+        let count = self.big_length.div_ceil(self.chunk) as usize;
+        let mut hashes = vec![[0; 32]; count];
+        if self.sha256.len() != (count * 32 * 4).div_ceil(3) {
+            return Err(Malformed("sha256"));
+        }
+        let decoded = Base64UrlSafeNoPadding::decode(hashes.as_flattened_mut(), &self.sha256, None);
+        if decoded.map(|bytes| bytes.len()) != Ok(count * 32) {
+            return Err(Malformed("sha256"));
+        }
+        let chunks = ChunkHashes { length: self.big_length, chunk: self.chunk, hashes };
+        Ok(Manifest { chunks, plain_length: self.plain_length })
+    }
+}
+
+/// The length of `initialization vector || AES-256-CBC with PKCS#7` of so many bytes.
+fn encrypted_length(plain_length: u64) -> Option<u64> {
+    (plain_length / 16).checked_add(2)?.checked_mul(16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ciphertext_has_an_initialization_vector_and_one_to_sixteen_bytes_of_padding() {
+        for (plain, encrypted) in [(0, 32), (1, 32), (15, 32), (16, 48), (17, 48), (31, 48), (32, 64)] {
+            assert_eq!(encrypted_length(plain), Some(encrypted), "{plain}");
+        }
+        assert_eq!(encrypted_length(u64::MAX), None);
+    }
+}

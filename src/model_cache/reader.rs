@@ -1,0 +1,268 @@
+//! The bytes of a version in order, each chunk proven before the first byte of it is given out.
+//!
+//! Chunks from the file are hashed on a thread of their own, while the ones before them are decrypted and sent: the hash is the
+//! slowest stage of a load.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::thread::available_parallelism;
+
+use sha2::{Digest, Sha256};
+
+use super::download::ChunkStream;
+use super::version::{Chunk, Demand, Version};
+use crate::manifest::ChunkHash;
+use crate::security::{HashMismatch, Hasher};
+use crate::threads;
+
+/// How many chunks are hashed ahead of the one that is given out.
+const AHEAD: usize = 2;
+
+/// While a download goes on, its threads hash, and have chunks in memory.
+const AHEAD_OF_DOWNLOAD: usize = 1;
+
+/// See the module. A read that fails gives out nothing of the chunk that could not be proven.
+pub struct ChunkReader {
+    version: Arc<Version>,
+    demand: Demand,
+    /// The chunks that are to be given out, and those that are not yet on their way to the prover.
+    rest: Range<usize>,
+    ahead: usize,
+    pending: VecDeque<usize>,
+    prover: Option<Prover>,
+    /// A buffer to use again. More than one would be memory for nothing.
+    spare: Option<Vec<u8>>,
+    current: Bytes,
+    /// The range of the big part that has not been given out.
+    bytes: Range<u64>,
+    /// Its own way to the CDN, where chunks cannot be stored.
+    own: Option<ChunkStream>,
+    /// Of an old upload that comes by that way: the hash of all chunks before the next one.
+    whole: Option<(usize, Hasher)>,
+}
+
+/// A proven chunk.
+enum Bytes {
+    None,
+    Own(Vec<u8>),
+    Shared(Arc<Vec<u8>>),
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::None => &[],
+            Self::Own(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl ChunkReader {
+    pub(super) fn new(version: Arc<Version>, bytes: Range<u64>) -> Self {
+        let bytes = bytes.start..bytes.end.min(version.length).max(bytes.start);
+        let chunks = if bytes.is_empty() {
+            0..0
+        } else {
+            (bytes.start / version.chunk) as usize..bytes.end.div_ceil(version.chunk) as usize
+        };
+        let demand = version.demand(chunks.clone());
+        Self {
+            version,
+            demand,
+            ahead: chunks.start,
+            rest: chunks,
+            pending: VecDeque::new(),
+            prover: None,
+            spare: None,
+            current: Bytes::None,
+            bytes,
+            own: None,
+            whole: None,
+        }
+    }
+
+    /// Makes the next chunk the current one.
+    fn next_chunk(&mut self) -> io::Result<()> {
+        if let Bytes::Own(buffer) = std::mem::replace(&mut self.current, Bytes::None) {
+            self.spare = Some(buffer);
+        }
+        let index = self.rest.start;
+        self.version.advance(self.demand, Some(index));
+        self.read_ahead();
+        self.current = match self.proven(index) {
+            Some(bytes) => Bytes::Own(bytes),
+            None => self.wait_for(index)?,
+        };
+        self.rest.start = index + 1;
+        self.ahead = self.ahead.max(self.rest.start);
+        Ok(())
+    }
+
+    /// Sends chunks that are in the file to the prover, as long as they are the next ones.
+    fn read_ahead(&mut self) {
+        let depth = if self.version.is_complete() { AHEAD } else { AHEAD_OF_DOWNLOAD };
+        let worth_a_thread = self.prover.is_some() || self.rest.len() > 1;
+        while worth_a_thread && self.pending.len() < depth && self.ahead < self.rest.end {
+            let Some(expected) = self.version.stored(self.ahead) else { return };
+            if self.prover.is_none() {
+                self.prover = Prover::start();
+            }
+            let Some(prover) = &self.prover else { return };
+            let mut buffer = self.spare.take().unwrap_or_default();
+            if !self.version.read_stored(self.ahead, &mut buffer) {
+                self.spare = Some(buffer);
+                self.version.mark_bad(self.ahead);
+                return;
+            }
+            if !prover.send(buffer, expected) {
+                return;
+            }
+            self.pending.push_back(self.ahead);
+            self.ahead += 1;
+        }
+    }
+
+    /// The chunk at `index`, if it was sent to the prover and found right.
+    fn proven(&mut self, index: usize) -> Option<Vec<u8>> {
+        self.pending.front().filter(|pending| **pending == index)?;
+        self.pending.pop_front();
+        let (bytes, is_right) = self.prover.as_ref()?.receive()?;
+        if is_right {
+            return Some(bytes);
+        }
+        self.spare = Some(bytes);
+        None
+    }
+
+    /// The chunk at `index` from wherever it is to be had.
+    fn wait_for(&mut self, index: usize) -> io::Result<Bytes> {
+        loop {
+            let mut buffer = self.spare.take().unwrap_or_default();
+            match self.version.wait_for(index, self.demand)? {
+                Chunk::Recent(bytes) => {
+                    return Ok(Bytes::Shared(bytes));
+                }
+                Chunk::Stored(expected) => {
+                    if self.version.read_stored(index, &mut buffer) && digest(&buffer) == expected {
+                        return Ok(Bytes::Own(buffer));
+                    }
+                    self.spare = Some(buffer);
+                    self.version.mark_bad(index);
+                }
+                Chunk::Fetch(expected) => {
+                    self.fetch(index, &mut buffer, expected)?;
+                    return Ok(Bytes::Own(buffer));
+                }
+            }
+        }
+    }
+
+    /// Fetches a chunk that cannot be stored.
+    fn fetch(&mut self, index: usize, buffer: &mut Vec<u8>, expected: Option<ChunkHash>) -> io::Result<()> {
+        let version = Arc::clone(&self.version);
+        let mut own = match self.own.take() {
+            Some(own) if own.position() == index => own,
+            _ => ChunkStream::new(index..version.missing_from(index, self.rest.end)),
+        };
+        own.read(&version, index, buffer, expected)?;
+        self.own = Some(own);
+        if expected.is_some() {
+            return Ok(());
+        }
+        // An old upload: nothing is known of its chunks, but perhaps of the whole.
+        if self.whole.is_none() {
+            self.whole = Some(version.whole.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        }
+        let Some((seen, hasher)) = &mut self.whole else { return Ok(()) };
+        if *seen != index {
+            return Err(io::Error::other("the download was not in order; load the model again"));
+        }
+        hasher.update(buffer);
+        *seen += 1;
+        if *seen == version.count() && !version.has_whole_hash(hasher.clone()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch));
+        }
+        Ok(())
+    }
+}
+
+impl Version {
+    /// Up to where nothing is stored from `index` on.
+    fn missing_from(&self, index: usize, end: usize) -> usize {
+        let state = self.state();
+        (index + 1..end).find(|next| state.stored[*next]).unwrap_or(end)
+    }
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if out.is_empty() || self.bytes.is_empty() {
+            return Ok(0);
+        }
+        let chunk = (self.bytes.start / self.version.chunk) as usize;
+        if chunk == self.rest.start {
+            self.next_chunk()?;
+        }
+        let at = (self.bytes.start % self.version.chunk) as usize;
+        let current = self.current.as_slice().get(at..).unwrap_or_default();
+        let left = usize::try_from(self.bytes.end - self.bytes.start).unwrap_or(usize::MAX);
+        let count = current.len().min(left).min(out.len());
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        out[..count].copy_from_slice(&current[..count]);
+        self.bytes.start += count as u64;
+        Ok(count)
+    }
+}
+
+impl Drop for ChunkReader {
+    fn drop(&mut self) {
+        self.version.advance(self.demand, None);
+    }
+}
+
+fn digest(bytes: &[u8]) -> ChunkHash {
+    Sha256::digest(bytes).into()
+}
+
+/// A thread that compares chunks with their hashes.
+struct Prover {
+    send: Sender<(Vec<u8>, ChunkHash)>,
+    receive: Receiver<(Vec<u8>, bool)>,
+}
+
+impl Prover {
+    /// None where there is no second core, or no thread to be had: the caller then hashes itself.
+    fn start() -> Option<Self> {
+        static CORES: OnceLock<usize> = OnceLock::new();
+        if *CORES.get_or_init(|| available_parallelism().map_or(1, usize::from)) < 2 {
+            return None;
+        }
+        let (send, chunks) = channel::<(Vec<u8>, ChunkHash)>();
+        let (proven, receive) = channel();
+        let prove = move || {
+            while let Ok((bytes, expected)) = chunks.recv() {
+                let is_right = digest(&bytes) == expected;
+                if proven.send((bytes, is_right)).is_err() {
+                    return;
+                }
+            }
+        };
+        threads::spawn("hash", prove).ok()?;
+        Some(Self { send, receive })
+    }
+
+    /// False if the thread is gone, which only a panic ends.
+    fn send(&self, bytes: Vec<u8>, expected: ChunkHash) -> bool {
+        self.send.send((bytes, expected)).is_ok()
+    }
+
+    fn receive(&self) -> Option<(Vec<u8>, bool)> {
+        self.receive.recv().ok()
+    }
+}

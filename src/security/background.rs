@@ -1,0 +1,138 @@
+//! Hashes in the background, while the bytes go on to what they are for.
+//!
+//! The hash is the slowest stage of an upload's receipt, and the only one that can go on without the others. So a long stream
+//! is hashed on a thread of its own, a few buffers late.
+
+use std::panic::resume_unwind;
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{JoinHandle, available_parallelism};
+
+use crate::constants::CHUNK;
+use crate::threads;
+
+/// A stream that is shorter is not worth a thread.
+const WORTH_A_THREAD: usize = 1 << 20;
+
+/// How many buffers may be on their way to the thread. Two would do if the scheduler were exact.
+const BUFFERS: usize = 4;
+
+/// Something that takes bytes in, as a hash does.
+pub trait Absorb: Clone + Send + 'static {
+    /// Adds `bytes`.
+    fn absorb(&mut self, bytes: &[u8]);
+}
+
+/// A running hash whose work is done on another core once there is enough of it.
+pub struct BackgroundHasher<H: Absorb> {
+    /// The state until the thread takes over.
+    hasher: H,
+    seen: usize,
+    worker: Option<Worker<H>>,
+}
+
+impl<H: Absorb> BackgroundHasher<H> {
+    /// Goes on from what `hasher` has seen.
+    #[must_use]
+    pub fn new(hasher: H) -> Self {
+        Self { hasher, seen: 0, worker: None }
+    }
+
+    /// Adds `bytes`. Waits if the thread is late by as much as its buffers hold.
+    pub fn update(&mut self, bytes: &[u8]) {
+        if self.worker.is_none() && self.seen < WORTH_A_THREAD {
+            self.seen += bytes.len();
+            if self.seen >= WORTH_A_THREAD {
+                self.worker = Worker::start(&self.hasher);
+            }
+        }
+        match &self.worker {
+            Some(worker) => worker.update(bytes),
+            None => self.hasher.absorb(bytes),
+        }
+    }
+
+    /// The state after all bytes added.
+    #[must_use]
+    pub fn into_hasher(self) -> H {
+        self.worker.map_or(self.hasher, Worker::finish)
+    }
+}
+
+/// The thread and the buffers that go round between it and the caller.
+struct Worker<H> {
+    /// Buffers of [`CHUNK`] bytes, with how many of these count.
+    full: SyncSender<(Vec<u8>, usize)>,
+    empty: Receiver<Vec<u8>>,
+    thread: JoinHandle<H>,
+}
+
+impl<H: Absorb> Worker<H> {
+    /// None where there is no second core, or no thread to be had: the caller then hashes itself.
+    fn start(hasher: &H) -> Option<Self> {
+        static CORES: OnceLock<usize> = OnceLock::new();
+        if *CORES.get_or_init(|| available_parallelism().map_or(1, usize::from)) < 2 {
+            return None;
+        }
+        let (full, filled) = sync_channel::<(Vec<u8>, usize)>(BUFFERS);
+        let (emptied, empty) = sync_channel(BUFFERS);
+        for _ in 0..BUFFERS {
+            emptied.send(vec![0; CHUNK]).ok()?;
+        }
+        let mut hasher = hasher.clone();
+        let hash = move || {
+            while let Ok((buffer, count)) = filled.recv() {
+                hasher.absorb(&buffer[..count]);
+                // The caller may have gone: then nobody waits for it.
+                let _ = emptied.send(buffer);
+            }
+            hasher
+        };
+        Some(Self { full, empty, thread: threads::spawn("hash", hash).ok()? })
+    }
+
+    fn update(&self, bytes: &[u8]) {
+        for bytes in bytes.chunks(CHUNK) {
+            // The thread ends before its caller by a panic only, which `finish` hands on.
+            let Ok(mut buffer) = self.empty.recv() else { return };
+            buffer[..bytes.len()].copy_from_slice(bytes);
+            let _ = self.full.send((buffer, bytes.len()));
+        }
+    }
+
+    fn finish(self) -> H {
+        drop(self.full);
+        drop(self.empty);
+        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::security::{Hasher, sha256_hex};
+
+    #[test]
+    fn the_hash_is_the_same_with_and_without_the_thread() {
+        for size in [0, 1, WORTH_A_THREAD - 1, WORTH_A_THREAD, WORTH_A_THREAD + 1, 20 * CHUNK + 7] {
+            let bytes: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            for portion in [7777, CHUNK, CHUNK + 32, usize::MAX] {
+                let mut hasher = BackgroundHasher::new(Hasher::default());
+                for part in bytes.chunks(portion.min(size.max(1))) {
+                    hasher.update(part);
+                }
+                assert_eq!(hasher.into_hasher().finish(), sha256_hex(&bytes), "size {size}, portions of {portion}");
+            }
+        }
+    }
+
+    #[test]
+    fn it_goes_on_from_what_was_hashed_before() {
+        let bytes = vec![5; 3 * WORTH_A_THREAD];
+        let mut hasher = Hasher::default();
+        hasher.update(&bytes[..1000]);
+        let mut hasher = BackgroundHasher::new(hasher);
+        bytes[1000..].chunks(CHUNK).for_each(|part| hasher.update(part));
+        assert_eq!(hasher.into_hasher().finish(), sha256_hex(&bytes));
+    }
+}

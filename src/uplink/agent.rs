@@ -1,0 +1,103 @@
+//! How connections to servers are made: time limits, whom they trust, and through which proxy.
+
+use std::env;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::config::Config;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Proxy};
+
+use crate::constants::{AGENT, CHUNK, STALL_LIMIT};
+
+/// A server that does not accept a connection within this time is unreachable. Its name has as long to be resolved.
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many connections to one server are kept for the next request. A download in ranges asks for a piece on each again
+/// and again, and opening one takes a round trip or three.
+const IDLE_CONNECTIONS: usize = 8;
+
+/// A response head beyond this is not one of our servers'.
+const MAX_RESPONSE_HEAD: usize = 32 * 1024;
+
+/// The variables that may name a proxy, the first that is set counts.
+const PROXY_VARIABLES: [&str; 6] = ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
+
+/// What all connections have in common.
+///
+/// # Errors
+/// A sentence that names the environment variable with an unusable value.
+pub(super) fn config(ca_cert_path: Option<&Path>) -> Result<Config, String> {
+    let roots = match ca_cert_path {
+        None => RootCerts::WebPki,
+        Some(path) => {
+            let web = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|root| Certificate::from_der(root));
+            RootCerts::Specific(Arc::new(web.chain(private_roots(path)?).collect()))
+        }
+    };
+    Ok(Agent::config_builder()
+        .http_status_as_error(false)
+        // A redirect would carry credentials to a server that nobody configured.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .proxy(proxy()?)
+        .timeout_resolve(Some(CONNECT_LIMIT))
+        .timeout_connect(Some(CONNECT_LIMIT))
+        .timeout_per_read(Some(STALL_LIMIT))
+        .timeout_per_write(Some(STALL_LIMIT))
+        .max_response_header_size(MAX_RESPONSE_HEAD)
+        .input_buffer_size(CHUNK)
+        .output_buffer_size(CHUNK)
+        .max_idle_connections_per_host(IDLE_CONNECTIONS)
+        .max_idle_age(Duration::from_secs(10))
+        .user_agent(AGENT)
+        .accept("*/*")
+        .tls_config(TlsConfig::builder().root_certs(roots).build())
+        .build())
+}
+
+/// The proxy that the environment names, with the exceptions in `NO_PROXY`. The HTTP client's own way ignores an address that
+/// it cannot use, and names in `NO_PROXY` that have a space before them or are of a whole domain.
+fn proxy() -> Result<Option<Proxy>, String> {
+    let set = |name: &&str| env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let Some((name, value)) = PROXY_VARIABLES.iter().find_map(|name| Some((name, set(name)?))) else { return Ok(None) };
+    let unusable = || format!("{name} is not the address of a proxy such as http://proxy.example.com:3128");
+    let given = Proxy::new(value.trim()).map_err(|_| unusable())?;
+    if !matches!(given.protocol(), ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https) {
+        return Err(unusable());
+    }
+    let mut proxy = Proxy::builder(given.protocol()).host(given.host()).port(given.port());
+    if let Some(user) = given.username() {
+        proxy = proxy.username(user);
+    }
+    if let Some(password) = given.password() {
+        proxy = proxy.password(password);
+    }
+    let exceptions = ["NO_PROXY", "no_proxy"].iter().find_map(set).unwrap_or_default();
+    for exception in exceptions.split([',', ' ', '\t']).filter(|exception| !exception.is_empty()) {
+        proxy = proxy.no_proxy(exception);
+        if !exception.starts_with(['.', '*']) {
+            proxy = proxy.no_proxy(&format!(".{exception}"));
+        }
+    }
+    proxy.build().map(Some).map_err(|_| unusable())
+}
+
+/// The certificates in a PEM file.
+fn private_roots(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
+    let unusable = |reason: String| format!("CA_CERT_PATH names {}: {reason}", path.display());
+    let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    let mut certificates = Vec::new();
+    for item in parse_pem(&pem) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => certificates.push(certificate),
+            Ok(_) => {}
+            Err(error) => return Err(unusable(error.to_string())),
+        }
+    }
+    if certificates.is_empty() {
+        return Err(unusable("it holds no certificate in PEM form".into()));
+    }
+    Ok(certificates)
+}
