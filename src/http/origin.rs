@@ -16,7 +16,7 @@
 //!   a name to a page, and a service that listens there answers that person anyway. On the loopback interface it does
 //!   not, and there such names are refused.
 //!
-//! No browser speaks to a Unix socket. A proxy in front of it can, which leaves the question of the page's site.
+//! No browser speaks to a Unix socket: there only what a proxy passes on, with the marks of a browser, is asked for its name.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -71,14 +71,20 @@ impl Sender<'_> {
             return Some(FOREIGN_PAGE);
         }
         let name = name_of(self.host.unwrap_or_default());
-        if configuration.client_token.is_some() || self.way == Way::UnixSocket || is_own_name(name, configuration) {
+        if configuration.client_token.is_some() || is_own_name(name, configuration) {
             return None;
         }
         if self.is_a_browser() {
             return Some(FOREIGN_NAME);
         }
         // A browser always sends `Host`.
-        let harmless = changes_something || name.is_empty() || (self.way == Way::Network && is_private_name(name));
+        let harmless = changes_something
+            || name.is_empty()
+            || match self.way {
+                Way::UnixSocket => true,
+                Way::Loopback => false,
+                Way::Network => is_private_name(name),
+            };
         (!harmless).then_some(FOREIGN_NAME)
     }
 
@@ -267,7 +273,8 @@ mod tests {
         assert!(!from(Some("none"), None, host));
         // A proxy in front of a Unix socket passes on what browsers send.
         let proxied = Sender { origin: Some("http://evil.example"), way: Way::UnixSocket, ..program("box.example") };
-        assert!(objects_to(&proxied, true) && !objects_to(&proxied, false));
+        assert!(objects_to(&proxied, true) && objects_to(&proxied, false));
+        assert!(!objects_to(&Sender { way: Way::UnixSocket, ..program("box.example") }, false));
     }
 
     #[test]
