@@ -65,7 +65,7 @@ Environment (name, default, meaning):
   SIGNING_KEY_PATH       (none)                        PEM, Ed25519 private key; signs what this box uploads
   TRUSTED_KEYS_PATH      (none)                        PEM, Ed25519 public keys; only what they signed is loaded
   REQUIRE_MANIFEST       false                         true: old uploads, which prove nothing, are refused
-  OLD_READERS            true                          false: uploads leave out the key that readers of the old kind need
+  OLD_READERS            true                          false: uploads leave out the key that old readers need
   OFFLINE_HOURS          0                             how long models load again without the Resource API, 0 to 8760
 
 Exit status: 0 done or stopped by a signal, 1 failed, 2 wrong usage or configuration.

@@ -44,7 +44,7 @@ const CHECKS: [(&str, Check); 12] = [
 ];
 
 /// What is in fences of other languages is not run.
-const NOT_SHELL: [&str; 5] = ["", "ini", "json", "text", "yaml"];
+const NOT_SHELL: [&str; 6] = ["", "ini", "json", "nginx", "text", "yaml"];
 
 fn readme() -> &'static str {
     static README: LazyLock<String> =

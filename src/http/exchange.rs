@@ -90,6 +90,11 @@ impl Exchange {
         }
     }
 
+    /// How long ago its head came.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }

@@ -23,6 +23,10 @@ const STANDING_FACTOR: usize = 4;
 /// A client that has stood still for so long may lose its place to one that waits.
 const EVICTED_AFTER: Duration = Duration::from_secs(2);
 
+/// A request that has waited for so long is forgotten if its client has left. Before, the client may only have closed its
+/// sending side.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
+
 /// What a handler does with a request.
 type Work = Box<dyn Fn(Box<Exchange>) + Send + Sync>;
 
@@ -148,7 +152,9 @@ impl Handlers {
         let mut state = lock(&self.state);
         for _ in 0..state.queue.len() {
             match state.queue.pop_front() {
-                Some(exchange) if exchange.connection().has_left() => exchange.abandon(),
+                Some(exchange) if exchange.connection().has_left() && exchange.age() >= FORGOTTEN_AFTER => {
+                    exchange.abandon()
+                }
                 Some(exchange) => state.queue.push_back(exchange),
                 None => {}
             }
