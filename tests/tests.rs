@@ -37,6 +37,7 @@ mod server;
 mod site_cache;
 mod soak;
 mod streaming;
+mod systemd;
 mod tls;
 mod transfers;
 mod unlock;

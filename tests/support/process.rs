@@ -103,7 +103,7 @@ pub fn run_to_end(mut command: Command, args: &[&str], stdin: &[u8], at_most: Du
 }
 
 /// Collects a pipe from a thread: a full pipe would stop the loader.
-fn capture(mut pipe: impl Read + Send + 'static, output: &Captured) {
+pub fn capture(mut pipe: impl Read + Send + 'static, output: &Captured) {
     let output = output.clone();
     thread::spawn(move || {
         let mut buffer = [0; 4096];

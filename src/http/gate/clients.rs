@@ -13,6 +13,8 @@ pub(super) struct Client {
     pub(super) connection: Arc<Connection>,
     pub(super) state: State,
     pub(super) since: Instant,
+    /// It has not had a request yet.
+    is_new: bool,
 }
 
 pub(super) enum State {
@@ -80,7 +82,7 @@ impl Clients {
     /// A newcomer.
     pub(super) fn add(&mut self, connection: Arc<Connection>) {
         let token = connection.token;
-        self.all.insert(token, Client { connection, state: State::Lent, since: Instant::now() });
+        self.all.insert(token, Client { connection, state: State::Lent, since: Instant::now(), is_new: true });
         self.set(token, State::Idle);
     }
 
@@ -98,6 +100,7 @@ impl Clients {
         let lingers = |state: &State| usize::from(matches!(state, State::Lingering(_)));
         self.lingering = self.lingering + lingers(&state) - lingers(&client.state);
         client.since = Instant::now();
+        client.is_new &= !matches!(state, State::Lent);
         if let Some(wait) = state.wait() {
             self.waiting[wait as usize].insert((client.since, token));
         }
@@ -123,6 +126,21 @@ impl Clients {
     pub(super) fn remove(&mut self, token: u64) -> bool {
         self.set(token, State::Lent);
         self.all.remove(&token).is_some()
+    }
+
+    /// The numbers of those that wait between two requests.
+    pub(super) fn between_requests(&self) -> Vec<u64> {
+        self.waiting[Wait::Idle as usize]
+            .iter()
+            .map(|(_, token)| *token)
+            .filter(|token| !self.all[token].is_new)
+            .collect()
+    }
+
+    /// Whether somebody's first request is still to come.
+    pub(super) fn has_newcomers(&self) -> bool {
+        let waits = [Wait::Idle, Wait::Head].map(|wait| &self.waiting[wait as usize]);
+        waits.into_iter().flatten().any(|(_, token)| self.all[token].is_new)
     }
 
     /// The number of the client that has been waited for longest, and since when.

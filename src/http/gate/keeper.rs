@@ -39,6 +39,9 @@ const LINGER_BYTES: usize = 4 << 20;
 const MOMENT: Duration = Duration::from_micros(200);
 const MOMENTS: usize = 25;
 
+/// At the end, how long those who were let in may take to send their first request.
+const CLOSING: Duration = Duration::from_secs(1);
+
 /// How often limits of time are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -70,6 +73,8 @@ pub(super) struct Keeper {
     /// What is read goes here first.
     scratch: Vec<u8>,
     stop: Arc<AtomicBool>,
+    /// Since when it closes.
+    closing: Option<Instant>,
 }
 
 impl Keeper {
@@ -94,6 +99,7 @@ impl Keeper {
             next_token: FIRST_CLIENT,
             scratch: vec![0; MAX_HEAD],
             stop,
+            closing: None,
         }
     }
 
@@ -339,6 +345,20 @@ impl Keeper {
         }
     }
 
+    /// Takes no more connections. Who has been let in and has not had an answer yet gets one: it cannot know that it came too
+    /// late, and with a socket from systemd it would have been served by the next process.
+    fn close(&mut self) {
+        self.listeners.clear();
+        for token in self.clients.between_requests() {
+            self.drop_client(token);
+        }
+        let since = *self.closing.get_or_insert_with(Instant::now);
+        let is_quiet = !self.clients.has_newcomers() && lock(&self.shared.passed).is_empty();
+        if is_quiet || since.elapsed() >= CLOSING {
+            self.shared.closed.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Looks at all limits of time.
     fn tick(&mut self) {
         let limits = [
@@ -359,11 +379,7 @@ impl Keeper {
         }
         self.handlers.make_room();
         if self.stop.load(Ordering::Relaxed) {
-            self.listeners.clear();
-            while let Some((_, token)) = self.clients.longest(Wait::Idle) {
-                self.drop_client(token);
-            }
-            self.shared.closed.store(true, Ordering::Relaxed);
+            self.close();
         }
         for number in 0..self.listeners.len() {
             self.listen(number);
