@@ -28,7 +28,7 @@ pub struct Block {
 type Check = fn(&str);
 
 /// The headings of all shell blocks, in the README's order, and what tries each.
-const CHECKS: [(&str, Check); 12] = [
+const CHECKS: [(&str, Check); 13] = [
     ("# loader", toolchain::the_first_two_commands),
     ("## Using it", toolchain::the_release_build_serves),
     ("### HTTP reference", clients::what_curl_uploads_it_loads),
@@ -39,6 +39,7 @@ const CHECKS: [(&str, Check); 12] = [
     ("### The archive of container images", archive::it_unlocks),
     ("## Install on a box", toolchain::the_product_is_where_it_is_said_to_be),
     ("### As a systemd service", install::as_a_systemd_service),
+    ("### As a systemd service", install::with_the_socket_unit),
     ("### As a container", install::as_a_container),
     ("## Figures", toolchain::the_benchmark_is_there),
 ];

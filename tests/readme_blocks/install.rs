@@ -88,6 +88,29 @@ pub fn as_a_systemd_service(block: &str) {
     assert!(!said.contains("not set"), "the file leaves salts at their defaults: {said}");
 }
 
+/// What `systemctl` does with the units is in `tests/systemd.rs`; the block must name what the socket unit has.
+pub fn with_the_socket_unit(block: &str) {
+    let scene = Scene::new();
+    scene.program("install", INSTALL);
+    scene.program("groupadd", "");
+    scene.program("systemctl", "[ -e $root/etc/systemd/system/loader.socket ]");
+    scene.program("loader", "echo $BIND_ADDR >$root/asked");
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(".systemd/loader.socket");
+    fs::copy(&unit, scene.path("loader.socket")).unwrap();
+    let out = scene.run(block);
+    assert!(out.ends_with("it serves\n"), "{out}");
+    let unit = fs::read_to_string(unit).unwrap();
+    let value = |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    assert_eq!(scene.calls("groupadd"), [format!("--system {}", value("SocketGroup="))]);
+    let asked = fs::read_to_string(scene.root("asked")).unwrap();
+    assert_eq!(asked.trim(), format!("unix:{}", value("ListenStream=")));
+    assert_eq!(
+        scene.calls("systemctl"),
+        ["daemon-reload", "stop loader", "enable --now loader.socket", "start loader"]
+    );
+    assert!(unit.contains("\n#   groupadd --system loader "), "the unit's first lines tell something else");
+}
+
 /// The values of an option that may be given more than once.
 fn values<'a>(words: &'a [&'a str], option: &str) -> Vec<&'a str> {
     words.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1]).collect()
