@@ -34,7 +34,8 @@ pub fn start(level: LevelFilter, directory: Option<&Path>) {
     let mut loggers: Vec<Box<dyn SharedLogger>> = vec![Box::new(Console {
         level,
         out: WriteLogger::new(level, config(), io::stdout()),
-        err: WriteLogger::new(level.min(LevelFilter::Warn), config(), io::stderr()),
+        // A line is one write, so that it is not mixed with those of stdout where both go to one place.
+        err: WriteLogger::new(level.min(LevelFilter::Warn), config(), io::LineWriter::new(io::stderr())),
     })];
     let mut unusable = None;
     if let Some(directory) = directory {
@@ -73,7 +74,7 @@ fn config() -> Config {
 struct Console {
     level: LevelFilter,
     out: Box<WriteLogger<io::Stdout>>,
-    err: Box<WriteLogger<io::Stderr>>,
+    err: Box<WriteLogger<io::LineWriter<io::Stderr>>>,
 }
 
 impl Log for Console {

@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use ureq::config::Config;
@@ -147,6 +147,9 @@ fn agent_of(config: &Config) -> Agent {
     Agent::with_parts(config.clone(), cancellable::connector(), DefaultResolver::default())
 }
 
+/// How often a pause looks whether it was cancelled.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// Does what is safe to repeat up to `tries` times. `patience` says whether an error may pass, and how long the server asks
 /// to wait.
 ///
@@ -256,7 +259,13 @@ impl Pauses {
             None => (usual.min(LONGEST_PAUSE) / 2, usual.min(LONGEST_PAUSE)),
         };
         let random = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
-        thread::sleep(least + (most - least).mul_f64(random));
+        let until = Instant::now() + least + (most - least).mul_f64(random);
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if Cancellation::check().is_err() {
+                break;
+            }
+            thread::sleep(left.min(LOOK_EVERY));
+        }
         self.0 += 1;
     }
 }

@@ -11,6 +11,7 @@ use ureq::{Body, BodyReader};
 
 use super::s3::{CdnError, S3Account, S3Request, empty_sha256, object_name};
 use super::{META_SHA256, META_SMALL_SHA256, generation_key};
+use crate::cancellation::Cancellation;
 use crate::metrics::Stage;
 use crate::security::{HELD_BACK, is_sha256_hex};
 use crate::transfer::Transfer;
@@ -253,7 +254,7 @@ impl Read for ObjectReader {
                     return Ok(count);
                 }
                 Err(error) => match error.patience() {
-                    Some(asked) if self.pauses.taken() + 1 < PATIENT_TRIES => {
+                    Some(asked) if self.pauses.taken() + 1 < PATIENT_TRIES && Cancellation::check().is_ok() => {
                         log::warn!("the download continues from where it stopped: {error}");
                         self.pauses.pause(asked);
                     }

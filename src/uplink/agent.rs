@@ -29,13 +29,9 @@ const PROXY_VARIABLES: [&str; 6] = ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "ht
 /// # Errors
 /// A sentence that names the environment variable with an unusable value.
 pub(super) fn config(ca_cert_path: Option<&Path>) -> Result<Config, String> {
-    let roots = match ca_cert_path {
-        None => RootCerts::WebPki,
-        Some(path) => {
-            let web = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|root| Certificate::from_der(root));
-            RootCerts::Specific(Arc::new(web.chain(private_roots(path)?).collect()))
-        }
-    };
+    let web = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|root| Certificate::from_der(root));
+    let private = ca_cert_path.map(private_roots).transpose()?.unwrap_or_default();
+    let roots = RootCerts::Specific(Arc::new(web.chain(private).collect()));
     Ok(Agent::config_builder()
         .http_status_as_error(false)
         // A redirect would carry credentials to a server that nobody configured.

@@ -70,11 +70,6 @@ impl Client {
         self.reader.get_ref().shutdown(how).unwrap();
     }
 
-    /// Whether it is on the Unix socket.
-    pub fn is_unix(&self) -> bool {
-        matches!(self.reader.get_ref(), Stream::Unix(_))
-    }
-
     /// What was sent, for messages of failures.
     pub fn what(&self) -> &str {
         &self.what
