@@ -2,7 +2,7 @@
 //!
 //! One line an event, in `key=value` form: `time`, `level`, `message`, the `request` it belongs to, then what the event
 //! itself carries. Only this program's own lines are written. No client can fill the disk with them: floods are counted
-//! instead of written ([`flood`]), and a day's file has a limit ([`daily_file`]).
+//! instead of written (`flood`), and a day's file has a limit (`daily_file`).
 
 mod daily_file;
 mod flood;
