@@ -306,6 +306,12 @@ impl Service {
         reset_peak(self.pid());
     }
 
+    /// Whether one of its threads has this name.
+    pub fn has_thread(&self, name: &str) -> bool {
+        let mut tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        tasks.any(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name))
+    }
+
     /// Threads of the process.
     pub fn threads(&self) -> usize {
         fs::read_dir(format!("/proc/{}/task", self.pid())).map_or(0, Iterator::count)
