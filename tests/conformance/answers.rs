@@ -13,7 +13,7 @@ const REFUSED: [(&str, u16); 10] = [
     ("POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     ("GET /health HTTP/1.1\r\nHost: x\r\nExpect: x\r\n\r\n", 417),
     ("POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
-    ("TRACE /health HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+    ("CONNECT /health HTTP/1.1\r\nHost: x\r\n\r\n", 501),
     ("CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n", 501),
     ("GET /health HTTP/9.9\r\nHost: x\r\n\r\n", 505),
     ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),

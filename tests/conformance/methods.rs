@@ -114,10 +114,9 @@ fn rfc9110_9_3_6_connect_is_refused_and_what_follows_is_no_request() {
 
 #[test]
 fn rfc9110_9_3_8_trace_repeats_nothing() {
-    for path in ["/health", "/nope", "/login", "/"] {
+    for (path, status) in [("/health", 405), ("/nope", 404), ("/login", 405), ("/", 405)] {
         let request = format!("TRACE {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer open-sesame\r\n\r\n");
-        refused(&request, &[501]);
-        on_both(&request, |client| assert!(!client.answer("TRACE").text().contains("sesame")));
+        on_both(&request, |client| assert!(!client.answers("TRACE", status).text().contains("sesame")));
     }
 }
 

@@ -14,8 +14,8 @@ const MAX_EMPTY_LINES: usize = 8;
 /// The most header fields.
 const MAX_FIELDS: usize = 100;
 
-/// Methods that some endpoint has or might have. Others are not implemented.
-const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
+/// Methods that are known, so that an endpoint which lacks one answers 405. Others are not implemented. `CONNECT` is for proxies.
+const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"];
 
 /// Fields of which a second one would leave open which of the two counts.
 const SINGLE_FIELDS: [&str; 5] = ["host", "content-length", "content-type", "authorization", "origin"];
