@@ -15,7 +15,7 @@ const MAX_EMPTY_LINES: usize = 8;
 const MAX_FIELDS: usize = 100;
 
 /// Methods that are known, so that an endpoint which lacks one answers 405. Others are not implemented. `CONNECT` is for proxies.
-const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"];
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY"];
 
 /// Fields of which a second one would leave open which of the two counts.
 const SINGLE_FIELDS: [&str; 5] = ["host", "content-length", "content-type", "authorization", "origin"];
