@@ -1,8 +1,8 @@
 //! Threads and what they hand each other.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{Builder, JoinHandle, available_parallelism};
 
 use crate::logging::Current;
 
@@ -16,6 +16,12 @@ pub fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 's
         let _current = Current::enter(request);
         work()
     })
+}
+
+/// Whether work in the background has a core of its own.
+pub fn has_second_core() -> bool {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| available_parallelism().map_or(1, usize::from)) >= 2
 }
 
 /// Locks a mutex whose value is right at every moment, so that a panic elsewhere changes nothing.

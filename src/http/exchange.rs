@@ -12,14 +12,11 @@ use super::connection::{Connection, Next};
 use super::gate::{Framing, Head, MAX_HEAD};
 use super::handlers::Place;
 use super::patience::Patience;
-use super::reply::{Reply, ReplyBody};
+use super::reply::{RETRY_AFTER_SECONDS, Reply, ReplyBody};
 use super::router::{Route, endpoint_of};
 use crate::logging::{Current, RequestId};
 use crate::metrics::{self, Stage};
 use crate::transfer::Transfer;
-
-/// When to come back after a 503.
-const RETRY_AFTER_SECONDS: &str = "2";
 
 /// A request that has to be answered. Dropping it without an answer, as a panic does, answers 500.
 pub struct Exchange {

@@ -10,6 +10,9 @@ use crate::api_client::Plaintext;
 use crate::constants::AGENT;
 use crate::logging::RequestId;
 
+/// When to come back after a 503.
+pub(super) const RETRY_AFTER_SECONDS: &str = "2";
+
 /// A response: status, headers and body.
 pub struct Reply {
     /// The status code.

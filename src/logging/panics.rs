@@ -12,10 +12,6 @@ pub(super) fn log() {
 }
 
 fn describe(panic: &PanicHookInfo<'_>) -> (log::Level, String) {
-    // `tiny_http` asks for a client's address and panics if the client has gone: the end of that connection's thread only.
-    if panic.location().is_some_and(|place| place.file().contains("tiny_http")) {
-        return (log::Level::Debug, "a client went away before its request was taken".to_owned());
-    }
     // In the words of the standard library: the place, and behind a line break the reason.
     (log::Level::Error, panic.to_string().replace('\n', " "))
 }

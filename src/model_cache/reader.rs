@@ -7,8 +7,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock, PoisonError};
-use std::thread::available_parallelism;
+use std::sync::{Arc, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -239,8 +238,7 @@ struct Prover {
 impl Prover {
     /// None where there is no second core, or no thread to be had: the caller then hashes itself.
     fn start() -> Option<Self> {
-        static CORES: OnceLock<usize> = OnceLock::new();
-        if *CORES.get_or_init(|| available_parallelism().map_or(1, usize::from)) < 2 {
+        if !threads::has_second_core() {
             return None;
         }
         let (send, chunks) = channel::<(Vec<u8>, ChunkHash)>();

@@ -4,9 +4,8 @@
 //! is hashed on a thread of its own, a few buffers late.
 
 use std::panic::resume_unwind;
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{JoinHandle, available_parallelism};
+use std::thread::JoinHandle;
 
 use crate::constants::CHUNK;
 use crate::threads;
@@ -70,8 +69,7 @@ struct Worker<H> {
 impl<H: Absorb> Worker<H> {
     /// None where there is no second core, or no thread to be had: the caller then hashes itself.
     fn start(hasher: &H) -> Option<Self> {
-        static CORES: OnceLock<usize> = OnceLock::new();
-        if *CORES.get_or_init(|| available_parallelism().map_or(1, usize::from)) < 2 {
+        if !threads::has_second_core() {
             return None;
         }
         let (full, filled) = sync_channel::<(Vec<u8>, usize)>(BUFFERS);

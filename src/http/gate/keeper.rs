@@ -13,7 +13,7 @@ use super::super::connection::{Connection, Next, Socket};
 use super::super::exchange::Exchange;
 use super::super::handlers::Handlers;
 use super::super::pulse::{Pulse, Watch};
-use super::super::reply::Reply;
+use super::super::reply::{RETRY_AFTER_SECONDS, Reply};
 use super::super::router::NO_ENDPOINT;
 use super::clients::{Clients, State, Wait};
 use super::feed::{Feed, write_head};
@@ -115,9 +115,7 @@ impl Keeper {
                 Err(error) => return Err(error.into()),
             }
             // Before the events: one of a connection that has been returned finds it here.
-            for (token, next) in shared.returns.mailbox.take_all() {
-                self.returned(token, next);
-            }
+            self.take_returns();
             for exchange in shared.awaiting.take_all() {
                 self.clients.set(exchange.connection().token, State::Body(exchange));
             }
@@ -197,15 +195,12 @@ impl Keeper {
 
     /// Requests on their way to the accept loop may be answered, and their connections free, in a moment.
     fn wait_for_room(&mut self) -> bool {
-        let shared = Arc::clone(&self.shared);
         for _ in 0..MOMENTS {
-            if lock(&shared.passed).is_empty() || self.flush().is_err() {
+            if lock(&self.shared.passed).is_empty() || self.flush().is_err() {
                 break;
             }
             std::thread::sleep(MOMENT);
-            for (token, next) in shared.returns.mailbox.take_all() {
-                self.returned(token, next);
-            }
+            self.take_returns();
             if self.has_room() || self.make_room() {
                 return true;
             }
@@ -256,12 +251,18 @@ impl Keeper {
         }
         let mut reply = Reply::error(status, refusal.detail);
         if status == NO_ROOM.status {
-            reply = reply.with_header("Retry-After", "2");
+            reply = reply.with_header("Retry-After", RETRY_AFTER_SECONDS);
         }
         let answer = reply.into_last_answer(id);
         match connection.write_now(&answer) {
             Ok(count) if count == answer.len() => connection.give_back(Next::Linger),
             _ => self.drop_client(token),
+        }
+    }
+
+    fn take_returns(&mut self) {
+        for (token, next) in self.shared.returns.mailbox.take_all() {
+            self.returned(token, next);
         }
     }
 
