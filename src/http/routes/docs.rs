@@ -133,6 +133,9 @@ code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
             if let Some(value) = schema["const"].as_str() {
                 return format!("<code>\"{value}\"</code>");
             }
+            if let Some(choices) = schema["anyOf"].as_array() {
+                return choices.iter().map(|choice| self.fields(choice)).collect::<Vec<_>>().join(" or ");
+            }
             if schema.get("items").is_some() {
                 return format!("list of {}", self.fields(&schema["items"]));
             }
