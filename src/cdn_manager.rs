@@ -158,11 +158,6 @@ impl CdnManager {
         }
     }
 
-    /// SHA-256 of the small part that the object under the plain key belongs to, if it tells.
-    pub fn plain_is_of(&self, bucket: &str, file_name: &str) -> Option<String> {
-        self.downloads.describe(bucket, &plain_key(file_name), TRIES).ok()?.small_sha256
-    }
-
     /// Step 3 of an upload: sets the plain key to the generation that belongs to the small part with this hash.
     pub fn set_plain(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
         let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256), PATIENT_TRIES)?;
@@ -185,24 +180,14 @@ impl CdnManager {
         }
     }
 
-    /// Step 4 of an upload: deletes the generations older than this upload's but for the one that was in force before it,
-    /// which readers may still be at: the newest of `previous`, or the newest of all where none of these is known.
-    pub fn prune(
-        &self,
-        bucket: &str,
-        file_name: &str,
-        small_sha256: &str,
-        previous: &[String],
-    ) -> Result<(), CdnError> {
+    /// Step 4 of an upload: deletes the generations older than that of `previous`, the version that was in force before.
+    ///
+    /// What is newer may be that of another box, which is about to commit it; the upload after the next deletes it otherwise.
+    pub fn prune(&self, bucket: &str, file_name: &str, previous: &str) -> Result<(), CdnError> {
         let found = self.destination(bucket).list(&format!("{file_name}."), |key| is_generation_of(key, file_name))?;
-        let own = generation_key(file_name, small_sha256);
-        let Some((_, uploaded)) = found.iter().find(|(key, _)| *key == own) else { return Ok(()) };
-        // What is not older than this upload's may be that of another box, which is about to commit it.
-        let mut older: Vec<_> = found.iter().filter(|(_, time)| time < uploaded).collect();
-        older.sort_by(|a, b| b.1.cmp(&a.1));
-        let was_in_force = |key: &str| previous.iter().any(|hash| generation_key(file_name, hash) == key);
-        let kept = older.iter().position(|(key, _)| was_in_force(key)).unwrap_or(0);
-        for (_, (key, _)) in older.into_iter().enumerate().filter(|(index, _)| *index != kept) {
+        let previous = generation_key(file_name, previous);
+        let Some((_, limit)) = found.iter().find(|(key, _)| *key == previous) else { return Ok(()) };
+        for (key, _) in found.iter().filter(|(_, time)| time < limit) {
             // A model may be named like a generation of this one. Only a generation is marked as what its name says.
             if let Some(hash) = self.downloads.describe(bucket, key, TRIES)?.small_sha256
                 && generation_key(file_name, &hash) == *key

@@ -245,7 +245,7 @@ fn a_listing_without_an_end_is_given_up() {
     });
     let yaml = S3::at(&format!("http://{}", server.host_port()), keys(), keys()).cdn_yaml();
     let cdn = CdnManager::new(Uplink::new(None).unwrap(), &CdnConfig::from_yaml(yaml.as_bytes()).unwrap());
-    let error = cdn.prune("models", "m.bin", &"0".repeat(64), &[]).unwrap_err().to_string();
+    let error = cdn.prune("models", "m.bin", &"0".repeat(64)).unwrap_err().to_string();
     assert!(error.contains("its listing does not end"), "{error}");
     assert!(asked.load(Ordering::SeqCst) <= 100);
 }

@@ -185,7 +185,7 @@ impl ApiClient {
             Err(ApiError::NotFound(_) | ApiError::Business { .. }) => Ok(None),
             Err(error) => Err(error),
         };
-        let mut previous: Vec<String> = in_force().ok().flatten().into_iter().collect();
+        let previous = in_force().ok().flatten();
         let commit = |token: &_| self.api.store(token, folder, &small_name, &upload.small);
         if let Err(error) = upload.login.session.call(&self.api, commit) {
             // Without an answer nobody knows; with one, it may be the second, to a call whose first did it.
@@ -198,10 +198,10 @@ impl ApiClient {
             return Err(UploadError::Small(error));
         }
 
-        // Another box may have committed a version between the look and this commit.
-        previous.extend(self.old_readers.then(|| cdn.plain_is_of(folder, file_name)).flatten());
         self.set_plain(&upload, &cdn, folder, file_name, store).map_err(UploadError::Plain)?;
-        if let Err(error) = cdn.prune(folder, file_name, &upload.small_sha256, &previous) {
+        if let Some(previous) = previous
+            && let Err(error) = cdn.prune(folder, file_name, &previous)
+        {
             log::warn!("old generations of {} remain in the CDN: {error}", &**file_name);
         }
         if let Big::Local(spool) = upload.big {
