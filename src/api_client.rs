@@ -1,6 +1,7 @@
 //! The client of the Resource API and the CDN together: login, load and upload, as the seed's module of this name.
 
 mod big_sink;
+mod byte_range;
 mod load;
 mod offline;
 mod part;
@@ -22,17 +23,18 @@ use crate::configuration::Configuration;
 use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
 use crate::hardware_service;
+use crate::http_client::HttpClient;
 use crate::manifest::ManifestKeys;
 use crate::model_cache::{CacheSummary, KeptParts, ModelCache, Refusal};
 use crate::names::FileName;
 use crate::security::{AesKey, Salts, decrypt_whole};
-use crate::uplink::Uplink;
 use crate::user::User;
 
 use self::resource_api::ResourceApi;
 use self::session::Session;
 use self::upload::Turns;
 
+pub use self::byte_range::ByteRange;
 pub use self::load::{LoadError, Plaintext};
 pub use self::part::Wanted;
 pub use self::resource_api::ApiError;
@@ -88,7 +90,7 @@ impl Login {
 /// The one client of this process. It is created at the start; the credentials come with the first login.
 pub struct ApiClient {
     api: Arc<ResourceApi>,
-    uplink: Uplink,
+    http: HttpClient,
     cdn_config_path: Option<PathBuf>,
     hardware: String,
     salts: Salts,
@@ -105,7 +107,7 @@ pub struct ApiClient {
 impl ApiClient {
     /// A client as configured, not logged in.
     pub fn new(configuration: &Configuration) -> Result<Self, String> {
-        let uplink = Uplink::new(configuration.ca_cert_path.as_deref())?;
+        let http = HttpClient::new(configuration.ca_cert_path.as_deref())?;
         let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
         let manifest_keys = Arc::new(ManifestKeys::new(
             &configuration.salts,
@@ -117,8 +119,8 @@ impl ApiClient {
         let kept = Arc::new(KeptParts::open(&configuration.model_cache_dir, configuration.offline_limit));
         offline::sweep_now_and_then(&kept);
         Ok(Self {
-            api: Arc::new(ResourceApi::new(uplink.clone(), &configuration.resource_api_url, tokens)),
-            uplink,
+            api: Arc::new(ResourceApi::new(http.clone(), &configuration.resource_api_url, tokens)),
+            http,
             cdn_config_path: configuration.cdn_config_path.clone(),
             hardware: hardware(configuration),
             salts: configuration.salts.clone(),
@@ -210,7 +212,7 @@ impl ApiClient {
             log::info!("the CDN refuses its access key, so its configuration is fetched again");
             read().inspect_err(|error| log::warn!("{error}")).ok()
         });
-        let manager = Arc::new(CdnManager::with_renewal(self.uplink.clone(), &config, renew));
+        let manager = Arc::new(CdnManager::with_renewal(self.http.clone(), &config, renew));
         *cdn = Some(Arc::clone(&manager));
         Ok(manager)
     }

@@ -130,19 +130,16 @@ impl Archive {
     }
 
     /// What the plaintext is.
-    #[must_use]
     pub fn format(&self) -> Format {
         self.format
     }
 
     /// Length of the plaintext in bytes.
-    #[must_use]
     pub fn plain_length(&self) -> u64 {
         self.plain_length
     }
 
     /// The plaintext.
-    #[must_use]
     pub fn into_reader(self) -> DecryptReader<File> {
         DecryptReader::new(self.file, self.key)
     }

@@ -15,8 +15,8 @@ use http::StatusCode;
 use self::object::Source;
 use self::publish::Destination;
 use self::s3::{Role, S3Account, S3Endpoint};
+use crate::http_client::{HttpClient, PATIENT_TRIES, TRIES};
 use crate::manifest::MAX_MANIFEST_BYTES;
-use crate::uplink::{PATIENT_TRIES, TRIES, Uplink};
 
 pub use self::config::{AccessKey, CdnConfig, CdnConfigError};
 pub use self::object::{BigObject, ContentRange, ObjectReader};
@@ -82,13 +82,13 @@ pub struct CdnManager {
 
 impl CdnManager {
     /// The CDN that `config` describes.
-    pub fn new(uplink: Uplink, config: &CdnConfig) -> Self {
-        Self::at(S3Endpoint::new(uplink, config, None))
+    pub fn new(http: HttpClient, config: &CdnConfig) -> Self {
+        Self::at(S3Endpoint::new(http, config, None))
     }
 
     /// The same; when it refuses its keys, `renew` is asked for those that have replaced them.
-    pub fn with_renewal(uplink: Uplink, config: &CdnConfig, renew: RenewConfig) -> Self {
-        Self::at(S3Endpoint::new(uplink, config, Some(renew)))
+    pub fn with_renewal(http: HttpClient, config: &CdnConfig, renew: RenewConfig) -> Self {
+        Self::at(S3Endpoint::new(http, config, Some(renew)))
     }
 
     fn at(endpoint: S3Endpoint) -> Self {

@@ -4,6 +4,7 @@ mod call;
 mod client;
 mod pack;
 mod progress;
+mod shutdown;
 mod terminal;
 
 use std::ffi::OsString;
@@ -16,10 +17,9 @@ use std::time::Duration;
 use self::call::RunningService;
 use crate::api_client::hardware;
 use crate::configuration::{BindAddress, Configuration};
-use crate::http::{Listener, Server};
+use crate::http::{Listener, Server, Service};
 use crate::manifest::Keygen;
-use crate::service::Service;
-use crate::{logging, shutdown, systemd};
+use crate::{logging, systemd};
 
 const HELP: &str = "\
 loader: downloads, decrypts, encrypts and uploads AI models, and unlocks the container images of an edge device
@@ -217,7 +217,6 @@ impl Failure {
 }
 
 /// Does what the arguments (without the program's name) say.
-#[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<String> =
         arguments.into_iter().map(|argument| argument.to_string_lossy().into_owned()).collect();

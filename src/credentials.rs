@@ -16,7 +16,6 @@ pub struct Credentials {
 
 impl Credentials {
     /// The JSON body of a login, here and at the Resource API.
-    #[must_use]
     pub fn to_json(&self) -> Zeroizing<Vec<u8>> {
         json_object([("email", &self.email), ("password", self.password.expose())])
     }

@@ -58,7 +58,6 @@ const NOT_BUILT_IN: [&str; 3] = ["/usb", "/nvme-fabrics/", "/session"];
 /// - `gpu`: `vendor:device` of every PCI display controller, else the device-tree `compatible` of the SoC's GPU.
 /// - `memory`: in GiB, rounded up coarsely, as in `8 GiB`.
 /// - `serial`: of the built-in disk: NVMe before SCSI, SATA and virtio, before eMMC, before an SD card.
-#[must_use]
 pub fn fingerprint(root: &Path) -> String {
     let cpu = part(cpu(root));
     let gpu = part(gpu(root));

@@ -18,6 +18,7 @@ mod reply;
 mod router;
 mod routes;
 mod server;
+mod service;
 
 pub use exchange::Exchange;
 pub use gate::{Listener, reachable};
@@ -25,6 +26,7 @@ pub use multipart::{Multipart, MultipartError, PartHead, boundary};
 pub use reply::Reply;
 pub use router::{Route, RouteError, route};
 pub use server::{Running, Server};
+pub use service::Service;
 
 /// The parser of request heads, for its fuzz target.
 #[doc(hidden)]

@@ -2,6 +2,7 @@
 
 mod requests;
 mod text;
+mod transfer;
 
 use std::fs;
 use std::sync::OnceLock;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use self::requests::request;
 pub use self::text::Text;
+pub use self::transfer::{REPORT_EVERY, Transfer, report_transfer};
 
 /// Where the bytes of a transfer are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +34,6 @@ impl Stage {
     const ALL: [Self; 6] = [Self::Receive, Self::Send, Self::Api, Self::Download, Self::Publish, Self::Unlock];
 
     /// Its name in labels and log lines.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Receive => "receive",
@@ -65,13 +66,11 @@ impl Count {
     }
 
     /// How many.
-    #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
     /// One more until the answer is dropped, also by a panic.
-    #[must_use]
     pub fn during(&'static self) -> During {
         self.add();
         During(self)
@@ -128,7 +127,6 @@ fn microseconds(time: Duration) -> u64 {
 }
 
 /// The time since this was asked for the first time, which the start of the service does.
-#[must_use]
 pub fn uptime() -> Duration {
     static STARTED: OnceLock<Instant> = OnceLock::new();
     STARTED.get_or_init(Instant::now).elapsed()

@@ -12,6 +12,7 @@
 //! - `.spool/`: uploads that are being received. No folder can have this name.
 
 mod catalog;
+mod clock;
 mod download;
 mod kept;
 mod reader;
@@ -33,11 +34,10 @@ use crate::manifest::{Manifest, ManifestKeys, Subject};
 use crate::metrics;
 use crate::storage::{create_dir, create_parent, open_private};
 
-pub use self::catalog::{CacheSummary, CachedModel};
+pub use self::catalog::CacheSummary;
 pub use self::kept::{KeptParts, Refusal};
-pub use self::reader::ChunkReader;
 pub use self::spool::Spool;
-pub use self::version::{Evidence, OpenRange, Remote, Version};
+pub use self::version::{Evidence, Remote, Version};
 
 /// The name of the directory for uploads that are being received.
 const SPOOL_DIR: &str = ".spool";
@@ -104,7 +104,6 @@ impl Entry {
     }
 
     /// Whether this box has had a version of the model that its uploader's manifest proved.
-    #[must_use]
     pub fn was_proven(&self) -> bool {
         let is_proven = |record: Record| record.manifest.is_some() && record.old.is_none();
         self.proven().exists() || Record::read(&self.record()).is_some_and(is_proven)
@@ -168,14 +167,12 @@ impl ModelCache {
 
     /// The files of the model `file_name` in `folder`, which both must have passed
     /// [`names`](crate::names): they become parts of a path.
-    #[must_use]
     pub fn entry(&self, folder: &str, file_name: &str) -> Entry {
         let big = self.root.join(folder).join(format!("{file_name}.big"));
         Entry { big, catalog: Arc::clone(&self.catalog) }
     }
 
     /// The version of `subject`, if any of it is here with a manifest to compare it with.
-    #[must_use]
     pub fn find(&self, entry: &Entry, subject: Subject<'_>, remote: &Remote) -> Option<Arc<Version>> {
         let found = self.find_any(entry, subject, remote);
         if found.is_none() && !entry.big.exists() {
@@ -237,7 +234,6 @@ impl ModelCache {
     }
 
     /// The version of `subject` that nothing is here of yet. Its chunks come into the cache as they are read.
-    #[must_use]
     pub fn create(&self, entry: &Entry, subject: Subject<'_>, evidence: Evidence, remote: Remote) -> Arc<Version> {
         let slot = self.slot(entry);
         let mut versions = slot.lock().unwrap_or_else(PoisonError::into_inner);
@@ -296,7 +292,6 @@ impl ModelCache {
     }
 
     /// What is cached, without a look at the disk.
-    #[must_use]
     pub fn summary(&self) -> CacheSummary {
         self.catalog.summary()
     }

@@ -12,19 +12,16 @@ pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Takes ownership of `text`.
-    #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(Zeroizing::new(text.into()))
     }
 
     /// The text itself. Whoever calls this is responsible for where it goes.
-    #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
     /// Compares in a time that depends on the lengths only, so that a caller who guesses learns nothing from the delay.
-    #[must_use]
     pub fn matches(&self, candidate: &str) -> bool {
         let (ours, theirs) = (self.0.as_bytes(), candidate.as_bytes());
         let differing = ours.iter().zip(theirs).fold(0, |differing, (a, b)| std::hint::black_box(differing | (a ^ b)));
@@ -39,7 +36,6 @@ impl fmt::Debug for Secret {
 }
 
 /// A flat JSON object of texts. It may hold a password, so it is wiped when dropped.
-#[must_use]
 pub fn json_object<const N: usize>(fields: [(&str, &str); N]) -> Zeroizing<Vec<u8>> {
     let object = fields.map(|(name, value)| {
         // Text always has a JSON form.

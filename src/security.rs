@@ -39,19 +39,16 @@ pub struct AesKey([u8; 32]);
 
 impl AesKey {
     /// The AES key of a secret: SHA-256 of its bytes. For text these are its UTF-8 bytes, for a key fragment the raw ones.
-    #[must_use]
     pub fn from_secret(secret: &[u8]) -> Self {
         Self(Sha256::digest(secret).into())
     }
 
     /// The key with which every model is encrypted.
-    #[must_use]
     pub fn of_resources(salts: &Salts) -> Self {
         Self::from_secret(resource_key(salts).as_bytes())
     }
 
     /// The key with which the Resource API encrypts a file for this user on this hardware.
-    #[must_use]
     pub fn of_api(credentials: &Credentials, hardware: &str, salts: &Salts) -> Self {
         Self::from_secret(api_key(credentials, hardware, salts).as_bytes())
     }
@@ -68,7 +65,6 @@ impl std::fmt::Debug for AesKey {
 }
 
 /// `base64(SHA-384(text))`, standard alphabet, padded: the scheme's way of making a secret of a text.
-#[must_use]
 pub fn secret_hash(text: &str) -> Zeroizing<String> {
     // 48 bytes always encode to 64 characters, so there is nothing that can fail.
     let digest = Zeroizing::new(<[u8; 48]>::from(Sha384::digest(text.as_bytes())));
@@ -76,13 +72,11 @@ pub fn secret_hash(text: &str) -> Zeroizing<String> {
 }
 
 /// The hash that stands for this hardware in the API key.
-#[must_use]
 pub fn hardware_hash(hardware: &str, salts: &Salts) -> Zeroizing<String> {
     secret_hash(&Zeroizing::new(format!("Azaion_{hardware}_{}", salts.hardware.expose())))
 }
 
 /// The secret shared with the Resource API, bound to user, password and hardware.
-#[must_use]
 pub fn api_key(credentials: &Credentials, hardware: &str, salts: &Salts) -> Zeroizing<String> {
     secret_hash(&Zeroizing::new(format!(
         "{}-{}-{}-{}",
@@ -94,7 +88,6 @@ pub fn api_key(credentials: &Credentials, hardware: &str, salts: &Salts) -> Zero
 }
 
 /// The secret with which models are encrypted, the same on every box of an installation.
-#[must_use]
 pub fn resource_key(salts: &Salts) -> Zeroizing<String> {
     secret_hash(salts.resource_key.expose())
 }

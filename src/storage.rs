@@ -56,7 +56,6 @@ pub struct DiskSync(Option<JoinHandle<io::Result<()>>>);
 
 impl DiskSync {
     /// Whether the last work has ended.
-    #[must_use]
     pub fn is_idle(&self) -> bool {
         self.0.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -101,7 +100,6 @@ impl FileIdentity {
 }
 
 /// Reads a JSON document. One that cannot be read is one that is not there: what it describes is found out again.
-#[must_use]
 pub fn read_document<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let mut json = Vec::new();
     File::open(path).ok()?.take(MAX_JSON_BYTES).read_to_end(&mut json).ok()?;

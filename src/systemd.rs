@@ -58,13 +58,11 @@ pub fn notify(state: &str) {
 
 /// The line that `systemctl status` shows, as a state for [`notify`]. Names in the text come from clients, and a line feed
 /// in one of them would be a state of its own.
-#[must_use]
 pub fn status(text: &str) -> String {
     format!("STATUS={}", text.replace(char::is_control, " "))
 }
 
 /// How often systemd wants `WATCHDOG=1`: twice within the time after which it ends this process. None if it does not watch.
-#[must_use]
 pub fn watchdog_interval() -> Option<Duration> {
     let variable = |name| std::env::var(name).ok();
     interval(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"), std::process::id())

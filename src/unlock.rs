@@ -1,22 +1,29 @@
 //! The unlock: from credentials to images in the Docker engine, on a thread of its own.
 
+pub mod docker;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use self::docker::{Docker, DockerError, Load};
 use crate::api_client::{ApiClient, ApiError};
 use crate::binary_split::{
     Archive, ArchiveError, ArchiveIdentity, Format, ManifestReader, UnlockRecord, loaded_tags, tag_of,
 };
+use crate::configuration::Configuration;
 use crate::constants::CHUNK;
 use crate::credentials::Credentials;
-use crate::docker::{Docker, DockerError, Load};
-use crate::metrics::Stage;
+use crate::metrics::{Stage, Transfer};
 use crate::storage::{read_document, write_document};
-use crate::transfer::Transfer;
-use crate::unlock_state::{UnlockMonitor, UnlockState};
+use crate::threads;
+use crate::unlock_state::{Claim, UnlockMonitor, UnlockState, UnlockStatus};
+
+/// The record of the last unlock, in the cache's root. No folder can have this name.
+const RECORD: &str = ".unlock.json";
 
 /// The version that any archive satisfies.
 const ANY_VERSION: &str = "latest";
@@ -80,28 +87,70 @@ impl From<ArchiveError> for UnlockError {
     }
 }
 
-/// What an unlock works with.
-pub struct Unlock<'a> {
-    /// Logs in and fetches the key fragment.
-    pub client: &'a ApiClient,
-    /// Takes the images.
-    pub docker: &'a Docker,
-    /// Is told every step.
-    pub monitor: &'a UnlockMonitor,
-    /// The encrypted archive.
-    pub images_path: &'a Path,
-    /// The tag that it must hold, or `latest`.
-    pub api_version: &'a str,
-    /// Where the record of a success is kept.
-    pub record_path: PathBuf,
+/// The one unlock in a process.
+pub struct Unlock {
+    client: Arc<ApiClient>,
+    docker: Docker,
+    monitor: UnlockMonitor,
+    images_path: PathBuf,
+    api_version: String,
+    record_path: PathBuf,
 }
 
-impl Unlock<'_> {
+impl Unlock {
+    /// An unlock as configured, which logs in through `client`.
+    pub fn new(configuration: &Configuration, client: Arc<ApiClient>) -> Self {
+        Self {
+            client,
+            docker: Docker::default(),
+            monitor: UnlockMonitor::default(),
+            images_path: configuration.images_path.clone(),
+            api_version: configuration.api_version.clone(),
+            record_path: configuration.model_cache_dir.join(RECORD),
+        }
+    }
+
+    /// Starts the unlock, unless it is running or the engine has its images already. Returns the state, or none if there is no
+    /// archive.
+    pub fn start(self: &Arc<Self>, credentials: Credentials) -> Option<UnlockState> {
+        let state = self.monitor.status().state;
+        if state.is_running() {
+            return Some(state);
+        }
+        if !self.images_path.is_file() {
+            return None;
+        }
+        if let Claim::Running(state) = self.monitor.claim() {
+            return Some(state);
+        }
+        // The engine is asked after the claim: of two callers before it, one could find the images missing, wait while the
+        // other's unlock runs and ends, and unlock again. A panic must not leave the claim behind.
+        if catch_unwind(AssertUnwindSafe(|| self.is_done())).unwrap_or(false) {
+            log::info!("the archive's images are loaded already");
+            self.monitor.advance(UnlockState::Ready);
+            return Some(UnlockState::Ready);
+        }
+        let unlock = Arc::clone(self);
+        if let Err(error) = threads::spawn("unlock", move || unlock.run(credentials)) {
+            self.monitor.fail(format!("the unlock cannot be started: {error}"));
+        }
+        Some(self.status().state)
+    }
+
+    /// Where the unlock is.
+    pub fn status(&self) -> UnlockStatus {
+        self.monitor.status()
+    }
+
+    /// Ends a `docker load` that is running.
+    pub fn stop(&self) {
+        self.docker.kill();
+    }
+
     /// Whether the images of this very archive are in the engine already.
-    #[must_use]
-    pub fn is_done(&self) -> bool {
+    fn is_done(&self) -> bool {
         let Some(record) = read_document::<UnlockRecord>(&self.record_path) else { return false };
-        let same_archive = ArchiveIdentity::of(self.images_path).is_ok_and(|identity| identity == record.archive);
+        let same_archive = ArchiveIdentity::of(&self.images_path).is_ok_and(|identity| identity == record.archive);
         let still_there =
             |(tag, id): (&String, &String)| self.docker.image_id(tag).is_ok_and(|found| found.as_ref() == Some(id));
         same_archive
@@ -111,7 +160,7 @@ impl Unlock<'_> {
     }
 
     /// Does it all. Ends in [`UnlockState::Ready`] or [`UnlockState::Error`], whatever happens, a panic included.
-    pub fn run(&self, credentials: Credentials) {
+    fn run(&self, credentials: Credentials) {
         match catch_unwind(AssertUnwindSafe(|| self.try_run(credentials))) {
             Ok(Ok(images)) => {
                 log::info!("unlocked: {} loaded", images.join(", "));
@@ -133,8 +182,8 @@ impl Unlock<'_> {
 
         self.monitor.advance(UnlockState::Decrypting);
         // What the archive is now: should it be replaced meanwhile, the record will not fit.
-        let identity = ArchiveIdentity::of(self.images_path).map_err(ArchiveError::Unreadable)?;
-        let archive = Archive::open(self.images_path, &fragment)?;
+        let identity = ArchiveIdentity::of(&self.images_path).map_err(ArchiveError::Unreadable)?;
+        let archive = Archive::open(&self.images_path, &fragment)?;
         self.docker.check()?;
 
         self.monitor.advance(UnlockState::LoadingImages);
@@ -210,10 +259,10 @@ impl Unlock<'_> {
         if tags.is_empty() {
             return Err(UnlockError::NoTags);
         }
-        if self.api_version == ANY_VERSION || tags.iter().any(|tag| tag_of(tag) == Some(self.api_version)) {
+        if self.api_version == ANY_VERSION || tags.iter().any(|tag| tag_of(tag) == Some(&self.api_version)) {
             return Ok(());
         }
-        Err(UnlockError::WrongVersion { expected: self.api_version.to_owned(), found: tags.to_vec() })
+        Err(UnlockError::WrongVersion { expected: self.api_version.clone(), found: tags.to_vec() })
     }
 }
 

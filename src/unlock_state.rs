@@ -38,7 +38,6 @@ impl UnlockState {
     ];
 
     /// Whether a worker is at work in this state.
-    #[must_use]
     pub fn is_running(self) -> bool {
         !matches!(self, Self::Idle | Self::Ready | Self::Error)
     }
@@ -83,7 +82,6 @@ impl Default for UnlockMonitor {
 
 impl UnlockMonitor {
     /// A copy of the status as it is now.
-    #[must_use]
     pub fn status(&self) -> UnlockStatus {
         self.lock().clone()
     }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use loader::cdn_manager::{CdnConfig, CdnManager};
-use loader::uplink::{Payload, Uplink};
+use loader::http_client::{HttpClient, Payload};
 
 use crate::support::connect_proxy::ConnectProxy;
 use crate::support::pattern;
@@ -244,7 +244,7 @@ fn a_listing_without_an_end_is_given_up() {
         }
     });
     let yaml = S3::at(&format!("http://{}", server.host_port()), keys(), keys()).cdn_yaml();
-    let cdn = CdnManager::new(Uplink::new(None).unwrap(), &CdnConfig::from_yaml(yaml.as_bytes()).unwrap());
+    let cdn = CdnManager::new(HttpClient::new(None).unwrap(), &CdnConfig::from_yaml(yaml.as_bytes()).unwrap());
     let error = cdn.prune("models", "m.bin", &"0".repeat(64)).unwrap_err().to_string();
     assert!(error.contains("its listing does not end"), "{error}");
     assert!(asked.load(Ordering::SeqCst) <= 100);
@@ -271,7 +271,7 @@ fn a_retry_does_not_use_connections_that_were_idle_when_one_broke() {
             let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
         }
     });
-    let uplink = Uplink::new(None).unwrap();
+    let uplink = HttpClient::new(None).unwrap();
     let request = http::Request::get(format!("http://{}/", server.host_port())).body(()).unwrap();
     let ask = || uplink.ask(&request, Payload::None, 100).map(|answer| answer.status);
     thread::scope(|scope| {

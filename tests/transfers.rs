@@ -416,7 +416,7 @@ fn objects_beyond_the_limits_are_stored_and_copied_in_parts() {
     let bucket = s3.new_bucket("models");
     let config = CdnConfig::from_yaml(s3.cdn_yaml().as_bytes()).unwrap();
     let limits = Limits { part: 5 * MIB as u64, copy: 6 * MIB as u64 };
-    let cdn = CdnManager::new(loader::uplink::Uplink::new(None).unwrap(), &config).with_limits(limits);
+    let cdn = CdnManager::new(loader::http_client::HttpClient::new(None).unwrap(), &config).with_limits(limits);
     let bytes = pattern(13 * MIB, 1);
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes).unwrap();

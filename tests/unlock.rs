@@ -374,7 +374,7 @@ fn an_engine_that_dies_in_the_middle_or_is_full_ends_in_error() {
 
 #[test]
 fn a_docker_that_stops_reading_is_killed() {
-    use loader::docker::{Docker, DockerError};
+    use loader::unlock::docker::{Docker, DockerError};
     let directory = tempfile::tempdir().unwrap();
     let fake = directory.path().join("docker");
     std::fs::write(&fake, "#!/bin/sh\nexec sleep 1000\n").unwrap();

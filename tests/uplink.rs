@@ -388,7 +388,7 @@ fn every_call_of_an_upload_in_parts_meets_every_fault() {
         let proxy = S3Proxy::before(&s3);
         let config = CdnConfig::from_yaml(s3.cdn_yaml_at(&proxy.url()).as_bytes()).unwrap();
         let limits = Limits { part: 5 * MIB as u64, copy: 6 * MIB as u64 };
-        let cdn = CdnManager::new(loader::uplink::Uplink::new(None).unwrap(), &config).with_limits(limits);
+        let cdn = CdnManager::new(loader::http_client::HttpClient::new(None).unwrap(), &config).with_limits(limits);
         for trouble in OF_ALL_CALLS.into_iter().filter(|trouble| *trouble != Refused) {
             // For half a minute; it takes too long to outlast it with every one of them.
             for times in if trouble.passes() { [Some(1), Some(3)] } else { [Some(1), None] } {

@@ -9,9 +9,9 @@ use std::thread::JoinHandle;
 
 use crate::cdn_manager::{CdnError, CdnManager, Multipart};
 use crate::metrics::Stage;
+use crate::metrics::Transfer;
 use crate::model_cache::Spool;
 use crate::threads;
-use crate::transfer::Transfer;
 
 /// How many parts are stored at once, while one more is received: a far CDN takes longer to answer than to take one.
 const SENDERS: usize = 3;

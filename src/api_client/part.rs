@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, Read};
 use std::ops::Range;
 
-use crate::byte_range::ByteRange;
+use super::byte_range::ByteRange;
 use crate::security::sha256_hex;
 
 /// What a client wants of a model; by default all of it.

@@ -10,15 +10,15 @@ use zeroize::Zeroizing;
 use super::token::{Token, TokenReader};
 use crate::constants::MAX_RESOURCE_BYTES;
 use crate::credentials::Credentials;
+use crate::http_client::{Answer, HttpClient, HttpClientError, Payload};
 use crate::metrics::{self, Stage};
 use crate::secret::{Secret, json_object};
-use crate::uplink::{Answer, Payload, Uplink, UplinkError};
 
 /// Why a call to the Resource API did not give what was asked.
 #[derive(Debug)]
 pub enum ApiError {
     /// The API could not be reached, or was not able to answer.
-    Uplink(UplinkError),
+    HttpClient(HttpClientError),
     /// The token is not, or no longer, accepted (401 or 403).
     Unauthorized(StatusCode),
     /// The API refused for a reason of its own (409), such as a wrong password.
@@ -39,7 +39,7 @@ pub enum ApiError {
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Uplink(error) => write!(f, "the Resource API cannot be used: {error}"),
+            Self::HttpClient(error) => write!(f, "the Resource API cannot be used: {error}"),
             Self::Unauthorized(status) => {
                 write!(f, "the Resource API does not accept this account's token for this call ({status})")
             }
@@ -53,16 +53,16 @@ impl fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
-impl From<UplinkError> for ApiError {
-    fn from(error: UplinkError) -> Self {
-        Self::Uplink(error)
+impl From<HttpClientError> for ApiError {
+    fn from(error: HttpClientError) -> Self {
+        Self::HttpClient(error)
     }
 }
 
 impl ApiError {
     /// Whether the Resource API is away: nothing answers, or nothing that is able to.
     pub fn is_away(&self) -> bool {
-        matches!(self, Self::Uplink(error) if error.is_away())
+        matches!(self, Self::HttpClient(error) if error.is_away())
     }
 
     /// Whether the Resource API said that this user may not have this, or that it is gone.
@@ -73,15 +73,15 @@ impl ApiError {
 
 /// The Resource API at one address.
 pub struct ResourceApi {
-    uplink: Uplink,
+    http: HttpClient,
     base: String,
     tokens: TokenReader,
 }
 
 impl ResourceApi {
     /// The API at `base` (no trailing slash), whose tokens `tokens` reads.
-    pub fn new(uplink: Uplink, base: &str, tokens: TokenReader) -> Self {
-        Self { uplink, base: base.to_owned(), tokens }
+    pub fn new(http: HttpClient, base: &str, tokens: TokenReader) -> Self {
+        Self { http, base: base.to_owned(), tokens }
     }
 
     /// `POST /login`: proves the credentials and gives a token.
@@ -153,7 +153,7 @@ impl ResourceApi {
         token: Option<&Secret>,
         content_type: &str,
         body: &[u8],
-    ) -> Result<Answer, UplinkError> {
+    ) -> Result<Answer, HttpClientError> {
         let payload = if *method == Method::GET { Payload::None } else { Payload::Bytes(body) };
         let started = Instant::now();
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
@@ -164,8 +164,8 @@ impl ResourceApi {
         if !content_type.is_empty() {
             request = request.header(header::CONTENT_TYPE, content_type);
         }
-        let unusable = |_| UplinkError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() };
-        let result = self.uplink.ask(&request.body(()).map_err(unusable)?, payload, MAX_RESOURCE_BYTES);
+        let unusable = |_| HttpClientError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() };
+        let result = self.http.ask(&request.body(()).map_err(unusable)?, payload, MAX_RESOURCE_BYTES);
         let received = result.as_ref().map_or(0, |answer| answer.body.len());
         metrics::moved(Stage::Api, (body.len() + received) as u64, started.elapsed());
         result

@@ -47,7 +47,7 @@ impl fmt::Display for UploadError {
             Self::Config(error) => write!(f, "the model cannot be uploaded: {error}"),
             Self::Spool(error) => write!(f, "the upload cannot be kept in MODEL_CACHE_DIR: {error}"),
             Self::Big(error) => write!(f, "the model was not uploaded, the previous version remains: {error}"),
-            Self::Small(error @ ApiError::Uplink(_)) => write!(
+            Self::Small(error @ ApiError::HttpClient(_)) => write!(
                 f,
                 "the upload was not confirmed, readers get the previous version or the new one; upload it again: {error}"
             ),
@@ -189,7 +189,7 @@ impl ApiClient {
         let commit = |token: &_| self.api.store(token, folder, &small_name, &upload.small);
         if let Err(error) = upload.login.session.call(&self.api, commit) {
             // Without an answer nobody knows; with one, it may be the second, to a call whose first did it.
-            if !matches!(error, ApiError::Uplink(_))
+            if !matches!(error, ApiError::HttpClient(_))
                 && in_force().is_ok_and(|hash| hash.as_ref() != Some(&upload.small_sha256))
                 && let Err(error) = cdn.delete_generation(folder, file_name, &upload.small_sha256)
             {

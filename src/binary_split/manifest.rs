@@ -59,7 +59,6 @@ impl ManifestReader {
     }
 
     /// The tags that the archive names. Where it has both manifests, as docker writes today, its own says it as docker will.
-    #[must_use]
     pub fn tags(self) -> Vec<String> {
         if self.docker.is_empty() { self.oci } else { self.docker }
     }
@@ -90,13 +89,11 @@ fn oci_tags(json: &[u8]) -> Vec<String> {
 }
 
 /// The tags in docker's "Loaded image: name:tag" lines.
-#[must_use]
 pub fn loaded_tags(output: &str) -> Vec<String> {
     output.lines().filter_map(|line| line.trim().strip_prefix("Loaded image: ")).map(str::to_owned).collect()
 }
 
 /// The tag of an image reference such as `registry:5000/app:1.0`.
-#[must_use]
 pub fn tag_of(reference: &str) -> Option<&str> {
     reference.rsplit('/').next()?.split_once(':').map(|(_, tag)| tag)
 }

@@ -12,10 +12,10 @@ use ureq::{Body, BodyReader};
 use super::s3::{CdnError, S3Account, S3Request, empty_sha256, object_name};
 use super::{META_SHA256, META_SMALL_SHA256, generation_key};
 use crate::cancellation::Cancellation;
+use crate::http_client::{HttpClientError, PATIENT_TRIES, Pauses, Payload, TRIES, patiently};
 use crate::metrics::Stage;
+use crate::metrics::Transfer;
 use crate::security::{HELD_BACK, is_sha256_hex};
-use crate::transfer::Transfer;
-use crate::uplink::{PATIENT_TRIES, Pauses, Payload, TRIES, UplinkError, patiently};
 
 /// What the CDN says of an object before it is downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,10 +175,10 @@ impl Source {
 
     /// A body that ended early. The other connections are most likely as dead as its.
     fn broken(&self, object: &BigObject, at: u64, error: &io::Error) -> CdnError {
-        self.account.endpoint.uplink.forget_connections();
+        self.account.endpoint.http.forget_connections();
         let (name, length) = (object_name(&object.bucket, &object.key), object.length);
         let reason = format!("{name} at byte {at} of {length}: {error}");
-        CdnError::Uplink(UplinkError::Interrupted { server: "the CDN".into(), reason })
+        CdnError::HttpClient(HttpClientError::Interrupted { server: "the CDN".into(), reason })
     }
 }
 

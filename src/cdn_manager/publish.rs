@@ -13,11 +13,11 @@ use serde::Deserialize;
 
 use super::s3::{CdnError, MAX_XML_BYTES, S3Account, S3Request, empty_sha256, object_name, xml};
 use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
+use crate::http_client::{Answer, PATIENT_TRIES, Payload};
 use crate::metrics::Stage;
+use crate::metrics::Transfer;
 use crate::security::{Hasher, sha256_hex};
 use crate::threads;
-use crate::transfer::Transfer;
-use crate::uplink::{Answer, PATIENT_TRIES, Payload};
 
 /// The payload of a PUT or POST that has none: S3 wants to be told its length.
 const NO_CONTENT: Payload<'static> = Payload::Bytes(&[]);

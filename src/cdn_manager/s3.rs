@@ -1,5 +1,5 @@
 //! S3 requests: addresses, signatures and the meaning of answers. `rust-s3` signs and knows the XML; the bytes travel by
-//! [`Uplink`], since rust-s3's own transport takes a truncated body for a success and limits the time of a whole transfer.
+//! [`HttpClient`], since rust-s3's own transport takes a truncated body for a success and limits the time of a whole transfer.
 
 use std::fmt;
 use std::io::Read;
@@ -20,8 +20,8 @@ use ureq::Body;
 use url::Url;
 
 use super::config::{AccessKey, CdnConfig};
+use crate::http_client::{Answer, HttpClient, HttpClientError, Payload, patiently, server_time};
 use crate::security::sha256_hex;
-use crate::uplink::{Answer, Payload, Uplink, UplinkError, patiently, server_time};
 
 /// The largest XML answer that is read: a page of a listing has at most 1000 keys.
 pub(super) const MAX_XML_BYTES: u64 = 4 * 1024 * 1024;
@@ -39,7 +39,7 @@ pub type RenewConfig = Box<dyn Fn() -> Option<CdnConfig> + Send + Sync>;
 #[derive(Debug)]
 pub enum CdnError {
     /// The CDN could not be reached, or was not able to answer.
-    Uplink(UplinkError),
+    HttpClient(HttpClientError),
     /// There is no such bucket or object; its name.
     Missing(String),
     /// The CDN refused the request, for example the access key.
@@ -65,7 +65,7 @@ pub enum CdnError {
 impl fmt::Display for CdnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Uplink(error) => write!(f, "the CDN cannot be used: {error}"),
+            Self::HttpClient(error) => write!(f, "the CDN cannot be used: {error}"),
             Self::Missing(object) => write!(f, "the CDN has no {object}"),
             Self::Refused { object, status, code } => write!(f, "the CDN refused access to {object}: {status} {code}"),
             Self::Changed(object) => {
@@ -78,9 +78,9 @@ impl fmt::Display for CdnError {
 
 impl std::error::Error for CdnError {}
 
-impl From<UplinkError> for CdnError {
-    fn from(error: UplinkError) -> Self {
-        Self::Uplink(error)
+impl From<HttpClientError> for CdnError {
+    fn from(error: HttpClientError) -> Self {
+        Self::HttpClient(error)
     }
 }
 
@@ -88,7 +88,7 @@ impl CdnError {
     /// Whether the same request may succeed a moment later and, if so, how long the CDN asked to wait.
     pub fn patience(&self) -> Option<Option<Duration>> {
         match self {
-            Self::Uplink(error) => error.patience(),
+            Self::HttpClient(error) => error.patience(),
             _ => None,
         }
     }
@@ -128,7 +128,7 @@ pub(super) enum Role {
 
 /// The CDN as its configuration describes it.
 pub(super) struct S3Endpoint {
-    pub(super) uplink: Uplink,
+    pub(super) http: HttpClient,
     url: Url,
     host: String,
     region: Region,
@@ -149,12 +149,12 @@ pub(super) struct S3Account {
 }
 
 impl S3Endpoint {
-    pub(super) fn new(uplink: Uplink, config: &CdnConfig, renew: Option<RenewConfig>) -> Self {
+    pub(super) fn new(http: HttpClient, config: &CdnConfig, renew: Option<RenewConfig>) -> Self {
         let url = config.endpoint.clone();
         let name = url.host_str().unwrap_or_default();
         let host = url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
         Self {
-            uplink,
+            http,
             host,
             region: Region::Custom { region: config.region.clone(), endpoint: url.to_string() },
             url,
@@ -209,8 +209,8 @@ impl S3Account {
             let now = OffsetDateTime::now_utc();
             let now = now.saturating_add(time::Duration::seconds(self.endpoint.clock_error.load(Ordering::Relaxed)));
             let signed = self.sign(request, &key, now);
-            let unusable = || UplinkError::Unusable { reason: format!("{} cannot be asked for", request.object()) };
-            let response = self.endpoint.uplink.call(&signed.ok_or_else(unusable)?, payload)?;
+            let unusable = || HttpClientError::Unusable { reason: format!("{} cannot be asked for", request.object()) };
+            let response = self.endpoint.http.call(&signed.ok_or_else(unusable)?, payload)?;
             if response.status().is_success() {
                 return Ok(response);
             }
@@ -281,7 +281,7 @@ impl S3Account {
     ) -> Result<Answer, CdnError> {
         patiently(tries, CdnError::patience, || {
             let response = self.send(request, payload)?;
-            Ok(self.endpoint.uplink.read(&self.endpoint.host, response, limit)?)
+            Ok(self.endpoint.http.read(&self.endpoint.host, response, limit)?)
         })
     }
 }

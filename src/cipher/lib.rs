@@ -15,7 +15,6 @@ pub struct Encryptor(cbc::Encryptor<Aes256>);
 
 impl Encryptor {
     /// Ready for the first block.
-    #[must_use]
     pub fn new(key: &[u8; 32], iv: &[u8; BLOCK]) -> Self {
         Self(cbc::Encryptor::new(key.into(), iv.into()))
     }
@@ -43,7 +42,6 @@ pub struct Decryptor {
 
 impl Decryptor {
     /// Ready for the block behind `iv`, which is the block before it or the initialization vector.
-    #[must_use]
     pub fn new(key: &[u8; 32], iv: &[u8; BLOCK]) -> Self {
         Self { cipher: Aes256::new(key.into()), before: *iv }
     }

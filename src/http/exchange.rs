@@ -15,8 +15,8 @@ use super::patience::Patience;
 use super::reply::{RETRY_AFTER_SECONDS, Reply, ReplyBody};
 use super::router::{Route, endpoint_of};
 use crate::logging::{Current, RequestId};
+use crate::metrics::Transfer;
 use crate::metrics::{self, Stage};
-use crate::transfer::Transfer;
 
 /// A request that has to be answered. Dropping it without an answer, as a panic does, answers 500.
 pub struct Exchange {

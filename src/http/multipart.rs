@@ -56,7 +56,6 @@ impl From<MultipartError> for io::Error {
 }
 
 /// The boundary in a `Content-Type: multipart/form-data` value, quoted or not.
-#[must_use]
 pub fn boundary(content_type: &str) -> Option<String> {
     let (essence, parameters) = content_type.split_once(';')?;
     if !essence.trim().eq_ignore_ascii_case("multipart/form-data") {

@@ -29,7 +29,6 @@ pub(super) enum ReplyBody {
 
 impl Reply {
     /// A JSON document.
-    #[must_use]
     pub fn json(status: u16, document: &impl Serialize) -> Self {
         // The documents are this program's own types, which all have a JSON form.
         let bytes = serde_json::to_vec(document).unwrap_or_default();
@@ -37,7 +36,6 @@ impl Reply {
     }
 
     /// A text of this program.
-    #[must_use]
     pub fn text(content_type: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
         Self { status: 200, headers: Vec::new(), body: ReplyBody::Whole { content_type, bytes: bytes.into() } }
     }
@@ -50,7 +48,6 @@ impl Reply {
 
     /// A page for people: a browser takes nothing into it but the scripts and styles that `policy`, a
     /// `Content-Security-Policy`, names.
-    #[must_use]
     pub fn page(html: &'static str, policy: &'static str) -> Self {
         Self::text("text/html; charset=utf-8", html)
             .with_header("Content-Security-Policy", policy)
@@ -61,7 +58,6 @@ impl Reply {
     }
 
     /// `{"detail": …}`, the body of every error.
-    #[must_use]
     pub fn error(status: u16, detail: impl ToString) -> Self {
         Self::json(status, &serde_json::json!({ "detail": detail.to_string() }))
     }
@@ -77,13 +73,11 @@ impl Reply {
     }
 
     /// `{"status": "ok"}`.
-    #[must_use]
     pub fn ok() -> Self {
         Self::json(200, &serde_json::json!({ "status": "ok" }))
     }
 
     /// A model or a range of it, streamed.
-    #[must_use]
     pub fn model(plaintext: Plaintext) -> Self {
         let Plaintext { length, range, tag, reader } = plaintext;
         let sent = range.as_ref().map_or(length, |range| range.end - range.start);
@@ -99,7 +93,6 @@ impl Reply {
     }
 
     /// The same with one more header.
-    #[must_use]
     pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self

@@ -77,14 +77,12 @@ pub(super) const NO_ENDPOINT: &str = "other";
 
 /// The pattern of the endpoint that a request target leads to, such as `/load/{filename}`, or `other`: one of a few words
 /// whatever clients send, for logs and metrics.
-#[must_use]
 pub fn endpoint_of(url: &str) -> &'static str {
     find(url).map_or(NO_ENDPOINT, |(endpoint, _)| endpoint.pattern)
 }
 
 impl Route {
     /// Whether the answer needs nothing but this process's memory.
-    #[must_use]
     pub fn answers_from_memory(&self) -> bool {
         match self {
             Self::Page | Self::Docs | Self::OpenApi | Self::Metrics => true,
@@ -94,14 +92,12 @@ impl Route {
     }
 
     /// Whether a request can do more than look.
-    #[must_use]
     pub fn changes_something(&self) -> bool {
         matches!(self, Self::Login | Self::Load(_) | Self::Upload(_) | Self::Unlock)
     }
 
     /// Whether the route is open without the `CLIENT_TOKEN`. Besides the liveness probe these are the texts that are the
     /// same for every box: a browser cannot send a token with the first page that it opens.
-    #[must_use]
     pub fn is_public(&self) -> bool {
         matches!(self, Self::Health | Self::Page | Self::Docs | Self::OpenApi)
     }

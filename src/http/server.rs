@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tiny_http::Method;
 
+use super::Service;
 use super::exchange::Exchange;
 use super::gate::{Gate, Limits, Listener};
 use super::handlers::Handlers;
@@ -19,7 +20,6 @@ use super::router::{Route, RouteError, methods_of, route};
 use super::routes;
 use crate::cancellation::Cancellation;
 use crate::logging::Current;
-use crate::service::Service;
 use crate::systemd;
 
 /// How long the accept loop waits for a request before it looks around.

@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn a_line_is_level_message_request_and_pairs() {
         assert_eq!(line("it broke", &[("status", "200")]), r#"level=warn message="it broke" status=200"#);
-        let id = RequestId::next();
+        let id = RequestId::next_for(None);
         let current = Current::enter(id);
         assert_eq!(line("x", &[]), format!(r#"level=warn message="x" request={id}"#));
         drop(current);

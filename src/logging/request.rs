@@ -19,14 +19,7 @@ pub struct RequestId {
 }
 
 impl RequestId {
-    /// A new one.
-    #[must_use]
-    pub fn next() -> Self {
-        Self::next_for(None)
-    }
-
     /// A new one for a request of this client.
-    #[must_use]
     pub fn next_for(client: Option<IpAddr>) -> Self {
         static PROCESS: OnceLock<u32> = OnceLock::new();
         static NUMBER: AtomicU32 = AtomicU32::new(1);
@@ -36,7 +29,6 @@ impl RequestId {
     }
 
     /// The client that the request is from.
-    #[must_use]
     pub fn client(self) -> Option<IpAddr> {
         self.client
     }
@@ -62,13 +54,11 @@ pub struct Current {
 
 impl Current {
     /// From now on this thread works for `id`; or for none.
-    #[must_use]
     pub fn enter(id: impl Into<Option<RequestId>>) -> Self {
         Self { before: CURRENT.replace(id.into()), thread: PhantomData }
     }
 
     /// The request that this thread works for.
-    #[must_use]
     pub fn get() -> Option<RequestId> {
         CURRENT.get()
     }

@@ -15,7 +15,6 @@ const SMALLEST_CHUNK: u64 = 1 << 20;
 pub const MAX_BIG_PART: u64 = 256 << 30;
 
 /// The length of the chunks of a big part: 1 MiB, doubled until at most [`MAX_CHUNKS`] are enough.
-#[must_use]
 pub fn chunk_size(length: u64) -> u64 {
     let mut chunk = SMALLEST_CHUNK;
     while length.div_ceil(chunk) > MAX_CHUNKS {
@@ -58,7 +57,6 @@ struct Level {
 
 impl ChunkHasher {
     /// For a stream that will have at least `shortest` bytes and at most `longest`.
-    #[must_use]
     pub fn new(shortest: u64, longest: u64) -> Self {
         let longest = longest.min(MAX_BIG_PART);
         let (mut chunk, largest) = (chunk_size(shortest.min(longest)), chunk_size(longest));
@@ -71,7 +69,6 @@ impl ChunkHasher {
     }
 
     /// The hashes of all bytes; none if there were more or fewer of them than announced.
-    #[must_use]
     pub fn finish(self) -> Option<ChunkHashes> {
         let chunk = chunk_size(self.length);
         let mut level = self.levels.into_iter().find(|level| level.chunk == chunk)?;

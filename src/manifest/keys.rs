@@ -64,7 +64,6 @@ impl ManifestKeys {
     }
 
     /// Whether uploads that prove nothing are refused: by `REQUIRE_MANIFEST`, or since they cannot have a trusted signature.
-    #[must_use]
     pub fn are_required(&self) -> bool {
         self.required || self.trusted.is_some()
     }

@@ -36,7 +36,6 @@ impl Text {
     }
 
     /// The document.
-    #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.document.into_bytes()
     }

@@ -1,7 +1,7 @@
 //! Small parts that are kept for the time without the Resource API, as it encrypted them: only the same user with the same
 //! password on the same hardware can open one.
 //!
-//! They lie beside their big parts for at most `OFFLINE_HOURS` of the [`BoxClock`], whose record lies in the cache's root.
+//! They lie beside their big parts for at most `OFFLINE_HOURS` of the [`MonotonicClock`], whose record lies in the cache's root.
 //! Without that record nothing kept is worth anything.
 
 use std::fmt;
@@ -14,9 +14,9 @@ use std::time::Duration;
 use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
 use serde::{Deserialize, Serialize};
 
+use super::clock::{MonotonicClock, Reading};
 use super::record::Record;
 use super::{Entry, KEPT_SUFFIX, record_of};
-use crate::box_clock::{BoxClock, Reading};
 use crate::storage::{read_document, write_document};
 
 /// The clock's record in the cache's root. No folder can have this name.
@@ -82,7 +82,6 @@ pub struct KeptParts {
 
 impl KeptParts {
     /// Those under `root`, each for at most `limit`. Expired ones are removed, and all where the limit is 0.
-    #[must_use]
     pub fn open(root: &Path, limit: Duration) -> Self {
         let kept = Self { root: root.to_owned(), limit: limit.as_secs(), clock: Mutex::default() };
         if kept.is_on() {
@@ -96,7 +95,6 @@ impl KeptParts {
     }
 
     /// Whether anything is kept at all.
-    #[must_use]
     pub fn is_on(&self) -> bool {
         self.limit > 0
     }
@@ -176,10 +174,10 @@ impl KeptParts {
     fn time_of_contact(&self) -> io::Result<u64> {
         let _turn = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         let reading = Reading::now();
-        let before = read_document::<BoxClock>(&self.clock_record());
+        let before = read_document::<MonotonicClock>(&self.clock_record());
         let mut clock = before.clone().unwrap_or_else(|| {
             self.remove_all();
-            BoxClock::start(reading.clone())
+            MonotonicClock::start(reading.clone())
         });
         let wall = reading.wall;
         clock.advance(reading);
@@ -194,7 +192,7 @@ impl KeptParts {
         }
         let _turn = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         let reading = Reading::now();
-        let Some(before) = read_document::<BoxClock>(&self.clock_record()) else {
+        let Some(before) = read_document::<MonotonicClock>(&self.clock_record()) else {
             self.remove_all();
             return Err(Refusal::NothingKept);
         };
@@ -204,7 +202,7 @@ impl KeptParts {
         if set_back { Err(Refusal::ClockSetBack) } else { Ok(now) }
     }
 
-    fn record(&self, before: Option<&BoxClock>, clock: &BoxClock) -> io::Result<u64> {
+    fn record(&self, before: Option<&MonotonicClock>, clock: &MonotonicClock) -> io::Result<u64> {
         let is_news = before.is_none_or(|before| !clock.goes_on_from(before, CLOCK_STEP));
         if is_news {
             write_document(clock, &self.clock_record())?;

@@ -33,7 +33,6 @@ impl Spool {
     }
 
     /// The file.
-    #[must_use]
     pub fn file(&self) -> &File {
         &self.file
     }

@@ -21,8 +21,8 @@ use crate::cancellation::Cancellation;
 use crate::cdn_manager::BigObject;
 use crate::manifest::{ChunkHash, ChunkHashes, Manifest, ManifestKeys, Subject, chunk_size};
 use crate::metrics::{self, Stage};
+use crate::metrics::{REPORT_EVERY, report_transfer};
 use crate::security::Hasher;
-use crate::transfer::{self, REPORT_EVERY};
 
 /// How often a reader that waits looks whether its client has gone.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -265,43 +265,36 @@ impl Version {
     }
 
     /// Length of the big part in bytes.
-    #[must_use]
     pub fn length(&self) -> u64 {
         self.length
     }
 
     /// Length of the plaintext in bytes.
-    #[must_use]
     pub fn plain_length(&self) -> u64 {
         self.plain_length
     }
 
     /// Whether it is an old upload, which its uploader has proven nothing of.
-    #[must_use]
     pub fn is_old(&self) -> bool {
         self.record.old.is_some()
     }
 
     /// Whether it is an old upload that nothing but its entity tag ties to its small part, and `object` has another one.
-    #[must_use]
     pub fn is_replaced_by(&self, object: &BigObject) -> bool {
         self.record.old.as_ref().is_some_and(|old| *old != OldObject::new(object, old.plain_length))
     }
 
     /// Whether only the CDN can tell if it is still what belongs to its small part.
-    #[must_use]
     pub fn may_be_torn(&self) -> bool {
         self.record.old.as_ref().is_some_and(|old| old.small_sha256.is_none())
     }
 
     /// Whether all chunks are in the cache.
-    #[must_use]
     pub fn is_complete(&self) -> bool {
         self.state().is_whole()
     }
 
     /// Whether each chunk is proven for itself. An old upload is proven by the hash of all of it, and so when all of it was here.
-    #[must_use]
     pub fn proves_ranges(&self) -> bool {
         self.record.old.is_none() || self.is_complete()
     }
@@ -311,7 +304,6 @@ impl Version {
     ///
     /// # Errors
     /// None so far; the reader's come later.
-    #[must_use]
     pub fn read(self: &Arc<Self>, range: Range<u64>) -> ChunkReader {
         ChunkReader::new(Arc::clone(self), range)
     }
@@ -337,7 +329,7 @@ impl Version {
             state.stored.iter().filter(|stored| **stored).count() as u64 * self.chunk
         };
         let of = self.entry.big.display().to_string();
-        transfer::report(Stage::Download, &of, done.min(self.length), Some(self.length));
+        report_transfer(Stage::Download, &of, done.min(self.length), Some(self.length));
     }
 
     /// Opens a range of the object.

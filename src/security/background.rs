@@ -32,7 +32,6 @@ pub struct BackgroundHasher<H: Absorb> {
 
 impl<H: Absorb> BackgroundHasher<H> {
     /// Goes on from what `hasher` has seen.
-    #[must_use]
     pub fn new(hasher: H) -> Self {
         Self { hasher, seen: 0, worker: None }
     }
@@ -52,7 +51,6 @@ impl<H: Absorb> BackgroundHasher<H> {
     }
 
     /// The state after all bytes added.
-    #[must_use]
     pub fn into_hasher(self) -> H {
         self.worker.map_or(self.hasher, Worker::finish)
     }

@@ -77,14 +77,12 @@ enum State {
 
 impl<R: Read> DecryptReader<R> {
     /// Decrypts `source`, which begins with the initialization vector, with `key`.
-    #[must_use]
     pub fn new(source: R, key: AesKey) -> Self {
         Self::with(source, key, true)
     }
 
     /// Decrypts a stretch of whole blocks: `source` begins with the block before them, which is their initialization
     /// vector. Padding that is in the stretch is given out.
-    #[must_use]
     pub fn of_stretch(source: R, key: AesKey) -> Self {
         Self::with(source, key, false)
     }

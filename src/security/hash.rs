@@ -39,7 +39,6 @@ impl Hasher {
     }
 
     /// The hash of all bytes added, in lower-case hex.
-    #[must_use]
     pub fn finish(self) -> String {
         hex(&self.0.finalize())
     }
@@ -52,19 +51,16 @@ impl Absorb for Hasher {
 }
 
 /// SHA-256 of `bytes` in lower-case hex.
-#[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
 /// Bytes in lower-case hex.
-#[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether `text` is a SHA-256 in lower-case hex.
-#[must_use]
 pub fn is_sha256_hex(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -11,7 +11,6 @@ const SMALL_MAX: u64 = 3072;
 const SPLIT_KNOWN_AT: u64 = SMALL_MAX * 10 / 3;
 
 /// How many bytes of an encrypted file of `encrypted_length` bytes are its small part.
-#[must_use]
 pub fn split_point(encrypted_length: u64) -> u64 {
     // Written so that no length overflows: from `SPLIT_KNOWN_AT` on the three tenths are not needed.
     if encrypted_length >= SPLIT_KNOWN_AT { SMALL_MAX } else { encrypted_length * 3 / 10 }
@@ -39,7 +38,6 @@ pub struct PartsWriter<W> {
 
 impl<W: Write> PartsWriter<W> {
     /// Sends the big part to what `open` makes.
-    #[must_use]
     pub fn new(open: OpenBig<W>) -> Self {
         Self { small: Vec::with_capacity(SPLIT_KNOWN_AT as usize), open: Some(open), big: None }
     }

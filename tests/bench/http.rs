@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -25,11 +26,21 @@ pub struct Arrival {
 
 /// `/load` of a model of which only the length is looked at.
 pub fn load(address: &str, folder: &str, name: &str, length: u64) -> Arrival {
+    receive(address, folder, name, "", 200, length)
+}
+
+/// The same of a range.
+pub fn load_range(address: &str, folder: &str, name: &str, range: Range<u64>) -> Arrival {
+    let header = format!("Range: bytes={}-{}\r\n", range.start, range.end - 1);
+    receive(address, folder, name, &header, 206, range.end - range.start)
+}
+
+fn receive(address: &str, folder: &str, name: &str, header: &str, status: u16, length: u64) -> Arrival {
     let body = json!({ "filename": name, "folder": folder }).to_string();
     let started = Instant::now();
     let mut stream = connect(address);
     let head = format!(
-        "POST /load/{} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+        "POST /load/{} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n{header}\
          Content-Length: {}\r\n\r\n{body}",
         segment(name),
         body.len()
@@ -38,7 +49,7 @@ pub fn load(address: &str, folder: &str, name: &str, length: u64) -> Arrival {
     let mut reader = BufReader::with_capacity(256 * 1024, stream);
     let head = Head::read(&mut reader).expect("an answer").expect("an answer");
     let framing = head.framing().expect("an answer");
-    if head.status().expect("a status") != 200 {
+    if head.status().expect("a status") != status {
         let mut text = vec![0; 4096];
         let count = std::io::Read::read(&mut reader, &mut text).unwrap_or_default();
         panic!("{}: {}", head.start, String::from_utf8_lossy(&text[..count]));

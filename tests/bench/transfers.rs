@@ -20,6 +20,9 @@ use crate::support::{PatternReader, sha256_hex_of};
 
 const NAME: &str = "m.bin";
 
+/// The range that is loaded, in bytes: no size is smaller.
+const RANGE: u64 = 1 << 20;
+
 /// Loads at once.
 const AT_ONCE: usize = 4;
 
@@ -43,8 +46,12 @@ pub fn measure(plan: &Plan, weed: &Weed, python: bool, report: &mut Report) {
             measured.figures(*bytes).into_iter().for_each(|figure| report.add(figure));
         }
     }
-    let mut peak = Figure::new(format!("peak memory over idle, up to {}", size(report.largest())), "MiB", Better::Low)
-        .goal(Goal::AtMost(16.0));
+    let mut peak = Figure::new(
+        format!("peak memory over idle, {AT_ONCE} loads at once, up to {}", size(report.largest())),
+        "MiB",
+        Better::Low,
+    )
+    .goal(Goal::AtMost(16.0));
     peak.loader = report.all_peaks();
     // The most that any size needed, not the usual.
     peak.loader = peak.loader.iter().copied().reduce(f64::max).into_iter().collect();
@@ -56,6 +63,8 @@ struct Scene<'a> {
     weed: &'a Weed,
     api: ResourceApi,
     loader: Service,
+    /// One without readers of the old kind.
+    lean: Service,
     peer: Option<Peer>,
     plain: PathBuf,
     encrypted: PathBuf,
@@ -69,6 +78,8 @@ struct Scene<'a> {
 #[derive(Default)]
 struct Measured {
     upload: [Vec<f64>; 3],
+    lean_upload: Vec<f64>,
+    range: Vec<f64>,
     cold: [Vec<f64>; 3],
     first_byte: [Vec<f64>; 2],
     warm: [Vec<f64>; 3],
@@ -88,22 +99,25 @@ impl<'a> Scene<'a> {
         let api = ResourceApi::start();
         api.put_file("", "cdn.yaml", weed.s3.cdn_yaml());
         let loader = Service::builder().api(&api).timeout(Duration::from_secs(600)).start();
+        let lean = Service::builder().api(&api).env("OLD_READERS", "false").timeout(Duration::from_secs(600)).start();
         thread::sleep(Duration::from_secs(1));
         let idle_kib = loader.vm_rss_kib();
         let reply = loader.login();
         assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(lean.login().status, 200);
         let peer = with_peer.then(|| Peer::start(&api, &weed.s3, &[]));
         let peer_idle_kib = peer.as_ref().map_or(0, |peer| memory_kib(peer.pid(), "VmRSS"));
         loader.reset_hwm();
         if let Some(peer) = &peer {
             reset_peak(peer.pid());
         }
-        Self { weed, api, loader, peer, plain, encrypted, bytes, idle_kib, peer_idle_kib, _dir: dir }
+        Self { weed, api, loader, lean, peer, plain, encrypted, bytes, idle_kib, peer_idle_kib, _dir: dir }
     }
 
     fn rounds(&self, rounds: usize, with_health: bool) -> Measured {
         let mut measured = Measured::default();
         let with_limits = self.bytes <= 1 << 30;
+        let mib = |kib: u64| kib as f64 / 1024.0;
         for round in 0..rounds {
             let bucket = self.weed.s3.new_bucket("bench");
             let started = Instant::now();
@@ -112,6 +126,7 @@ impl<'a> Scene<'a> {
             if round == 0 {
                 self.bytes_are_right(&bucket);
             }
+            measured.loader_peak = mib(self.loader.vm_hwm_kib().saturating_sub(self.idle_kib));
             if with_health && round + 1 == rounds {
                 measured.health = crate::health::under_loads(AT_ONCE, self.loader.address(), || {
                     http::load(self.loader.address(), &bucket, NAME, self.bytes);
@@ -123,8 +138,6 @@ impl<'a> Scene<'a> {
                 let _ = fs::remove_dir_all(peer.cache_file(&bucket, NAME).parent().expect("a directory"));
             }
         }
-        let mib = |kib: u64| kib as f64 / 1024.0;
-        measured.loader_peak = mib(self.loader.vm_hwm_kib().saturating_sub(self.idle_kib));
         measured.idle[0].push(mib(self.idle_kib));
         if let Some(peer) = &self.peer {
             measured.peer_peak = Some(mib(memory_kib(peer.pid(), "VmHWM").saturating_sub(self.peer_idle_kib)));
@@ -163,6 +176,16 @@ impl<'a> Scene<'a> {
                 }
             },
         ]);
+
+        commands::settle();
+        measured.lean_upload.push(http::upload(self.lean.address(), bucket, "lean.bin", &self.plain));
+        // Room for the others: nobody loads it.
+        let _ = fs::remove_dir_all(self.lean.cache_dir().join(bucket));
+
+        // One that was never loaded, not even in part.
+        let middle = self.bytes / 2 - RANGE / 2;
+        let range = http::load_range(loader, bucket, "lean.bin", middle..middle + RANGE);
+        measured.range.push(range.first_byte * 1000.0);
 
         self.forget(bucket);
         let [ours, peers, limits] = &mut measured.cold;
@@ -271,24 +294,33 @@ impl Measured {
             Figure { loader, peer, ..figure }
         };
         let time = |what: &str| Figure::new(of(what), "s", Better::Low);
+        let without_old_readers = three(
+            time("upload, OLD_READERS=false").limited_by("openssl enc, then curl -T").goal(Goal::TimesPeer(3.0)),
+            [self.lean_upload, self.upload[1].clone(), self.upload[2].clone()],
+        );
         let mut figures = vec![
             three(
                 time("warm load")
                     .limited_by("openssl enc -d into a pipe")
-                    .goal(Goal::TimesPeer(6.0))
-                    .goal(Goal::TimesLimit(0.8)),
+                    .goal(Goal::TimesPeer(9.0))
+                    .goal(Goal::TimesLimit(1.3)),
                 self.warm,
             ),
             two(time("four warm loads at once"), self.at_once),
             three(
                 time("cold load")
                     .limited_by("curl of the object")
-                    .goal(Goal::TimesPeer(5.0))
-                    .goal(Goal::TimesLimit(0.5)),
+                    .goal(Goal::TimesPeer(5.5))
+                    .goal(Goal::TimesLimit(0.55)),
                 self.cold,
             ),
-            two(Figure::new(of("cold load, first byte"), "ms", Better::Low).goal(Goal::AtMost(30.0)), self.first_byte),
+            two(Figure::new(of("cold load, first byte"), "ms", Better::Low).goal(Goal::AtMost(15.0)), self.first_byte),
+            two(
+                Figure::new(of("1 MiB of a cold model, first byte"), "ms", Better::Low).goal(Goal::AtMost(30.0)),
+                [self.range, Vec::new()],
+            ),
             three(time("upload").limited_by("openssl enc, then curl -T").goal(Goal::TimesPeer(2.0)), self.upload),
+            without_old_readers,
             two(Figure::new("idle memory", "MiB", Better::Low), self.idle),
         ];
         figures.extend(self.health);

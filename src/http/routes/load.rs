@@ -3,13 +3,11 @@
 use serde::Deserialize;
 
 use super::folder_in_query;
-use crate::api_client::{LoadError, Wanted};
-use crate::byte_range::ByteRange;
+use crate::api_client::{ByteRange, LoadError, Wanted};
 use crate::constants::DEFAULT_FOLDER;
 use crate::http::json::{admit_json, read_json};
-use crate::http::{Exchange, Reply};
+use crate::http::{Exchange, Reply, Service};
 use crate::names::{FileName, Folder, NameError};
-use crate::service::Service;
 
 /// The body's file name counts; the path's is used where it has none.
 #[derive(Deserialize)]

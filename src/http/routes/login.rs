@@ -1,8 +1,7 @@
 //! `POST /login`: proves credentials and loads the CDN configuration.
 
 use crate::http::json::read_json;
-use crate::http::{Exchange, Reply};
-use crate::service::Service;
+use crate::http::{Exchange, Reply, Service};
 
 pub(in crate::http) fn login(service: &Service, exchange: &mut Exchange) -> Reply {
     let credentials = match read_json(exchange, &["email", "password"]) {

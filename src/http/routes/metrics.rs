@@ -1,15 +1,14 @@
 //! `GET /metrics`: the state of the service in numbers, for Prometheus.
 
-use crate::http::Reply;
+use crate::http::{Reply, Service};
 use crate::metrics::{self, Text};
-use crate::service::Service;
 use crate::unlock_state::UnlockState;
 
 pub(in crate::http) fn metrics(service: &Service) -> Reply {
     let mut text = Text::default();
     metrics::write(&mut text);
 
-    let unlock = service.unlock_status();
+    let unlock = service.unlock.status();
     text.family("loader_unlock_state", "gauge", "1 for the state that the unlock is in.");
     for state in UnlockState::ALL {
         text.sample("", &[("state", &state.to_string())], u8::from(state == unlock.state));

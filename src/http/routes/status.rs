@@ -2,10 +2,9 @@
 
 use serde::Serialize;
 
-use crate::http::Reply;
+use crate::http::{Reply, Service};
 use crate::metrics;
 use crate::model_cache::CacheSummary;
-use crate::service::Service;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -7,11 +7,10 @@ use super::folder_in_query;
 use crate::api_client::{ReceivedUpload, UploadError};
 use crate::constants::DEFAULT_FOLDER;
 use crate::http::multipart::{Multipart, MultipartError, boundary};
-use crate::http::{Exchange, Reply};
+use crate::http::{Exchange, Reply, Service};
 use crate::metrics::Stage;
+use crate::metrics::Transfer;
 use crate::names::{FileName, Folder};
-use crate::service::Service;
-use crate::transfer::Transfer;
 
 /// The most that a form may have besides its file, in bytes.
 const FORM_OVERHEAD: u64 = 64 * 1024;

@@ -22,7 +22,6 @@ pub struct Reading {
 
 impl Reading {
     /// That of this moment.
-    #[must_use]
     pub fn now() -> Self {
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         let uptime = text("/proc/uptime").split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
@@ -33,7 +32,7 @@ impl Reading {
 
 /// The clock as it was last looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BoxClock {
+pub struct MonotonicClock {
     /// Its time, in seconds.
     now: u64,
     /// The highest wall time seen.
@@ -42,22 +41,19 @@ pub struct BoxClock {
     uptime: u64,
 }
 
-impl BoxClock {
+impl MonotonicClock {
     /// A new clock, with the wall clock's time.
-    #[must_use]
     pub fn start(reading: Reading) -> Self {
         let Reading { wall, boot, uptime } = reading;
         Self { now: wall, wall, boot, uptime }
     }
 
     /// Its time, in seconds.
-    #[must_use]
     pub fn now(&self) -> u64 {
         self.now
     }
 
     /// Whether the wall clock is before a time that it has shown already.
-    #[must_use]
     pub fn was_set_back(&self, reading: &Reading) -> bool {
         reading.wall < self.wall
     }
@@ -73,7 +69,6 @@ impl BoxClock {
     }
 
     /// Whether this is the same clock as `before`, less than `step` seconds later.
-    #[must_use]
     pub fn goes_on_from(&self, before: &Self, step: u64) -> bool {
         self.boot == before.boot
             && self.now - before.now < step
@@ -90,7 +85,7 @@ impl BoxClock {
 
 #[cfg(test)]
 mod tests {
-    use super::{BoxClock, Reading};
+    use super::{MonotonicClock, Reading};
 
     fn at(wall: u64, boot: &str, uptime: u64) -> Reading {
         Reading { wall, boot: boot.into(), uptime }
@@ -98,7 +93,7 @@ mod tests {
 
     #[test]
     fn it_goes_on_by_what_went_on_further() {
-        let mut clock = BoxClock::start(at(1000, "a", 50));
+        let mut clock = MonotonicClock::start(at(1000, "a", 50));
         for (reading, now) in [
             (at(1010, "a", 60), 1010),
             // The wall clock was set back, and goes on from there.
@@ -121,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_wrong_in_the_future_can_be_put_right_and_nothing_gets_younger() {
-        let mut clock = BoxClock::start(at(1000, "a", 0));
+        let mut clock = MonotonicClock::start(at(1000, "a", 0));
         clock.advance(at(90_000, "a", 10));
         clock.advance(at(1020, "a", 20));
         clock.accept_wall(1020);

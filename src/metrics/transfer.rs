@@ -3,7 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::metrics::{self, During, Stage};
+use super::{During, Stage};
+use crate::metrics;
 
 /// How often a long transfer says how far it is.
 pub const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -29,7 +30,6 @@ struct State {
 
 impl Transfer {
     /// A transfer of `subject` (a path or an object, for the log), of which `done` bytes of `total` are there already.
-    #[must_use]
     pub fn begin(stage: Stage, subject: impl Into<String>, done: u64, total: Option<u64>) -> Self {
         let now = Instant::now();
         let state = Mutex::new(State { done, moved_at: now, reported_at: now });
@@ -44,7 +44,6 @@ impl Transfer {
     }
 
     /// The same for a piece of something whose progress somebody else reports.
-    #[must_use]
     pub fn of_piece(self) -> Self {
         Self { reports: false, ..self }
     }
@@ -57,7 +56,7 @@ impl Transfer {
         state.done += count;
         if self.reports && now - state.reported_at >= REPORT_EVERY {
             state.reported_at = now;
-            report(self.stage, &self.subject, state.done, self.total);
+            report_transfer(self.stage, &self.subject, state.done, self.total);
         }
     }
 
@@ -68,7 +67,7 @@ impl Transfer {
 }
 
 /// Says in the log how far a transfer is.
-pub fn report(stage: Stage, of: &str, done: u64, total: Option<u64>) {
+pub fn report_transfer(stage: Stage, of: &str, done: u64, total: Option<u64>) {
     let stage = stage.name();
     match total {
         Some(total) if total > 0 => {

@@ -14,7 +14,6 @@ pub enum ByteRange {
 impl ByteRange {
     /// Reads a header's value. None for what a server may ignore and this one does: several ranges, other units, and what
     /// is malformed.
-    #[must_use]
     pub fn parse(value: &str) -> Option<Self> {
         let (unit, range) = value.split_once('=')?;
         let (first, last) = range.trim().split_once('-')?;
@@ -32,7 +31,6 @@ impl ByteRange {
     }
 
     /// The bytes of something `length` long; none if it has none of them.
-    #[must_use]
     pub fn of(self, length: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::From(first, None) => first..length,

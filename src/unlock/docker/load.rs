@@ -83,7 +83,6 @@ impl Load {
     }
 
     /// Why writing to the command failed.
-    #[must_use]
     pub fn why(mut self) -> DockerError {
         // A command that closed its input is about to end, and it knows why.
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -12,7 +12,7 @@ use crate::constants::STALL_LIMIT;
 
 /// Why a server could not be asked, or gave no usable answer.
 #[derive(Debug)]
-pub enum UplinkError {
+pub enum HttpClientError {
     /// No connection: refused, no route, no such name, or nobody answered within 5 s.
     Unreachable {
         /// Scheme, host and port.
@@ -64,7 +64,7 @@ pub enum UplinkError {
     },
 }
 
-impl fmt::Display for UplinkError {
+impl fmt::Display for HttpClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable { server, reason } => write!(f, "{server} is unreachable ({reason})"),
@@ -87,23 +87,20 @@ impl fmt::Display for UplinkError {
     }
 }
 
-impl std::error::Error for UplinkError {}
+impl std::error::Error for HttpClientError {}
 
-impl UplinkError {
+impl HttpClientError {
     /// Whether the same call may succeed a moment later.
-    #[must_use]
     pub fn may_pass(&self) -> bool {
         !matches!(self, Self::Tls { .. } | Self::Redirected { .. } | Self::Unusable { .. })
     }
 
     /// Whether the same call may succeed a moment later and, if so, how long the server asked to wait.
-    #[must_use]
     pub fn patience(&self) -> Option<Option<Duration>> {
         self.may_pass().then(|| self.retry_after())
     }
 
     /// Whether nothing answers at the server's address, or nothing that is able to: no connection, silence, or 5xx.
-    #[must_use]
     pub fn is_away(&self) -> bool {
         match self {
             // Behind a hotel's login page every certificate is wrong.
@@ -114,7 +111,6 @@ impl UplinkError {
     }
 
     /// How long the server asked to wait.
-    #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Unavailable { retry_after, .. } => *retry_after,

@@ -74,7 +74,6 @@ impl Default for Docker {
 
 impl Docker {
     /// Another command, and another limit for a load that takes no data.
-    #[must_use]
     pub fn new(program: &str, stall_limit: Duration) -> Self {
         Self { program: program.to_owned(), stall_limit, loading: Arc::default() }
     }

@@ -24,9 +24,9 @@ use crate::cancellation::Cancellation;
 use zeroize::Zeroizing;
 
 use crate::metrics;
-use crate::transfer::Transfer;
+use crate::metrics::Transfer;
 
-pub use self::error::UplinkError;
+pub use self::error::HttpClientError;
 
 /// How often a call that is safe to repeat is made in all while a client waits for its answer.
 pub const TRIES: u32 = 3;
@@ -63,12 +63,12 @@ pub enum Payload<'a> {
 
 /// The HTTP client. Cloning it shares its connections.
 #[derive(Clone, Debug)]
-pub struct Uplink {
+pub struct HttpClient {
     config: Arc<Config>,
     agent: Arc<RwLock<Agent>>,
 }
 
-impl Uplink {
+impl HttpClient {
     /// A client that trusts the web's certificate authorities and those in the PEM file at `ca_cert_path`.
     ///
     /// # Errors
@@ -82,15 +82,15 @@ impl Uplink {
     /// Makes one call. Any status but 429, 5xx and redirects is an answer.
     ///
     /// # Errors
-    /// See [`UplinkError`].
-    pub fn call(&self, request: &Request<()>, payload: Payload<'_>) -> Result<Response<Body>, UplinkError> {
+    /// See [`HttpClientError`].
+    pub fn call(&self, request: &Request<()>, payload: Payload<'_>) -> Result<Response<Body>, HttpClientError> {
         let agent = self.agent.read().unwrap_or_else(PoisonError::into_inner).clone();
         let server = self.server_of(request.uri());
         match run(&agent, request.clone(), payload) {
             Ok(response) => usable(server, request.uri(), response),
             Err(error) => {
                 self.forget_connections();
-                Err(UplinkError::new(server, error))
+                Err(HttpClientError::new(server, error))
             }
         }
     }
@@ -104,18 +104,18 @@ impl Uplink {
     /// Makes a call that is safe to repeat up to [`TRIES`] times and reads its whole answer of at most `limit` bytes.
     ///
     /// # Errors
-    /// Of the last try, see [`UplinkError`].
-    pub fn ask(&self, request: &Request<()>, payload: Payload<'_>, limit: u64) -> Result<Answer, UplinkError> {
+    /// Of the last try, see [`HttpClientError`].
+    pub fn ask(&self, request: &Request<()>, payload: Payload<'_>, limit: u64) -> Result<Answer, HttpClientError> {
         let ask =
             || self.call(request, payload).and_then(|response| self.read(&origin_of(request.uri()), response, limit));
-        patiently(TRIES, UplinkError::patience, ask)
+        patiently(TRIES, HttpClientError::patience, ask)
     }
 
     /// The whole answer of `server`, of at most `limit` bytes.
     ///
     /// # Errors
-    /// See [`UplinkError`].
-    pub fn read(&self, server: &str, response: Response<Body>, limit: u64) -> Result<Answer, UplinkError> {
+    /// See [`HttpClientError`].
+    pub fn read(&self, server: &str, response: Response<Body>, limit: u64) -> Result<Answer, HttpClientError> {
         let (head, body) = response.into_parts();
         // Room for all of it: a vector that grows leaves copies of its beginning behind.
         let length = body.content_length().unwrap_or(0).min(limit);
@@ -124,9 +124,9 @@ impl Uplink {
         match body.into_reader().take(limit + 1).read_to_end(&mut bytes) {
             Err(error) => {
                 self.forget_connections();
-                Err(UplinkError::new(server.to_owned(), error.into()))
+                Err(HttpClientError::new(server.to_owned(), error.into()))
             }
-            Ok(_) if bytes.len() as u64 > limit => Err(UplinkError::Unusable {
+            Ok(_) if bytes.len() as u64 > limit => Err(HttpClientError::Unusable {
                 reason: format!("{server} sent more than {limit} bytes where little was asked"),
             }),
             Ok(_) => Ok(Answer { status: head.status, headers: head.headers, body: bytes }),
@@ -204,11 +204,13 @@ fn run(agent: &Agent, mut request: Request<()>, payload: Payload<'_>) -> Result<
 }
 
 /// The response, unless its status says "not now" or "not here".
-fn usable(server: String, uri: &http::Uri, response: Response<Body>) -> Result<Response<Body>, UplinkError> {
+fn usable(server: String, uri: &http::Uri, response: Response<Body>) -> Result<Response<Body>, HttpClientError> {
     let (status, headers) = (response.status(), response.headers());
     match status.as_u16() {
-        429 | 500..600 => Err(UplinkError::Unavailable { server, status, retry_after: retry_after(headers) }),
-        301 | 302 | 303 | 307 | 308 => Err(UplinkError::Redirected { server, status, target: target(uri, headers) }),
+        429 | 500..600 => Err(HttpClientError::Unavailable { server, status, retry_after: retry_after(headers) }),
+        301 | 302 | 303 | 307 | 308 => {
+            Err(HttpClientError::Redirected { server, status, target: target(uri, headers) })
+        }
         _ => Ok(response),
     }
 }
@@ -223,7 +225,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// What the server's clock says.
-#[must_use]
 pub fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get(header::DATE)?.to_str().ok()?).ok()
 }
@@ -245,7 +246,6 @@ pub struct Pauses(u32);
 
 impl Pauses {
     /// How many pauses there were.
-    #[must_use]
     pub fn taken(&self) -> u32 {
         self.0
     }
