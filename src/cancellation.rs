@@ -1,40 +1,53 @@
-//! Whether anybody still wants what a thread is working for.
+//! Cancelling a thread's work once nobody wants its result.
 
 use std::cell::RefCell;
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
 }
 
-/// This thread's work can be cancelled, until this is dropped.
+/// Makes the current thread's work cancellable until it is dropped.
 pub struct Cancellation {
-    /// It belongs to its thread.
+    /// Keeps the guard on its thread.
     thread: PhantomData<*const ()>,
 }
 
 impl Cancellation {
-    /// From now on this thread's work is cancelled when `flag` is set.
+    /// How often a cancellable wait calls [`check`](Self::check).
+    pub const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+    /// Cancels the current thread's work when `flag` is set.
     pub fn enter(flag: Arc<AtomicBool>) -> Self {
         CURRENT.set(Some(flag));
         Self { thread: PhantomData }
     }
 
-    /// Whether this thread's work can be cancelled at all.
+    /// Whether the current thread's work can be cancelled at all.
     pub fn is_possible() -> bool {
         CURRENT.with_borrow(Option::is_some)
     }
 
-    /// To be called now and then by whatever waits: ends the wait once nobody wants its result.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::ConnectionAborted`] if the work was cancelled.
+    /// Fails with [`io::ErrorKind::ConnectionAborted`] if the current thread's work was cancelled.
     pub fn check() -> io::Result<()> {
         let cancelled = CURRENT.with_borrow(|flag| flag.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)));
-        if cancelled { Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client has gone")) } else { Ok(()) }
+        if cancelled { Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client is gone")) } else { Ok(()) }
+    }
+
+    /// Sleeps, but no longer than until the current thread's work is cancelled.
+    pub fn sleep(duration: Duration) {
+        let end = Instant::now() + duration;
+        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if Self::check().is_err() {
+                break;
+            }
+            thread::sleep(left.min(Self::CHECK_INTERVAL));
+        }
     }
 }
 

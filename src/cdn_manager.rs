@@ -15,7 +15,7 @@ use http::StatusCode;
 use self::object::Source;
 use self::publish::Destination;
 use self::s3::{Role, S3Account, S3Endpoint};
-use crate::http_client::{HttpClient, PATIENT_TRIES, TRIES};
+use crate::http_client::{HttpClient, TRANSFER_TRIES, TRIES};
 use crate::manifest::MAX_MANIFEST_BYTES;
 
 pub use self::config::{AccessKey, CdnConfig, CdnConfigError};
@@ -160,7 +160,7 @@ impl CdnManager {
 
     /// Step 3 of an upload: sets the plain key to the generation that belongs to the small part with this hash.
     pub fn set_plain(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
-        let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256), PATIENT_TRIES)?;
+        let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256), TRANSFER_TRIES)?;
         self.destination(bucket).copy(&generation, &plain_key(file_name))
     }
 
@@ -174,7 +174,7 @@ impl CdnManager {
 
     /// Whether there is the generation of the small part with this hash.
     pub fn has_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<bool, CdnError> {
-        match self.downloads.describe(bucket, &generation_key(file_name, small_sha256), PATIENT_TRIES) {
+        match self.downloads.describe(bucket, &generation_key(file_name, small_sha256), TRANSFER_TRIES) {
             Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => Ok(false),
             found => found.map(|_| true),
         }

@@ -1,47 +1,30 @@
-//! The way out of the box: one HTTP client for the Resource API and the CDN, with one set of timeouts, one TLS
-//! configuration and one rule for trying again.
-//!
-//! Every error names the server and never the request: signatures and tokens travel in requests.
+//! The HTTP client for the Resource API and the CDN: one set of timeouts, one TLS configuration, one retry policy.
 
 mod agent;
 mod cancellable;
 mod error;
+mod retry;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use ureq::config::Config;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::{Agent, Body, SendBody};
-
-use crate::cancellation::Cancellation;
 use zeroize::Zeroizing;
 
-use crate::metrics;
 use crate::metrics::Transfer;
+use crate::threads::{read, write};
 
-pub use self::error::HttpClientError;
+pub use self::error::{HttpClientError, HttpClientErrorKind};
+pub use self::retry::{Backoff, Retry, TRANSFER_TRIES, TRIES, with_retries};
 
-/// How often a call that is safe to repeat is made in all while a client waits for its answer.
-pub const TRIES: u32 = 3;
-
-/// How often in all where giving up costs a whole transfer. With the pauses between them these tries span about half a
-/// minute, the time an uplink needs to come back.
-pub const PATIENT_TRIES: u32 = 8;
-
-/// The pause before the second try; it doubles from try to try.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-
-/// A server may ask for a longer pause with `Retry-After`, but nobody's request waits much longer than this for it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// What a request carries.
+/// The body of a request.
 #[derive(Clone, Copy)]
 pub enum Payload<'a> {
     /// No body.
@@ -52,16 +35,26 @@ pub enum Payload<'a> {
     File {
         /// The file; its position is neither used nor changed.
         file: &'a File,
-        /// Where the range begins.
+        /// Start of the range.
         offset: u64,
-        /// Its length in bytes.
+        /// Length of the range.
         length: u64,
-        /// Is told what has been sent.
+        /// Counts the bytes that were sent.
         transfer: &'a Transfer,
     },
 }
 
-/// The HTTP client. Cloning it shares its connections.
+/// A response with its body in memory.
+pub struct BufferedResponse {
+    /// Any status but 429, 5xx and redirects.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body. It may hold a token or a key, so it is wiped when dropped.
+    pub body: Zeroizing<Vec<u8>>,
+}
+
+/// The HTTP client. Clones share their connections.
 #[derive(Clone, Debug)]
 pub struct HttpClient {
     config: Arc<Config>,
@@ -69,25 +62,23 @@ pub struct HttpClient {
 }
 
 impl HttpClient {
-    /// A client that trusts the web's certificate authorities and those in the PEM file at `ca_cert_path`.
-    ///
-    /// # Errors
-    /// A sentence that names the environment variable with an unusable value.
+    /// A client that trusts the web's certificate authorities and those in the PEM file at `ca_cert_path`. The error is a
+    /// sentence that names the environment variable with an unusable value.
     pub fn new(ca_cert_path: Option<&Path>) -> Result<Self, String> {
         let config = agent::config(ca_cert_path)?;
-        let agent = Arc::new(RwLock::new(agent_of(&config)));
+        let agent = Arc::new(RwLock::new(new_agent(&config)));
         Ok(Self { config: Arc::new(config), agent })
     }
 
-    /// Makes one call. Any status but 429, 5xx and redirects is an answer.
-    ///
-    /// # Errors
-    /// See [`HttpClientError`].
+    /// Makes one call. A status of 429 or 5xx and a redirect are errors; any other is a response.
     pub fn call(&self, request: &Request<()>, payload: Payload<'_>) -> Result<Response<Body>, HttpClientError> {
-        let agent = self.agent.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let agent = read(&self.agent).clone();
         let server = self.server_of(request.uri());
-        match run(&agent, request.clone(), payload) {
-            Ok(response) => usable(server, request.uri(), response),
+        match send(&agent, request.clone(), payload) {
+            Ok(response) => match unusable(request.uri(), &response) {
+                Some(kind) => Err(HttpClientError { server, kind }),
+                None => Ok(response),
+            },
             Err(error) => {
                 self.forget_connections();
                 Err(HttpClientError::new(server, error))
@@ -95,45 +86,49 @@ impl HttpClient {
         }
     }
 
-    /// Makes the next calls over new connections. When one connection hangs or breaks, those that are kept idle have most
-    /// likely died with it, and a retry would wait for the stall limit on one after the other.
+    /// Makes the next calls over new connections. When one connection hangs or breaks, the idle ones have most likely died
+    /// with it, and a retry on each of them would wait for the stall limit.
     pub fn forget_connections(&self) {
-        *self.agent.write().unwrap_or_else(PoisonError::into_inner) = agent_of(&self.config);
+        *write(&self.agent) = new_agent(&self.config);
     }
 
-    /// Makes a call that is safe to repeat up to [`TRIES`] times and reads its whole answer of at most `limit` bytes.
-    ///
-    /// # Errors
-    /// Of the last try, see [`HttpClientError`].
-    pub fn ask(&self, request: &Request<()>, payload: Payload<'_>, limit: u64) -> Result<Answer, HttpClientError> {
-        let ask =
-            || self.call(request, payload).and_then(|response| self.read(&origin_of(request.uri()), response, limit));
-        patiently(TRIES, HttpClientError::patience, ask)
+    /// Makes a call that is safe to repeat up to [`TRIES`] times, and reads its response body of at most `limit` bytes.
+    pub fn fetch(
+        &self,
+        request: &Request<()>,
+        payload: Payload<'_>,
+        limit: u64,
+    ) -> Result<BufferedResponse, HttpClientError> {
+        with_retries(TRIES, HttpClientError::retry, || {
+            self.buffer(&self.server_of(request.uri()), self.call(request, payload)?, limit)
+        })
     }
 
-    /// The whole answer of `server`, of at most `limit` bytes.
-    ///
-    /// # Errors
-    /// See [`HttpClientError`].
-    pub fn read(&self, server: &str, response: Response<Body>, limit: u64) -> Result<Answer, HttpClientError> {
+    /// Reads the body, of at most `limit` bytes, of a response of `server`.
+    pub fn buffer(
+        &self,
+        server: &str,
+        response: Response<Body>,
+        limit: u64,
+    ) -> Result<BufferedResponse, HttpClientError> {
         let (head, body) = response.into_parts();
-        // Room for all of it: a vector that grows leaves copies of its beginning behind.
+        // All of the memory at once: a vector that grows leaves copies behind, which are not wiped.
         let length = body.content_length().unwrap_or(0).min(limit);
         let mut bytes = Zeroizing::new(Vec::with_capacity(length as usize + 64));
-        // One more byte than allowed tells "too large" from "just as large as allowed".
+        // One byte past the limit tells "longer" from "exactly as long".
         match body.into_reader().take(limit + 1).read_to_end(&mut bytes) {
             Err(error) => {
                 self.forget_connections();
                 Err(HttpClientError::new(server.to_owned(), error.into()))
             }
-            Ok(_) if bytes.len() as u64 > limit => Err(HttpClientError::Unusable {
-                reason: format!("{server} sent more than {limit} bytes where little was asked"),
-            }),
-            Ok(_) => Ok(Answer { status: head.status, headers: head.headers, body: bytes }),
+            Ok(_) if bytes.len() as u64 > limit => {
+                Err(HttpClientError { server: server.to_owned(), kind: HttpClientErrorKind::TooLong(limit) })
+            }
+            Ok(_) => Ok(BufferedResponse { status: head.status, headers: head.headers, body: bytes }),
         }
     }
 
-    /// Scheme, host and port of an address, and the proxy on the way: all of it that may be shown.
+    /// What errors may show of an address: its origin, and the proxy on the way there.
     fn server_of(&self, uri: &http::Uri) -> String {
         let server = origin_of(uri);
         match self.config.proxy().filter(|proxy| !proxy.is_no_proxy(uri)) {
@@ -143,50 +138,11 @@ impl HttpClient {
     }
 }
 
-fn agent_of(config: &Config) -> Agent {
+fn new_agent(config: &Config) -> Agent {
     Agent::with_parts(config.clone(), cancellable::connector(), DefaultResolver::default())
 }
 
-/// How often a pause looks whether it was cancelled.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// Does what is safe to repeat up to `tries` times. `patience` says whether an error may pass, and how long the server asks
-/// to wait.
-///
-/// # Errors
-/// Of the last try.
-pub fn patiently<T, E: std::fmt::Display>(
-    tries: u32,
-    patience: impl Fn(&E) -> Option<Option<Duration>>,
-    mut act: impl FnMut() -> Result<T, E>,
-) -> Result<T, E> {
-    let mut pauses = Pauses::default();
-    loop {
-        let error = match act() {
-            Ok(done) => return Ok(done),
-            Err(error) => error,
-        };
-        match patience(&error) {
-            Some(asked) if pauses.taken() + 1 < tries && Cancellation::check().is_ok() => {
-                log::info!("trying again: {error}");
-                pauses.pause(asked);
-            }
-            _ => return Err(error),
-        }
-    }
-}
-
-/// A whole answer in memory.
-pub struct Answer {
-    /// The status: any but 429, 5xx and redirects.
-    pub status: StatusCode,
-    /// The headers.
-    pub headers: HeaderMap,
-    /// The body. It may hold a token or a key, so it is wiped when dropped.
-    pub body: Zeroizing<Vec<u8>>,
-}
-
-fn run(agent: &Agent, mut request: Request<()>, payload: Payload<'_>) -> Result<Response<Body>, ureq::Error> {
+fn send(agent: &Agent, mut request: Request<()>, payload: Payload<'_>) -> Result<Response<Body>, ureq::Error> {
     match payload {
         Payload::None => agent.run(request.map(|()| SendBody::none())),
         Payload::Bytes(bytes) => agent.run(request.map(|()| bytes)),
@@ -194,28 +150,27 @@ fn run(agent: &Agent, mut request: Request<()>, payload: Payload<'_>) -> Result<
             request.headers_mut().insert(header::CONTENT_LENGTH, length.into());
             let mut range = FileRange { file, offset, remaining: length, transfer };
             let response = agent.run(request.map(|()| SendBody::from_reader(&mut range)));
-            if response.as_ref().is_ok_and(|response| response.status().is_success()) {
-                return response;
+            if !response.as_ref().is_ok_and(|response| response.status().is_success()) {
+                transfer.moves_again(length - range.remaining);
             }
-            transfer.moves_again(length - range.remaining);
             response
         }
     }
 }
 
-/// The response, unless its status says "not now" or "not here".
-fn usable(server: String, uri: &http::Uri, response: Response<Body>) -> Result<Response<Body>, HttpClientError> {
+/// Why a response is of no use to any caller; none if its status is for the caller to judge.
+fn unusable(uri: &http::Uri, response: &Response<Body>) -> Option<HttpClientErrorKind> {
     let (status, headers) = (response.status(), response.headers());
     match status.as_u16() {
-        429 | 500..600 => Err(HttpClientError::Unavailable { server, status, retry_after: retry_after(headers) }),
+        429 | 500..600 => Some(HttpClientErrorKind::Unavailable { status, retry_after: retry_after(headers) }),
         301 | 302 | 303 | 307 | 308 => {
-            Err(HttpClientError::Redirected { server, status, target: target(uri, headers) })
+            Some(HttpClientErrorKind::Redirected { status, target: redirect_target(uri, headers) })
         }
-        _ => Ok(response),
+        _ => None,
     }
 }
 
-/// How long a server asks to wait: seconds, or a date by its own clock.
+/// The delay in `Retry-After`: seconds, or a date by the server's clock.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let date = || httpdate::parse_http_date(value).ok();
@@ -224,61 +179,29 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     seconds.or_else(|| Some(date()?.duration_since(now()).unwrap_or_default()))
 }
 
-/// What the server's clock says.
+/// The server's time, from `Date`.
 pub fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get(header::DATE)?.to_str().ok()?).ok()
 }
 
-/// Where a redirect leads to.
-fn target(from: &http::Uri, headers: &HeaderMap) -> String {
+/// The address in `Location` without anything that could be a secret.
+fn redirect_target(from: &http::Uri, headers: &HeaderMap) -> String {
     let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
     match location.map(str::parse::<http::Uri>) {
         Some(Ok(to)) if to.host().is_some() => format!("{}{}", origin_of(&to), to.path()),
         Some(Ok(to)) => format!("{}{}", origin_of(from), to.path()),
-        _ => "a place that it does not name".into(),
+        _ => "an unnamed address".into(),
     }
 }
 
-/// The pauses between tries: they double from one to the next, up to a limit, and have jitter, so that a fleet that
-/// lost its server together does not come back to it together.
-#[derive(Debug, Default)]
-pub struct Pauses(u32);
-
-impl Pauses {
-    /// How many pauses there were.
-    pub fn taken(&self) -> u32 {
-        self.0
-    }
-
-    /// Sleeps for the next pause, or for as long as the server asked and a little more: it asked a whole fleet.
-    pub fn pause(&mut self, asked: Option<Duration>) {
-        metrics::UPLINK_RETRIES.add();
-        let usual = FIRST_PAUSE * 2_u32.pow(self.0.min(10));
-        let (least, most) = match asked.map(|asked| asked.min(LONGEST_PAUSE)) {
-            Some(asked) => (asked, asked + asked.max(FIRST_PAUSE) / 4),
-            None => (usual.min(LONGEST_PAUSE) / 2, usual.min(LONGEST_PAUSE)),
-        };
-        let random = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
-        let until = Instant::now() + least + (most - least).mul_f64(random);
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            if Cancellation::check().is_err() {
-                break;
-            }
-            thread::sleep(left.min(LOOK_EVERY));
-        }
-        self.0 += 1;
-    }
-}
-
-/// Scheme, host and port of an address.
+/// Scheme, host and port, without a user name and password.
 fn origin_of(uri: &http::Uri) -> String {
-    // A name and a password before the host are nobody's business.
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     format!("{}://{host}", uri.scheme_str().unwrap_or("http"))
 }
 
-/// A range of a file as a reader with a position of its own.
+/// Reads a range of a file at a position of its own.
 struct FileRange<'a> {
     file: &'a File,
     offset: u64,
@@ -306,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_as_seconds_and_as_a_date_of_the_servers_clock() {
+    fn retry_after_is_seconds_or_a_date_of_the_servers_clock() {
         let date = "Tue, 24 Nov 1970 10:00:00 GMT";
         for (value, expected) in [
             ("7", Some(7)),
@@ -321,14 +244,14 @@ mod tests {
     }
 
     #[test]
-    fn a_redirect_is_named_without_what_could_be_a_secret() {
+    fn a_redirect_is_named_without_credentials_and_query() {
         let from = "https://cdn.example.com:8443/models/m.big?X-Amz-Signature=hush".parse().unwrap();
         for (location, expected) in [
             ("https://user:hush@other.example.com/x?token=hush", "https://other.example.com/x"),
             ("/login?next=hush", "https://cdn.example.com:8443/login"),
-            ("::", "a place that it does not name"),
+            ("::", "an unnamed address"),
         ] {
-            assert_eq!(target(&from, &headers(&[(header::LOCATION, location)])), expected);
+            assert_eq!(redirect_target(&from, &headers(&[(header::LOCATION, location)])), expected);
         }
     }
 }

@@ -271,16 +271,16 @@ fn a_retry_does_not_use_connections_that_were_idle_when_one_broke() {
             let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
         }
     });
-    let uplink = HttpClient::new(None).unwrap();
+    let client = HttpClient::new(None).unwrap();
     let request = http::Request::get(format!("http://{}/", server.host_port())).body(()).unwrap();
-    let ask = || uplink.ask(&request, Payload::None, 100).map(|answer| answer.status);
+    let fetch = || client.fetch(&request, Payload::None, 100).map(|answer| answer.status);
     thread::scope(|scope| {
         for _ in 0..6 {
-            scope.spawn(|| assert!(ask().is_ok()));
+            scope.spawn(|| assert!(fetch().is_ok()));
         }
     });
     assert!(server.open_connections() >= 4, "{} connections are idle", server.open_connections());
     outage.fetch_add(1, Ordering::SeqCst);
     // Three tries in all.
-    ask().unwrap();
+    fetch().unwrap();
 }

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::token::{Token, TokenReader};
 use crate::constants::MAX_RESOURCE_BYTES;
 use crate::credentials::Credentials;
-use crate::http_client::{Answer, HttpClient, HttpClientError, Payload};
+use crate::http_client::{BufferedResponse, HttpClient, HttpClientError, HttpClientErrorKind, Payload};
 use crate::metrics::{self, Stage};
 use crate::secret::{Secret, json_object};
 
@@ -62,7 +62,7 @@ impl From<HttpClientError> for ApiError {
 impl ApiError {
     /// Whether the Resource API is away: nothing answers, or nothing that is able to.
     pub fn is_away(&self) -> bool {
-        matches!(self, Self::HttpClient(error) if error.is_away())
+        matches!(self, Self::HttpClient(error) if error.is_outage())
     }
 
     /// Whether the Resource API said that this user may not have this, or that it is gone.
@@ -153,7 +153,7 @@ impl ResourceApi {
         token: Option<&Secret>,
         content_type: &str,
         body: &[u8],
-    ) -> Result<Answer, HttpClientError> {
+    ) -> Result<BufferedResponse, HttpClientError> {
         let payload = if *method == Method::GET { Payload::None } else { Payload::Bytes(body) };
         let started = Instant::now();
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
@@ -164,8 +164,8 @@ impl ResourceApi {
         if !content_type.is_empty() {
             request = request.header(header::CONTENT_TYPE, content_type);
         }
-        let unusable = |_| HttpClientError::Unusable { reason: "RESOURCE_API_URL is not a usable address".into() };
-        let result = self.http.ask(&request.body(()).map_err(unusable)?, payload, MAX_RESOURCE_BYTES);
+        let unusable = |_| HttpClientError { server: "RESOURCE_API_URL".into(), kind: HttpClientErrorKind::BadAddress };
+        let result = self.http.fetch(&request.body(()).map_err(unusable)?, payload, MAX_RESOURCE_BYTES);
         let received = result.as_ref().map_or(0, |answer| answer.body.len());
         metrics::moved(Stage::Api, (body.len() + received) as u64, started.elapsed());
         result
@@ -174,7 +174,7 @@ impl ResourceApi {
 
 /// The body if the answer is a success; else what it means. An API that repeats `secret` in its message is not quoted
 /// on that.
-fn accepted(answer: Answer, secret: Option<&Secret>) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+fn accepted(answer: BufferedResponse, secret: Option<&Secret>) -> Result<Zeroizing<Vec<u8>>, ApiError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Refusal {

@@ -11,8 +11,7 @@ use ureq::{Body, BodyReader};
 
 use super::s3::{CdnError, S3Account, S3Request, empty_sha256, object_name};
 use super::{META_SHA256, META_SMALL_SHA256, generation_key};
-use crate::cancellation::Cancellation;
-use crate::http_client::{HttpClientError, PATIENT_TRIES, Pauses, Payload, TRIES, patiently};
+use crate::http_client::{Backoff, HttpClientError, HttpClientErrorKind, Payload, TRANSFER_TRIES, TRIES, with_retries};
 use crate::metrics::Stage;
 use crate::metrics::Transfer;
 use crate::security::{HELD_BACK, is_sha256_hex};
@@ -71,7 +70,7 @@ impl Source {
 
     /// What the CDN has under a key, without its bytes.
     pub(super) fn describe(&self, bucket: &str, key: &str, tries: u32) -> Result<BigObject, CdnError> {
-        let head = patiently(tries, CdnError::patience, || {
+        let head = with_retries(tries, CdnError::retry, || {
             let asked = Instant::now();
             let response = self.get(Method::HEAD, bucket, key, &[])?;
             self.latency.store(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -110,7 +109,7 @@ impl Source {
         if range.is_empty() {
             return Ok(Some(Vec::new()));
         }
-        patiently(TRIES, CdnError::patience, || {
+        with_retries(TRIES, CdnError::retry, || {
             let (response, before) = self.open(object, range.clone())?;
             if before > 0 && response.status() == StatusCode::OK {
                 return Ok(None);
@@ -178,7 +177,10 @@ impl Source {
         self.account.endpoint.http.forget_connections();
         let (name, length) = (object_name(&object.bucket, &object.key), object.length);
         let reason = format!("{name} at byte {at} of {length}: {error}");
-        CdnError::HttpClient(HttpClientError::Interrupted { server: "the CDN".into(), reason })
+        CdnError::HttpClient(HttpClientError {
+            server: "the CDN".into(),
+            kind: HttpClientErrorKind::Interrupted(reason),
+        })
     }
 }
 
@@ -190,7 +192,7 @@ pub struct ObjectReader {
     offset: u64,
     end: u64,
     body: Option<BodyReader<'static>>,
-    pauses: Pauses,
+    backoff: Backoff,
     transfer: Transfer,
 }
 
@@ -198,7 +200,8 @@ impl ObjectReader {
     pub(super) fn new(source: Source, object: BigObject, range: Range<u64>) -> Self {
         let name = object_name(&object.bucket, &object.key);
         let transfer = Transfer::begin(Stage::Download, name, range.start, None).of_piece();
-        Self { source, object, offset: range.start, end: range.end, body: None, pauses: Pauses::default(), transfer }
+        let backoff = Backoff::new(TRANSFER_TRIES);
+        Self { source, object, offset: range.start, end: range.end, body: None, backoff, transfer }
     }
 
     /// Opens the rest of the range.
@@ -250,16 +253,14 @@ impl Read for ObjectReader {
                 Ok(count) => {
                     self.offset += count as u64;
                     self.transfer.moved(count as u64);
-                    self.pauses = Pauses::default();
+                    self.backoff = Backoff::new(TRANSFER_TRIES);
                     return Ok(count);
                 }
-                Err(error) => match error.patience() {
-                    Some(asked) if self.pauses.taken() + 1 < PATIENT_TRIES && Cancellation::check().is_ok() => {
-                        log::warn!("the download continues from where it stopped: {error}");
-                        self.pauses.pause(asked);
-                    }
-                    _ => return Err(io::Error::other(error)),
-                },
+                Err(error) if self.backoff.allows(error.retry()) => {
+                    log::warn!("the download continues from where it stopped: {error}");
+                    self.backoff.pause(error.retry());
+                }
+                Err(error) => return Err(io::Error::other(error)),
             }
         }
     }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::s3::{CdnError, MAX_XML_BYTES, S3Account, S3Request, empty_sha256, object_name, xml};
 use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
-use crate::http_client::{Answer, PATIENT_TRIES, Payload};
+use crate::http_client::{BufferedResponse, Payload, TRANSFER_TRIES};
 use crate::metrics::Stage;
 use crate::metrics::Transfer;
 use crate::security::{Hasher, sha256_hex};
@@ -152,13 +152,13 @@ impl Destination {
         headers: &[(HeaderName, String)],
         payload: Payload<'_>,
         payload_sha256: &str,
-    ) -> Result<Answer, CdnError> {
+    ) -> Result<BufferedResponse, CdnError> {
         let request = S3Request { method, bucket: &self.bucket, key, query, headers, payload_sha256 };
-        self.account.ask(&request, payload, MAX_XML_BYTES, PATIENT_TRIES)
+        self.account.ask(&request, payload, MAX_XML_BYTES, TRANSFER_TRIES)
     }
 
     /// Long operations answer 200 before they know how they end; an error is then in the body.
-    fn without_error(&self, key: &str, answer: &Answer) -> Result<(), CdnError> {
+    fn without_error(&self, key: &str, answer: &BufferedResponse) -> Result<(), CdnError> {
         let text = String::from_utf8_lossy(&answer.body);
         if text.contains("<Error>") { Err(self.bad(key, "it reports an error after all")) } else { Ok(()) }
     }
@@ -239,7 +239,7 @@ impl Multipart {
         headers: &[(HeaderName, String)],
         payload: Payload<'_>,
         sha256: &str,
-    ) -> Result<Answer, CdnError> {
+    ) -> Result<BufferedResponse, CdnError> {
         let query = [("partNumber", number.to_string()), ("uploadId", self.id.clone())];
         let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
         self.to.ask(Method::PUT, &self.key, &query, headers, payload, sha256)

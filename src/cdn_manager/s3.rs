@@ -6,7 +6,7 @@ use std::io::Read;
 use std::mem;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -20,7 +20,9 @@ use ureq::Body;
 use url::Url;
 
 use super::config::{AccessKey, CdnConfig};
-use crate::http_client::{Answer, HttpClient, HttpClientError, Payload, patiently, server_time};
+use crate::http_client::{
+    BufferedResponse, HttpClient, HttpClientError, HttpClientErrorKind, Payload, Retry, server_time, with_retries,
+};
 use crate::security::sha256_hex;
 
 /// The largest XML answer that is read: a page of a listing has at most 1000 keys.
@@ -85,11 +87,11 @@ impl From<HttpClientError> for CdnError {
 }
 
 impl CdnError {
-    /// Whether the same request may succeed a moment later and, if so, how long the CDN asked to wait.
-    pub fn patience(&self) -> Option<Option<Duration>> {
+    /// Whether and when the same request may succeed.
+    pub fn retry(&self) -> Retry {
         match self {
-            Self::HttpClient(error) => error.patience(),
-            _ => None,
+            Self::HttpClient(error) => error.retry(),
+            _ => Retry::Never,
         }
     }
 }
@@ -209,7 +211,7 @@ impl S3Account {
             let now = OffsetDateTime::now_utc();
             let now = now.saturating_add(time::Duration::seconds(self.endpoint.clock_error.load(Ordering::Relaxed)));
             let signed = self.sign(request, &key, now);
-            let unusable = || HttpClientError::Unusable { reason: format!("{} cannot be asked for", request.object()) };
+            let unusable = || HttpClientError { server: request.object(), kind: HttpClientErrorKind::BadAddress };
             let response = self.endpoint.http.call(&signed.ok_or_else(unusable)?, payload)?;
             if response.status().is_success() {
                 return Ok(response);
@@ -278,10 +280,10 @@ impl S3Account {
         payload: Payload<'_>,
         limit: u64,
         tries: u32,
-    ) -> Result<Answer, CdnError> {
-        patiently(tries, CdnError::patience, || {
+    ) -> Result<BufferedResponse, CdnError> {
+        with_retries(tries, CdnError::retry, || {
             let response = self.send(request, payload)?;
-            Ok(self.endpoint.http.read(&self.endpoint.host, response, limit)?)
+            Ok(self.endpoint.http.buffer(&self.endpoint.host, response, limit)?)
         })
     }
 }

@@ -1,4 +1,4 @@
-//! How connections to servers are made: time limits, whom they trust, and through which proxy.
+//! The configuration of connections: time limits, trusted certificates and the proxy.
 
 use std::env;
 use std::path::Path;
@@ -11,23 +11,21 @@ use ureq::{Agent, Proxy};
 
 use crate::constants::{AGENT, CHUNK, STALL_LIMIT};
 
-/// A server that does not accept a connection within this time is unreachable. Its name has as long to be resolved.
+/// The time limit for resolving a host name, and again for connecting.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How many connections to one server are kept for the next request. A download in ranges asks for a piece on each again
-/// and again, and opening one takes a round trip or three.
+/// Idle connections kept per server. A download in ranges uses several over and over, and opening one takes up to three
+/// round trips.
 const IDLE_CONNECTIONS: usize = 8;
 
-/// A response head beyond this is not one of our servers'.
+/// The longest response head.
 const MAX_RESPONSE_HEAD: usize = 32 * 1024;
 
-/// The variables that may name a proxy, the first that is set counts.
+/// The variables that may name a proxy, by precedence.
 const PROXY_VARIABLES: [&str; 6] = ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
 
-/// What all connections have in common.
-///
-/// # Errors
-/// A sentence that names the environment variable with an unusable value.
+/// The configuration of all connections. The error is a sentence that names the environment variable with an unusable
+/// value.
 pub(super) fn config(ca_cert_path: Option<&Path>) -> Result<Config, String> {
     let web = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|root| Certificate::from_der(root));
     let private = ca_cert_path.map(private_roots).transpose()?.unwrap_or_default();
@@ -53,8 +51,8 @@ pub(super) fn config(ca_cert_path: Option<&Path>) -> Result<Config, String> {
         .build())
 }
 
-/// The proxy that the environment names, with the exceptions in `NO_PROXY`. The HTTP client's own way ignores an address that
-/// it cannot use, and names in `NO_PROXY` that have a space before them or are of a whole domain.
+/// The proxy in the environment, with the exceptions in `NO_PROXY`. ureq's own reading of these variables ignores an unusable
+/// address, and in `NO_PROXY` names after a space and subdomains.
 fn proxy() -> Result<Option<Proxy>, String> {
     let set = |name: &&str| env::var(name).ok().filter(|value| !value.trim().is_empty());
     let Some((name, value)) = PROXY_VARIABLES.iter().find_map(|name| Some((name, set(name)?))) else { return Ok(None) };
@@ -80,7 +78,6 @@ fn proxy() -> Result<Option<Proxy>, String> {
     proxy.build().map(Some).map_err(|_| unusable())
 }
 
-/// The certificates in a PEM file.
 fn private_roots(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
     let unusable = |reason: String| format!("CA_CERT_PATH names {}: {reason}", path.display());
     let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
@@ -93,7 +90,7 @@ fn private_roots(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
         }
     }
     if certificates.is_empty() {
-        return Err(unusable("it holds no certificate in PEM form".into()));
+        return Err(unusable("it holds no PEM certificate".into()));
     }
     Ok(certificates)
 }

@@ -1,6 +1,4 @@
-//! Connections on which nobody waits for an answer that nobody wants any more.
-
-use std::time::Duration;
+//! Connections that stop waiting for input once the thread's work is cancelled.
 
 use ureq::Error;
 use ureq::unversioned::transport::{
@@ -9,10 +7,7 @@ use ureq::unversioned::transport::{
 
 use crate::cancellation::Cancellation;
 
-/// How often a wait looks whether it was cancelled.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// The HTTP client's usual way to a server, with a look at the cancellation between TCP and TLS.
+/// ureq's default connector chain with [`Cancellable`] between TCP and TLS.
 pub(super) fn connector() -> impl Connector {
     let direct = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default());
     direct.chain(CancellableConnector).chain(RustlsConnector::default())
@@ -29,7 +24,6 @@ impl<In: Transport> Connector<In> for CancellableConnector {
     }
 }
 
-/// A transport whose waits for input end when the thread's work is cancelled.
 #[derive(Debug)]
 struct Cancellable<T>(T);
 
@@ -49,7 +43,7 @@ impl<T: Transport> Transport for Cancellable<T> {
         let NextTimeout { after: mut left, reason, .. } = timeout.for_read();
         loop {
             Cancellation::check()?;
-            let slice = LOOK_EVERY.min(*left);
+            let slice = Cancellation::CHECK_INTERVAL.min(*left);
             let wait = NextTimeout { after: slice.into(), reason, per_read: None, per_write: None };
             match self.0.await_input(wait) {
                 Err(Error::Timeout(_)) if slice < *left => {

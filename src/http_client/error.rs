@@ -1,4 +1,4 @@
-//! Why a server could not be asked: what the log and a client are told, and whether the call is worth repeating.
+//! Why a server gave no usable response, and whether the call is worth repeating.
 
 use std::fmt;
 use std::io;
@@ -7,82 +7,72 @@ use std::time::Duration;
 use http::StatusCode;
 use ureq::Timeout;
 
+use super::Retry;
 use super::agent::CONNECT_LIMIT;
 use crate::constants::STALL_LIMIT;
 
-/// Why a server could not be asked, or gave no usable answer.
+/// A failed call. It names the server and nothing of the request, which carries a token or a signature.
 #[derive(Debug)]
-pub enum HttpClientError {
-    /// No connection: refused, no route, no such name, or nobody answered within 5 s.
-    Unreachable {
-        /// Scheme, host and port.
-        server: String,
-        /// The operating system's or resolver's words.
-        reason: String,
-    },
-    /// The TLS handshake failed; most often the certificate is not trusted.
-    Tls {
-        /// Scheme, host and port.
-        server: String,
-        /// What is wrong with the certificate or the handshake.
-        reason: String,
-    },
-    /// Connected, but no byte came or went for 30 s.
-    Stalled {
-        /// Scheme, host and port.
-        server: String,
-    },
-    /// The connection broke, or what came over it is not HTTP.
-    Interrupted {
-        /// Scheme, host and port.
-        server: String,
-        /// What happened.
-        reason: String,
-    },
-    /// The server answered with a status that means "not now": 429 or 5xx.
+pub struct HttpClientError {
+    /// Scheme, host and port, and the proxy if there is one.
+    pub server: String,
+    /// What went wrong.
+    pub kind: HttpClientErrorKind,
+}
+
+/// What went wrong with a server.
+#[derive(Debug)]
+pub enum HttpClientErrorKind {
+    /// No connection, for this reason: refused, no route, unknown host name, or the connect timeout.
+    Unreachable(String),
+    /// The TLS handshake failed for this reason, most often an untrusted certificate.
+    Tls(String),
+    /// No byte was sent or received for [`STALL_LIMIT`].
+    Stalled,
+    /// The connection broke, or carried something other than HTTP.
+    Interrupted(String),
+    /// 429 or 5xx.
     Unavailable {
-        /// Scheme, host and port.
-        server: String,
         /// The status.
         status: StatusCode,
-        /// How long the server asks to wait.
+        /// The time to wait according to `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// The server sends its clients elsewhere. A request carries a token or a signature, which are for this server only.
+    /// A redirect, which is not followed: the request's token or signature is for this server only.
     Redirected {
-        /// Scheme, host and port.
-        server: String,
         /// The status.
         status: StatusCode,
-        /// Scheme, host and port, and the path of the place, without the query, which may hold a signature.
+        /// The new address without its query, which may hold a signature.
         target: String,
     },
-    /// The request could not be made; the address is unusable.
-    Unusable {
-        /// What is wrong.
-        reason: String,
-    },
+    /// The response body exceeds this many bytes.
+    TooLong(u64),
+    /// There is no request to an address like this.
+    BadAddress,
 }
 
 impl fmt::Display for HttpClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable { server, reason } => write!(f, "{server} is unreachable ({reason})"),
-            Self::Tls { server, reason } => write!(
+        use HttpClientErrorKind as Kind;
+        let server = &self.server;
+        match &self.kind {
+            Kind::Unreachable(reason) => write!(f, "{server} is unreachable ({reason})"),
+            Kind::Tls(reason) => write!(
                 f,
                 "the TLS connection to {server} failed ({reason}); for a private certificate authority set CA_CERT_PATH"
             ),
-            Self::Stalled { server } => {
+            Kind::Stalled => {
                 write!(f, "{server} is connected but sent or took nothing for {} seconds", STALL_LIMIT.as_secs())
             }
-            Self::Interrupted { server, reason } => write!(f, "the connection to {server} broke ({reason})"),
-            Self::Unavailable { server, status, .. } => write!(f, "{server} answered {status}"),
-            Self::Redirected { server, status, target } => write!(
+            Kind::Interrupted(reason) => write!(f, "the connection to {server} broke ({reason})"),
+            Kind::Unavailable { status, .. } => write!(f, "{server} answered {status}"),
+            Kind::Redirected { status, target } => write!(
                 f,
-                "{server} answered {status}, a redirect to {target}, which is not followed with this server's keys; \
-                 if that is the right address, configure it instead"
+                "{server} answered {status}, a redirect to {target}, which is not followed because the request carries \
+                 this server's credentials; if that is the right address, configure it instead"
             ),
-            Self::Unusable { reason } => f.write_str(reason),
+            Kind::TooLong(limit) => write!(f, "{server} sent a response of more than {limit} bytes"),
+            Kind::BadAddress => write!(f, "{server} is not a usable address"),
         }
     }
 }
@@ -90,68 +80,64 @@ impl fmt::Display for HttpClientError {
 impl std::error::Error for HttpClientError {}
 
 impl HttpClientError {
-    /// Whether the same call may succeed a moment later.
-    pub fn may_pass(&self) -> bool {
-        !matches!(self, Self::Tls { .. } | Self::Redirected { .. } | Self::Unusable { .. })
-    }
-
-    /// Whether the same call may succeed a moment later and, if so, how long the server asked to wait.
-    pub fn patience(&self) -> Option<Option<Duration>> {
-        self.may_pass().then(|| self.retry_after())
-    }
-
-    /// Whether nothing answers at the server's address, or nothing that is able to: no connection, silence, or 5xx.
-    pub fn is_away(&self) -> bool {
-        match self {
-            // Behind a hotel's login page every certificate is wrong.
-            Self::Unreachable { .. } | Self::Tls { .. } | Self::Stalled { .. } | Self::Interrupted { .. } => true,
-            Self::Unavailable { status, .. } => status.is_server_error(),
-            Self::Redirected { .. } | Self::Unusable { .. } => false,
+    /// Whether and when the same call may succeed.
+    pub fn retry(&self) -> Retry {
+        use HttpClientErrorKind as Kind;
+        match self.kind {
+            Kind::Unavailable { retry_after: Some(delay), .. } => Retry::After(delay),
+            Kind::Unreachable(_) | Kind::Stalled | Kind::Interrupted(_) | Kind::Unavailable { .. } => Retry::Soon,
+            Kind::Tls(_) | Kind::Redirected { .. } | Kind::TooLong(_) | Kind::BadAddress => Retry::Never,
         }
     }
 
-    /// How long the server asked to wait.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Unavailable { retry_after, .. } => *retry_after,
-            _ => None,
+    /// Whether the server is down or out of reach, as opposed to refusing this call.
+    pub fn is_outage(&self) -> bool {
+        use HttpClientErrorKind as Kind;
+        match self.kind {
+            // Where a captive portal intercepts TLS, no certificate is the expected one.
+            Kind::Unreachable(_) | Kind::Tls(_) | Kind::Stalled | Kind::Interrupted(_) => true,
+            Kind::Unavailable { status, .. } => status.is_server_error(),
+            Kind::Redirected { .. } | Kind::TooLong(_) | Kind::BadAddress => false,
         }
     }
 
     pub(super) fn new(server: String, error: ureq::Error) -> Self {
+        use HttpClientErrorKind as Kind;
         use ureq::Error;
-        let tls = |reason: String| Self::Tls { server: server.clone(), reason };
-        match error {
+        let kind = match error {
             Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
-                Self::Unreachable { server, reason: format!("no connection within {} s", CONNECT_LIMIT.as_secs()) }
+                Kind::Unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs()))
             }
-            Error::Timeout(_) => Self::Stalled { server },
-            Error::HostNotFound => Self::Unreachable { server, reason: "the host name is not known".into() },
-            Error::ConnectionFailed => Self::Unreachable { server, reason: "no connection".into() },
-            Error::ConnectProxyFailed(reason) => Self::Unreachable { server, reason },
-            Error::Rustls(error) => tls(error.to_string()),
-            Error::Tls(reason) => tls(reason.into()),
-            Error::Pem(error) => tls(format!("{error:?}")),
-            Error::Io(error) => Self::from_io(server, &error),
-            Error::BadUri(_) | Error::Http(_) => Self::Unusable { reason: format!("{server} is not a usable address") },
-            other => Self::Interrupted { server, reason: other.to_string() },
-        }
+            Error::Timeout(_) => Kind::Stalled,
+            Error::HostNotFound => Kind::Unreachable("unknown host name".into()),
+            Error::ConnectionFailed => Kind::Unreachable("no connection".into()),
+            Error::ConnectProxyFailed(reason) => Kind::Unreachable(reason),
+            Error::Rustls(error) => Kind::Tls(error.to_string()),
+            Error::Tls(reason) => Kind::Tls(reason.into()),
+            Error::Pem(error) => Kind::Tls(format!("{error:?}")),
+            Error::Io(error) => HttpClientErrorKind::of_io(&error),
+            Error::BadUri(_) | Error::Http(_) => Kind::BadAddress,
+            other => Kind::Interrupted(other.to_string()),
+        };
+        Self { server, kind }
     }
+}
 
-    fn from_io(server: String, error: &io::Error) -> Self {
+impl HttpClientErrorKind {
+    fn of_io(error: &io::Error) -> Self {
         let reason = error.to_string();
         match error.kind() {
             // The resolver's errors have no kind of their own.
-            _ if reason.starts_with("failed to lookup address information") => Self::Unreachable { server, reason },
+            _ if reason.starts_with("failed to lookup address information") => Self::Unreachable(reason),
             io::ErrorKind::ConnectionRefused
             | io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::AddrNotAvailable
-            | io::ErrorKind::NetworkDown => Self::Unreachable { server, reason },
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::Stalled { server },
-            // rustls wraps its errors so.
-            io::ErrorKind::InvalidData => Self::Tls { server, reason },
-            _ => Self::Interrupted { server, reason },
+            | io::ErrorKind::NetworkDown => Self::Unreachable(reason),
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::Stalled,
+            // rustls reports its own errors with this kind.
+            io::ErrorKind::InvalidData => Self::Tls(reason),
+            _ => Self::Interrupted(reason),
         }
     }
 }

@@ -1,0 +1,89 @@
+//! Retries with exponential backoff.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use crate::cancellation::Cancellation;
+use crate::metrics;
+
+/// Tries, the first included, of a call for which a client waits.
+pub const TRIES: u32 = 3;
+
+/// Tries, the first included, of a call whose failure loses a whole transfer. With their pauses they span about half a
+/// minute, the time a link needs to come back.
+pub const TRANSFER_TRIES: u32 = 8;
+
+/// The longest pause before the second try; it doubles from try to try.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause, also where a server asks for more with `Retry-After`: a client may be waiting.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// When a failed call that is safe to repeat may be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// After the usual pause.
+    Soon,
+    /// After the time that the server asked for.
+    After(Duration),
+    /// The same call would fail again.
+    Never,
+}
+
+/// Makes a call that is safe to repeat up to `tries` times. `retry` judges its errors; the last one is returned.
+pub fn with_retries<T, E: Display>(
+    tries: u32,
+    retry: impl Fn(&E) -> Retry,
+    mut call: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let mut backoff = Backoff::new(tries);
+    loop {
+        let error = match call() {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        if !backoff.allows(retry(&error)) {
+            return Err(error);
+        }
+        log::info!("trying again: {error}");
+        backoff.pause(retry(&error));
+    }
+}
+
+/// The pauses between the tries of one call. They double up to a limit, and have jitter, so that a fleet that lost its
+/// server at one moment does not return to it at one moment.
+#[derive(Debug)]
+pub struct Backoff {
+    tries: u32,
+    pauses: u32,
+}
+
+impl Backoff {
+    /// The pauses of a call that is made up to `tries` times.
+    pub fn new(tries: u32) -> Self {
+        Self { tries, pauses: 0 }
+    }
+
+    /// Whether there is another try after an error with this verdict.
+    pub fn allows(&self, retry: Retry) -> bool {
+        retry != Retry::Never && self.pauses + 1 < self.tries && Cancellation::check().is_ok()
+    }
+
+    /// Sleeps before the next try. A server's own time is exceeded a little: it asked a whole fleet.
+    pub fn pause(&mut self, retry: Retry) {
+        metrics::UPLINK_RETRIES.add();
+        let (least, most) = match retry {
+            Retry::After(asked) => {
+                let asked = asked.min(LONGEST_PAUSE);
+                (asked, asked + asked.max(FIRST_PAUSE) / 4)
+            }
+            Retry::Soon | Retry::Never => {
+                let usual = (FIRST_PAUSE * 2_u32.pow(self.pauses.min(10))).min(LONGEST_PAUSE);
+                (usual / 2, usual)
+            }
+        };
+        let random = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
+        Cancellation::sleep(least + (most - least).mul_f64(random));
+        self.pauses += 1;
+    }
+}
