@@ -109,8 +109,9 @@ impl ApiClient {
     pub fn new(configuration: &Configuration) -> Result<Self, String> {
         let http = HttpClient::new(configuration.ca_cert_path.as_deref())?;
         let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
+        let salts = configuration.salts();
         let manifest_keys = Arc::new(ManifestKeys::new(
-            &configuration.salts,
+            &salts,
             configuration.signing_key_path.as_deref(),
             configuration.trusted_keys_path.as_deref(),
             configuration.require_manifest,
@@ -123,8 +124,8 @@ impl ApiClient {
             http,
             cdn_config_path: configuration.cdn_config_path.clone(),
             hardware: hardware(configuration),
-            salts: configuration.salts.clone(),
-            resource_key: AesKey::of_resources(&configuration.salts),
+            resource_key: AesKey::of_resources(&salts),
+            salts,
             manifest_keys,
             old_readers: configuration.old_readers,
             cache,

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use self::call::RunningService;
 use crate::api_client::hardware;
-use crate::configuration::{BindAddress, Configuration};
+use crate::configuration::{BindAddress, Configuration, VARIABLES, Variable};
 use crate::http::{Listener, Server, Service};
 use crate::manifest::Keygen;
 use crate::{logging, systemd};
@@ -40,34 +40,9 @@ Usage:
   loader COMMAND --help  print more about a command
   loader --help          print this text
   loader --version       print the version
+";
 
-Environment (name, default, meaning):
-  RESOURCE_API_URL       https://api.azaion.com        Resource API
-  IMAGES_PATH            /opt/azaion/images.enc        encrypted archive of container images
-  API_VERSION            latest                        image tag that the archive must hold
-  BIND_ADDR              127.0.0.1:8080                host:port, or unix:/path (mode 0660)
-  MODEL_CACHE_DIR        models                        model cache
-  LOG_DIR                logs                          daily log files, 7 kept, 16 MiB each at most; empty: no files
-  LOG_LEVEL              info                          off, error, warn, info, debug or trace
-  CDN_CONFIG_PATH        (from the Resource API)       local CDN configuration, YAML
-  CA_CERT_PATH           (none)                        PEM, trusted besides the web's authorities
-  HARDWARE_SALT          dev-hardware-salt             salts of your installation; set all three
-  API_KEY_SALT           dev-api-key-salt
-  RESOURCE_KEY_SALT      dev-resource-key-salt
-  HARDWARE_ID            (read from the hardware)      replaces the hardware string
-  HANDLER_THREADS        4                             requests that are worked on at once, 1 to 64
-  MAX_UPLOAD_BYTES       17179869184                   largest upload; K, M or G (1024) may follow
-  CLIENT_STALL_SECONDS   30                            a client that moves nothing for so long is cut off, 1 to 3600
-  MAX_CONNECTIONS        1024                          client connections at once, 1 to 65536
-  CLIENT_TOKEN           (none)                        bearer token that clients must send
-  ALLOWED_HOSTS          (none)                        names, comma-separated, that browsers may use for this service
-  JWT_PUBLIC_KEY_PATH    (none)                        PEM; verifies the Resource API's tokens
-  SIGNING_KEY_PATH       (none)                        PEM, Ed25519 private key; signs what this box uploads
-  TRUSTED_KEYS_PATH      (none)                        PEM, Ed25519 public keys; only what they signed is loaded
-  REQUIRE_MANIFEST       false                         true: old uploads, which prove nothing, are refused
-  OLD_READERS            true                          false: uploads leave out the key that old readers need
-  OFFLINE_HOURS          0                             how long models load again without the Resource API, 0 to 8760
-
+const EXIT_STATUS: &str = "
 Exit status: 0 done or stopped by a signal, 1 failed, 2 wrong usage or configuration.
 ";
 
@@ -223,7 +198,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words[..] {
         [] => serve(),
-        ["--help" | "-h" | "help"] => print(HELP),
+        ["--help" | "-h" | "help"] => print(&help()),
         ["--version" | "-V"] => print(concat!("loader ", env!("CARGO_PKG_VERSION"), "\n")),
         [name, ref rest @ ..] => match COMMANDS.iter().find(|command| command.name == name) {
             Some(command) if rest.iter().any(|word| matches!(*word, "--help" | "-h")) => print(command.help),
@@ -246,6 +221,19 @@ fn print(text: &str) -> Result<(), Failure> {
     use std::io::Write;
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(())
+}
+
+/// `loader --help`, with the table of variables.
+fn help() -> String {
+    let mut help = format!("{HELP}\nEnvironment (name, default, meaning):\n");
+    for Variable { name, default, help: meaning, .. } in VARIABLES {
+        let default = if default.is_empty() { "(none)" } else { default };
+        help.push_str(&format!("  {name:21} {default:24} {meaning}\n"));
+    }
+    let secrets: Vec<&str> = VARIABLES.iter().filter(|row| row.is_secret).map(|row| row.name).collect();
+    help.push_str(&format!("\nIn place of {}: the same name with _FILE added\n", secrets.join(", ")));
+    help.push_str("names a file that holds the value, such as a secret of docker or a credential of systemd.\n");
+    help + EXIT_STATUS
 }
 
 fn configuration() -> Result<Configuration, Failure> {
@@ -312,7 +300,7 @@ fn serve() -> Result<(), Failure> {
     let stop =
         shutdown::on_signal().map_err(|error| Failure::runtime(format!("signals cannot be watched: {error}")))?;
     let bind_address = configuration.bind_address.clone();
-    let default_salts = configuration.default_salts.join(", ");
+    let default_salts = configuration.default_salts().join(", ");
     let has_token = configuration.client_token.is_some();
     // First of all: where another loader serves already, nothing of its files may be touched.
     let listeners = listeners(&bind_address)?;
@@ -322,7 +310,7 @@ fn serve() -> Result<(), Failure> {
         log::info!("loader {} listens on {}", env!("CARGO_PKG_VERSION"), listener.address());
     }
     if !default_salts.is_empty() {
-        log::warn!("{default_salts} not set: the default is public and protects nothing");
+        log::warn!("{default_salts}: the default is public and protects nothing; set the salts of your installation");
     }
     for listener in listeners.iter().filter(|listener| !has_token && listener.is_open_to_the_network()) {
         log::warn!(

@@ -1,6 +1,5 @@
 //! The README says what the program does: its tables are compared with the program and its source.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -25,31 +24,19 @@ fn table(heading: &str) -> Vec<Vec<String>> {
     rows.skip(2).map(cells).collect()
 }
 
-/// The quoted words in capitals of the module that reads the environment.
-fn variables_in_code() -> BTreeSet<String> {
-    let source = fs::read_to_string(root().join("src/configuration.rs")).unwrap();
-    let code = source.split("#[cfg(test)]").next().unwrap();
-    let is_name = |word: &&str| {
-        word.contains('_') && word.chars().all(|letter| letter.is_ascii_uppercase() || letter == '_') && word.len() > 3
-    };
-    code.split('"').skip(1).step_by(2).filter(is_name).map(str::to_owned).collect()
-}
-
 #[test]
-fn the_configuration_table_is_that_of_the_code_and_of_the_help() {
-    let table: BTreeMap<String, String> =
-        table("### Configuration").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
-    assert_eq!(table.keys().cloned().collect::<BTreeSet<_>>(), variables_in_code());
-
+fn the_table_of_variables_is_the_one_in_the_help() {
     let help = Service::builder().run(&["--help"], b"");
     let help = String::from_utf8(help.stdout).unwrap();
-    for (name, default) in &table {
-        let line = help.lines().find(|line| line.split_whitespace().next() == Some(name));
-        let rest =
-            line.unwrap_or_else(|| panic!("no {name} in --help")).trim().strip_prefix(name.as_str()).unwrap().trim();
-        let expected = if default.is_empty() { "(" } else { default };
-        assert!(rest.starts_with(expected), "{name}: {rest}");
-    }
+    let lines = help.split_once("\nEnvironment ").unwrap().1.lines().skip(1).take_while(|line| !line.is_empty());
+    let in_help = lines.map(|line| {
+        let cells: Vec<&str> = line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        assert_eq!(cells.len(), 3, "{line}");
+        cells.iter().map(|cell| cell.replace("(none)", "")).collect()
+    });
+    let in_readme = table("### Configuration").into_iter();
+    let in_readme = in_readme.map(|row| row.iter().map(|cell| cell.replace('`', "")).collect());
+    assert_eq!(in_readme.collect::<Vec<Vec<String>>>(), in_help.collect::<Vec<Vec<String>>>());
 }
 
 #[test]

@@ -15,6 +15,7 @@ use self::output::Tail;
 
 pub use self::load::Load;
 
+use crate::configuration::VARIABLES;
 use crate::systemd;
 
 /// An engine that does not answer a question within this time is down.
@@ -22,9 +23,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// A `docker load` that reads nothing for so long hangs.
 const STALL_LIMIT: Duration = Duration::from_secs(5 * 60);
-
-/// Environment variables of this program that are nobody else's business.
-const SECRETS: [&str; 4] = ["HARDWARE_SALT", "API_KEY_SALT", "RESOURCE_KEY_SALT", "CLIENT_TOKEN"];
 
 /// Why docker did not do what was asked.
 #[derive(Debug)]
@@ -133,8 +131,8 @@ impl Docker {
     fn spawn(&self, arguments: &[&str], stdin: Stdio) -> Result<Child, DockerError> {
         let mut command = Command::new(&self.program);
         command.args(arguments).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-        for name in SECRETS {
-            command.env_remove(name);
+        for secret in VARIABLES.iter().filter(|variable| variable.is_secret) {
+            command.env_remove(secret.name).env_remove(secret.file_variable());
         }
         systemd::hide_from(&mut command);
         command.spawn().map_err(|error| match error.kind() {
