@@ -1,10 +1,11 @@
 //! The client of the Resource API and the CDN together: login, load and upload, as the seed's module of this name.
 
 mod big_sink;
-mod byte_range;
 mod load;
+mod load_error;
 mod offline;
-mod part;
+mod range_reader;
+mod range_request;
 mod resource_api;
 mod session;
 mod token;
@@ -24,19 +25,20 @@ use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
 use crate::hardware_service;
 use crate::http_client::HttpClient;
+use crate::keyed_lock::KeyedLock;
 use crate::manifest::ManifestKeys;
 use crate::model_cache::{CacheSummary, KeptParts, ModelCache, Refusal};
-use crate::names::FileName;
-use crate::security::{AesKey, Salts, decrypt_whole};
+use crate::names::ModelName;
+use crate::security::AesKey;
+use crate::threads::lock;
 use crate::user::User;
 
 use self::resource_api::ResourceApi;
 use self::session::Session;
-use self::upload::Turns;
 
-pub use self::byte_range::ByteRange;
-pub use self::load::{LoadError, Plaintext};
-pub use self::part::Wanted;
+pub use self::load::Plaintext;
+pub use self::load_error::LoadError;
+pub use self::range_request::{ByteRange, RangeRequest};
 pub use self::resource_api::ApiError;
 pub use self::token::{Token, TokenReader};
 pub use self::upload::{ReceivedUpload, Upload, UploadError};
@@ -92,15 +94,15 @@ pub struct ApiClient {
     api: Arc<ResourceApi>,
     http: HttpClient,
     cdn_config_path: Option<PathBuf>,
-    hardware: String,
-    salts: Salts,
     resource_key: AesKey,
     manifest_keys: Arc<ManifestKeys>,
     /// Whether uploads set the plain key.
     old_readers: bool,
     cache: ModelCache,
     kept: Arc<KeptParts>,
-    uploads: Turns,
+    /// One upload of a model at a time takes the steps: two at once could end with the small part of one and the plain key of
+    /// the other.
+    uploads: KeyedLock<ModelName, ()>,
     login: RwLock<Option<Arc<Login>>>,
 }
 
@@ -110,6 +112,7 @@ impl ApiClient {
         let http = HttpClient::new(configuration.ca_cert_path.as_deref())?;
         let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
         let salts = configuration.salts();
+        let resource_key = AesKey::of_resources(&salts);
         let manifest_keys = Arc::new(ManifestKeys::new(
             &salts,
             configuration.signing_key_path.as_deref(),
@@ -118,19 +121,23 @@ impl ApiClient {
         )?);
         let cache = ModelCache::open(&configuration.model_cache_dir, Arc::clone(&manifest_keys))?;
         let kept = Arc::new(KeptParts::open(&configuration.model_cache_dir, configuration.offline_limit));
-        offline::sweep_now_and_then(&kept);
+        offline::start_removing_expired(&kept);
         Ok(Self {
-            api: Arc::new(ResourceApi::new(http.clone(), &configuration.resource_api_url, tokens)),
+            api: Arc::new(ResourceApi {
+                http: http.clone(),
+                base: configuration.resource_api_url.clone(),
+                tokens,
+                hardware: hardware(configuration),
+                salts,
+            }),
             http,
             cdn_config_path: configuration.cdn_config_path.clone(),
-            hardware: hardware(configuration),
-            resource_key: AesKey::of_resources(&salts),
-            salts,
+            resource_key,
             manifest_keys,
             old_readers: configuration.old_readers,
             cache,
             kept,
-            uploads: Turns::default(),
+            uploads: KeyedLock::default(),
             login: RwLock::new(None),
         })
     }
@@ -167,7 +174,7 @@ impl ApiClient {
     /// The bytes of which the archive's key is made.
     pub fn key_fragment(&self) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let login = self.current().ok_or(ApiError::Unauthorized(http::StatusCode::UNAUTHORIZED))?;
-        login.session.call(&self.api, |token| self.api.key_fragment(token))
+        login.session.call(ResourceApi::key_fragment)
     }
 
     /// Removes the files of uploads that were cut off, since the process is about to end.
@@ -188,19 +195,9 @@ impl ApiClient {
         *self.login.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(login));
     }
 
-    /// Fetches a file and decrypts it with the API key.
-    fn fetch(&self, login: &Login, folder: &str, file_name: &str) -> Result<Fetched, ApiError> {
-        fetch(&self.api, &login.session, &self.hardware, &self.salts, (folder, file_name))
-    }
-
-    /// The key with which the Resource API encrypts files for these credentials on this box.
-    fn api_key(&self, credentials: &Credentials) -> AesKey {
-        AesKey::of_api(credentials, &self.hardware, &self.salts)
-    }
-
     /// The CDN of this login, whose configuration is fetched once, and again when the CDN refuses its keys.
     fn cdn(&self, login: &Login) -> Result<Arc<CdnManager>, LoginError> {
-        let mut cdn = login.cdn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cdn = lock(&login.cdn);
         if let Some(cdn) = &*cdn {
             return Ok(Arc::clone(cdn));
         }
@@ -220,39 +217,14 @@ impl ApiClient {
 
     /// Reads the CDN configuration each time that it is called.
     fn cdn_config(&self, session: &Arc<Session>) -> impl Fn() -> Result<CdnConfig, LoginError> + Send + Sync + use<> {
-        let (api, session, path) = (Arc::clone(&self.api), Arc::clone(session), self.cdn_config_path.clone());
-        let (hardware, salts) = (self.hardware.clone(), self.salts.clone());
+        let (session, path) = (Arc::clone(session), self.cdn_config_path.clone());
         move || {
             let yaml = match &path {
                 Some(path) => read_config(path),
-                None => fetch(&api, &session, &hardware, &salts, ("", CDN_CONFIG_FILE))
-                    .map(|fetched| fetched.plain)
-                    .map_err(|error| error.to_string()),
+                None => session.fetch("", CDN_CONFIG_FILE).map(|file| file.plain).map_err(|error| error.to_string()),
             };
             CdnConfig::from_yaml(&yaml.map_err(LoginError::CdnConfigUnavailable)?).map_err(LoginError::CdnConfig)
         }
-    }
-}
-
-/// A file from the Resource API.
-struct Fetched {
-    /// As it came, encrypted with the API key.
-    encrypted: Zeroizing<Vec<u8>>,
-    plain: Zeroizing<Vec<u8>>,
-}
-
-fn fetch(
-    api: &ResourceApi,
-    session: &Session,
-    hardware: &str,
-    salts: &Salts,
-    (folder, file_name): (&str, &str),
-) -> Result<Fetched, ApiError> {
-    let credentials = session.credentials();
-    let encrypted = session.call(api, |token| api.resource(token, credentials, hardware, folder, file_name))?;
-    match decrypt_whole(&encrypted, &AesKey::of_api(credentials, hardware, salts)) {
-        Ok(plain) => Ok(Fetched { encrypted, plain: Zeroizing::new(plain) }),
-        Err(error) => Err(ApiError::BadAnswer(format!("{file_name}: {error} (check HARDWARE_SALT and API_KEY_SALT)"))),
     }
 }
 
@@ -262,8 +234,8 @@ pub fn hardware(configuration: &Configuration) -> String {
 }
 
 /// The name of a model's small part in the Resource API.
-fn small_name(file_name: &FileName) -> String {
-    format!("{}.small", &**file_name)
+fn small_name(model: &ModelName) -> String {
+    format!("{}.small", model.file)
 }
 
 fn read_config(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {

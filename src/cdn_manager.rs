@@ -17,6 +17,8 @@ use self::publish::Destination;
 use self::s3::{Role, S3Account, S3Endpoint};
 use crate::http_client::{HttpClient, TRANSFER_TRIES, TRIES};
 use crate::manifest::MAX_MANIFEST_BYTES;
+use crate::names::ModelName;
+use crate::security::SmallHash;
 
 pub use self::config::{AccessKey, CdnConfig, CdnConfigError};
 pub use self::object::{BigObject, ContentRange, ObjectReader};
@@ -52,18 +54,18 @@ impl Default for Limits {
 }
 
 /// The object key that seed-compatible readers ask for.
-pub fn plain_key(file_name: &str) -> String {
+fn plain_key(file_name: &str) -> String {
     format!("{file_name}.big")
 }
 
-/// The object key of one generation: it names the small part it belongs to, so it never changes its content.
-pub fn generation_key(file_name: &str, small_sha256: &str) -> String {
-    format!("{file_name}.{}.big", &small_sha256[..small_sha256.len().min(16)])
+/// The object key of one generation: it names the small part it belongs to, so its content never changes.
+pub fn generation_key(file_name: &str, small: SmallHash) -> String {
+    format!("{file_name}.{}.big", small.generation())
 }
 
 /// The object key of the manifest of one generation.
-pub fn manifest_key(file_name: &str, small_sha256: &str) -> String {
-    format!("{file_name}.{}.manifest", &small_sha256[..small_sha256.len().min(16)])
+fn manifest_key(file_name: &str, small: SmallHash) -> String {
+    format!("{file_name}.{}.manifest", small.generation())
 }
 
 /// Whether `key` is a generation of `file_name`.
@@ -104,8 +106,8 @@ impl CdnManager {
     }
 
     /// The object under the plain key. Whether it belongs to a given small part is for the caller to judge by its metadata.
-    pub fn find_plain(&self, bucket: &str, file_name: &str) -> Result<BigObject, CdnError> {
-        let mut object = self.downloads.describe(bucket, &plain_key(file_name), TRIES)?;
+    pub fn find_plain(&self, model: &ModelName) -> Result<BigObject, CdnError> {
+        let mut object = self.downloads.describe(&model.folder, &plain_key(&model.file), TRIES)?;
         object.tail = self.downloads.tail(&object)?;
         Ok(object)
     }
@@ -127,30 +129,23 @@ impl CdnManager {
     }
 
     /// Step 1 of an upload: stores the generation, which nobody asks for yet.
-    pub fn put_generation(&self, bucket: &str, file_name: &str, part: BigPart<'_>) -> Result<(), CdnError> {
-        self.destination(bucket).put(&generation_key(file_name, part.small_sha256), part)
+    pub fn put_generation(&self, model: &ModelName, part: BigPart<'_>) -> Result<(), CdnError> {
+        self.destination(model).put(&generation_key(&model.file, part.small), part)
     }
 
     /// Step 1 of an upload whose big part is still being made: it is stored part by part, and exists when it is complete.
-    pub fn begin_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<Multipart, CdnError> {
-        let metadata = publish::metadata(None, Some(small_sha256));
-        self.destination(bucket).begin(&generation_key(file_name, small_sha256), metadata)
+    pub fn begin_generation(&self, model: &ModelName, small: SmallHash) -> Result<Multipart, CdnError> {
+        self.destination(model).begin(&generation_key(&model.file, small), publish::metadata(None, Some(small)))
     }
 
     /// Between steps 1 and 2 of an upload: stores the manifest of the generation.
-    pub fn put_manifest(
-        &self,
-        bucket: &str,
-        file_name: &str,
-        small_sha256: &str,
-        manifest: &str,
-    ) -> Result<(), CdnError> {
-        self.destination(bucket).put_text(&manifest_key(file_name, small_sha256), manifest)
+    pub fn put_manifest(&self, model: &ModelName, small: SmallHash, manifest: &str) -> Result<(), CdnError> {
+        self.destination(model).put_text(&manifest_key(&model.file, small), manifest)
     }
 
     /// The manifest of the generation that belongs to the small part with this hash, if there is one.
-    pub fn manifest(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<Option<String>, CdnError> {
-        match self.downloads.text(bucket, &manifest_key(file_name, small_sha256), MAX_MANIFEST_BYTES) {
+    pub fn manifest(&self, model: &ModelName, small: SmallHash) -> Result<Option<String>, CdnError> {
+        match self.downloads.text(&model.folder, &manifest_key(&model.file, small), MAX_MANIFEST_BYTES) {
             Err(CdnError::Missing { .. }) => Ok(None),
             // A key that may not list a bucket is told this of what is not there.
             Err(CdnError::Refused { status: StatusCode::FORBIDDEN, .. }) => Ok(None),
@@ -159,22 +154,23 @@ impl CdnManager {
     }
 
     /// Step 3 of an upload: sets the plain key to the generation that belongs to the small part with this hash.
-    pub fn set_plain(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
-        let generation = self.downloads.describe(bucket, &generation_key(file_name, small_sha256), TRANSFER_TRIES)?;
-        self.destination(bucket).copy(&generation, &plain_key(file_name))
+    pub fn set_plain(&self, model: &ModelName, small: SmallHash) -> Result<(), CdnError> {
+        let key = generation_key(&model.file, small);
+        let generation = self.downloads.describe(&model.folder, &key, TRANSFER_TRIES)?;
+        self.destination(model).copy(&generation, &plain_key(&model.file))
     }
 
     /// Deletes the generation of an upload that was not committed, and its manifest.
-    pub fn delete_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<(), CdnError> {
-        let destination = self.destination(bucket);
+    pub fn delete_generation(&self, model: &ModelName, small: SmallHash) -> Result<(), CdnError> {
+        let destination = self.destination(model);
         // In this order: of a generation that remains, the next upload knows.
-        destination.delete(&manifest_key(file_name, small_sha256))?;
-        destination.delete(&generation_key(file_name, small_sha256))
+        destination.delete(&manifest_key(&model.file, small))?;
+        destination.delete(&generation_key(&model.file, small))
     }
 
     /// Whether there is the generation of the small part with this hash.
-    pub fn has_generation(&self, bucket: &str, file_name: &str, small_sha256: &str) -> Result<bool, CdnError> {
-        match self.downloads.describe(bucket, &generation_key(file_name, small_sha256), TRANSFER_TRIES) {
+    pub fn has_generation(&self, model: &ModelName, small: SmallHash) -> Result<bool, CdnError> {
+        match self.downloads.describe(&model.folder, &generation_key(&model.file, small), TRANSFER_TRIES) {
             Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => Ok(false),
             found => found.map(|_| true),
         }
@@ -183,23 +179,24 @@ impl CdnManager {
     /// Step 4 of an upload: deletes the generations older than that of `previous`, the version that was in force before.
     ///
     /// What is newer may be that of another box, which is about to commit it; the upload after the next deletes it otherwise.
-    pub fn prune(&self, bucket: &str, file_name: &str, previous: &str) -> Result<(), CdnError> {
-        let found = self.destination(bucket).list(&format!("{file_name}."), |key| is_generation_of(key, file_name))?;
-        let previous = generation_key(file_name, previous);
+    pub fn prune(&self, model: &ModelName, previous: SmallHash) -> Result<(), CdnError> {
+        let file = &model.file;
+        let found = self.destination(model).list(&format!("{file}."), |key| is_generation_of(key, file))?;
+        let previous = generation_key(file, previous);
         let Some((_, limit)) = found.iter().find(|(key, _)| *key == previous) else { return Ok(()) };
         for (key, _) in found.iter().filter(|(_, time)| time < limit) {
             // A model may be named like a generation of this one. Only a generation is marked as what its name says.
-            if let Some(hash) = self.downloads.describe(bucket, key, TRIES)?.small_sha256
-                && generation_key(file_name, &hash) == *key
+            if let Some(small) = self.downloads.describe(&model.folder, key, TRIES)?.small
+                && generation_key(file, small) == *key
             {
-                self.delete_generation(bucket, file_name, &hash)?;
+                self.delete_generation(model, small)?;
             }
         }
         Ok(())
     }
 
-    fn destination(&self, bucket: &str) -> Destination {
-        Destination { account: self.uploader.clone(), bucket: bucket.to_owned(), limits: self.limits }
+    fn destination(&self, model: &ModelName) -> Destination {
+        Destination { account: self.uploader.clone(), bucket: model.folder.to_string(), limits: self.limits }
     }
 }
 
@@ -209,9 +206,9 @@ mod tests {
 
     #[test]
     fn generations_are_told_from_other_models() {
-        let hash = "0123456789abcdef".repeat(4);
-        assert_eq!(generation_key("m.bin", &hash), "m.bin.0123456789abcdef.big");
-        assert_eq!(manifest_key("m.bin", &hash), "m.bin.0123456789abcdef.manifest");
+        let hash = SmallHash::parse(&"0123456789abcdef".repeat(4)).unwrap();
+        assert_eq!(generation_key("m.bin", hash), "m.bin.0123456789abcdef.big");
+        assert_eq!(manifest_key("m.bin", hash), "m.bin.0123456789abcdef.manifest");
         assert!(is_generation_of("m.bin.0123456789abcdef.big", "m.bin"));
         for other in
             ["m.bin.big", "m.bin.0123456789abcde.big", "m.bin.0123456789ABCDEF.big", "m.bin.v2.0123456789abcdef.big"]

@@ -29,6 +29,7 @@ pub mod credentials;
 pub mod hardware_service;
 pub mod http;
 pub mod http_client;
+mod keyed_lock;
 mod logging;
 mod manifest;
 mod metrics;

@@ -12,7 +12,8 @@ use std::fmt;
 use jwt_simple::reexports::ct_codecs::{Base64UrlSafeNoPadding, Decoder, Encoder};
 use serde::{Deserialize, Serialize};
 
-use crate::security::is_sha256_hex;
+use crate::names::ModelName;
+use crate::security::SmallHash;
 
 pub use self::chunks::{ChunkHasher, ChunkHashes, MAX_BIG_PART, MAX_CHUNKS, chunk_size};
 pub use self::keys::{Keygen, ManifestKeys};
@@ -26,12 +27,10 @@ pub type ChunkHash = [u8; 32];
 /// The upload that a manifest has to be of.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
-    /// The folder.
-    pub folder: &'a str,
-    /// The file name.
-    pub file_name: &'a str,
-    /// SHA-256 of the small part (lower-case hex).
-    pub small_sha256: &'a str,
+    /// The model.
+    pub model: &'a ModelName,
+    /// The version, by its small part.
+    pub small: SmallHash,
     /// Length of the small part in bytes.
     pub small_length: u64,
 }
@@ -106,9 +105,9 @@ impl Payload {
         let chunks = &manifest.chunks;
         Self {
             v: 1,
-            folder: subject.folder.to_owned(),
-            filename: subject.file_name.to_owned(),
-            small_sha256: subject.small_sha256.to_owned(),
+            folder: subject.model.folder.to_string(),
+            filename: subject.model.file.to_string(),
+            small_sha256: subject.small.to_string(),
             big_length: chunks.length,
             plain_length: manifest.plain_length,
             chunk: chunks.chunk,
@@ -123,13 +122,13 @@ impl Payload {
         if self.v != 1 {
             return Err(Malformed("v"));
         }
-        if self.folder != subject.folder {
+        if self.folder != *subject.model.folder {
             return Err(OtherUpload("folder"));
         }
-        if self.filename != subject.file_name {
+        if self.filename != *subject.model.file {
             return Err(OtherUpload("filename"));
         }
-        if self.small_sha256 != subject.small_sha256 || !is_sha256_hex(&self.small_sha256) {
+        if SmallHash::parse(&self.small_sha256) != Some(subject.small) {
             return Err(OtherUpload("small_sha256"));
         }
         // The length of the plaintext makes that of the ciphertext, of which the small part is known.

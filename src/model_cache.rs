@@ -1,40 +1,44 @@
-//! The model cache: big parts on local storage, chunk by chunk as their manifests say, replaced atomically, and downloaded once
-//! however many loads ask for them.
+//! The model cache: big parts on local storage. They are downloaded, checked and repaired chunk by chunk as their manifests say,
+//! once however many loads ask for them, and replaced atomically.
 //!
 //! Under the cache's root, for a model `name` in `folder`:
 //! - `folder/name.big`: the big part, as the CDN has it;
-//! - `folder/name.big.json`: its `Record`: to which small part it belongs, and its manifest;
-//! - `folder/name.big.proven`: this model had a proven version on this box, so no other kind is ever taken again;
-//! - `folder/name.big.small.json`: with `OFFLINE_HOURS`, the small part as the Resource API encrypted it, and since when;
-//! - `folder/name.big.part`, `….part.source.json`, `….part.json`: a download that has not ended, its `Record`, and its
-//!   bitmap: the chunks that are there;
-//! - `.clock.json`: with `OFFLINE_HOURS`, the box clock that those times are of;
+//! - `folder/name.big.json`: its `Record`: the hash of its small part, and its manifest;
+//! - `folder/name.big.proven`: this box has had a version of the model with a manifest, so it accepts no version without one;
+//! - `folder/name.big.small.json`: with `OFFLINE_HOURS`, the small part as the Resource API encrypted it, and its age;
+//! - `folder/name.big.part`, `….part.source.json`, `….part.json`: an unfinished download, its `Record`, and the bitmap of the
+//!   chunks that it has;
+//! - `.clock.json`: with `OFFLINE_HOURS`, the clock that measures those ages;
 //! - `.spool/`: uploads that are being received. No folder can have this name.
 
 mod catalog;
 mod clock;
 mod download;
+mod entry;
 mod kept;
 mod reader;
 mod record;
 mod spool;
 mod version;
 
-use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use self::catalog::Catalog;
 use self::record::{OldObject, PartRecord, Record};
-use self::version::{Files, Known, Place};
+use self::version::{Files, Known, Place, Versions};
+use crate::keyed_lock::KeyedLock;
 use crate::manifest::{Manifest, ManifestKeys, Subject};
 use crate::metrics;
+use crate::names::ModelName;
+use crate::security::SmallHash;
 use crate::storage::{create_dir, create_parent, open_private};
+use crate::threads::lock;
 
 pub use self::catalog::CacheSummary;
+pub use self::entry::Entry;
 pub use self::kept::{KeptParts, Refusal};
 pub use self::spool::Spool;
 pub use self::version::{Evidence, Remote, Version};
@@ -42,109 +46,23 @@ pub use self::version::{Evidence, Remote, Version};
 /// The name of the directory for uploads that are being received.
 const SPOOL_DIR: &str = ".spool";
 
-/// What follows the name of a big part in that of its kept small part.
-const KEPT_SUFFIX: &str = ".small.json";
-
 /// The cache at one root directory.
 pub struct ModelCache {
     root: PathBuf,
     keys: Arc<ManifestKeys>,
-    slots: Mutex<HashMap<PathBuf, Slot>>,
+    /// The versions of each model that loads are reading. The lock is held while files are opened, so that no two versions get
+    /// the same part file.
+    versions: KeyedLock<ModelName, Versions>,
     catalog: Arc<Catalog>,
     /// The root directory, locked for as long as this process lives.
     _lock: Option<File>,
 }
 
-/// The versions of one model that loads are reading. Its lock is held while files are opened, so that no two versions get the
-/// same part file; loads of other models do not wait for it.
-type Slot = Arc<Mutex<Vec<Weak<Version>>>>;
-
-/// The files of one model.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    big: PathBuf,
-    catalog: Arc<Catalog>,
-}
-
-impl Entry {
-    fn record(&self) -> PathBuf {
-        record_of(&self.big)
-    }
-
-    fn part(&self) -> PathBuf {
-        self.with_suffix(".part")
-    }
-
-    fn part_source(&self) -> PathBuf {
-        self.with_suffix(".part.source.json")
-    }
-
-    fn part_record(&self) -> PathBuf {
-        self.with_suffix(".part.json")
-    }
-
-    fn proven(&self) -> PathBuf {
-        self.with_suffix(".proven")
-    }
-
-    /// The small part as the Resource API encrypted it, if it is kept.
-    fn kept(&self) -> PathBuf {
-        self.with_suffix(KEPT_SUFFIX)
-    }
-
-    /// The big part is there now, and whole.
-    fn is_cached(&self, bytes: u64) {
-        self.catalog.insert(&self.big, bytes);
-    }
-
-    /// Folder and file name.
-    fn names(&self) -> (Cow<'_, str>, Cow<'_, str>) {
-        let folder = self.big.parent().and_then(Path::file_name).unwrap_or_default();
-        (folder.to_string_lossy(), self.big.file_stem().unwrap_or_default().to_string_lossy())
-    }
-
-    /// Whether this box has had a version of the model that its uploader's manifest proved.
-    pub fn was_proven(&self) -> bool {
-        let is_proven = |record: Record| record.manifest.is_some() && record.old.is_none();
-        self.proven().exists() || Record::read(&self.record()).is_some_and(is_proven)
-    }
-
-    /// From now on only proven versions are taken.
-    fn remember_proven(&self) {
-        let path = self.proven();
-        if path.exists() {
-            return;
-        }
-        // The next record of the model makes the directory durable.
-        if let Err(error) = create_parent(&path).and_then(|()| open_private(&path, false)) {
-            log::warn!("that this model has a manifest cannot be remembered, {}: {error}", path.display());
-        }
-    }
-
-    fn with_suffix(&self, suffix: &str) -> PathBuf {
-        with_suffix(&self.big, suffix)
-    }
-}
-
-/// Where the record of a cached big part is.
-fn record_of(big: &Path) -> PathBuf {
-    with_suffix(big, ".json")
-}
-
-/// Not `with_extension`, which would cut the model's own.
-fn with_suffix(big: &Path, suffix: &str) -> PathBuf {
-    let mut path = big.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
-}
-
 impl ModelCache {
-    /// The cache under `root`. What an earlier process left unfinished is removed, but for downloads to resume.
+    /// The cache under `root`. Removes what an earlier process left unfinished, except for downloads that can be resumed.
     ///
-    /// A cache that cannot be created is a warning, not an error: loads then stream without it.
-    ///
-    /// # Errors
-    /// A sentence, if another process has the cache: neither would know what the other does with its files.
+    /// A root that cannot be created is a warning, not an error: models are then loaded without the cache. The error is a
+    /// sentence about another process that uses the same root.
     pub fn open(root: &Path, keys: Arc<ManifestKeys>) -> Result<Self, String> {
         let unusable = |error: &io::Error| {
             log::warn!("the model cache at {} cannot be used, models are loaded without it: {error}", root.display());
@@ -158,18 +76,20 @@ impl ModelCache {
             ));
         }
         let has_root = lock.is_some();
-        let cache = Self { root: root.to_owned(), keys, slots: Mutex::default(), catalog: Arc::default(), _lock: lock };
-        if has_root && let Err(error) = cache.take_stock() {
-            unusable(&error);
+        let catalog = Arc::default();
+        let cache = Self { root: root.to_owned(), keys, versions: KeyedLock::default(), catalog, _lock: lock };
+        if has_root {
+            cache.remove_spooled();
+            if let Err(error) = cache.catalog.take_stock(root) {
+                unusable(&error);
+            }
         }
         Ok(cache)
     }
 
-    /// The files of the model `file_name` in `folder`, which both must have passed
-    /// [`names`](crate::names): they become parts of a path.
-    pub fn entry(&self, folder: &str, file_name: &str) -> Entry {
-        let big = self.root.join(folder).join(format!("{file_name}.big"));
-        Entry { big, catalog: Arc::clone(&self.catalog) }
+    /// The files of `model`.
+    pub fn entry(&self, model: &ModelName) -> Entry {
+        Entry::new(&self.root, model, Arc::clone(&self.catalog))
     }
 
     /// The version of `subject`, if any of it is here with a manifest to compare it with.
@@ -187,9 +107,9 @@ impl ModelCache {
     }
 
     fn find_any(&self, entry: &Entry, subject: Subject<'_>, remote: &Remote) -> Option<Arc<Version>> {
-        let slot = self.slot(entry);
-        let mut versions = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(version) = running(&mut versions, subject.small_sha256) {
+        let slot = self.versions.of(entry.model.clone());
+        let mut versions = lock(&slot);
+        if let Some(version) = running(&mut versions, subject.small) {
             drop(versions);
             version.set_remote(remote.clone());
             // A file that is whole has its name and record in a moment.
@@ -203,10 +123,10 @@ impl ModelCache {
                 if record.old.is_some() { keys.verify_own(text, subject) } else { keys.verify(text, subject) };
             manifest.inspect_err(|error| log::warn!("the cached manifest of {} {error}", entry.big.display())).ok()
         };
-        let is_asked_for = |record: &Record| record.small_sha256 == subject.small_sha256;
+        let is_asked_for = |record: &Record| record.small_sha256 == subject.small;
         let version = |record, manifest, files| {
             let known = Known { record, manifest, small_length: subject.small_length };
-            Arc::new(Version::new(entry.clone(), known, files, remote.clone(), Arc::clone(keys)))
+            Arc::new(Version::new(entry.clone(), known, files, remote.clone(), Arc::clone(keys), Arc::clone(&slot)))
         };
 
         let is_free = !versions.iter().any(|version| version.strong_count() > 0);
@@ -214,7 +134,7 @@ impl ModelCache {
         if is_free
             && let Some(record) = Record::read(&entry.part_source()).filter(is_asked_for)
             && let Some(part) = PartRecord::read(&entry.part_record())
-            && part.small_sha256 == subject.small_sha256
+            && part.small_sha256 == subject.small
             && let Some(manifest) = part_manifest(&record, manifest_of)
             && let Ok(file) = open_private(&entry.part(), false)
         {
@@ -235,13 +155,13 @@ impl ModelCache {
 
     /// The version of `subject` that nothing is here of yet. Its chunks come into the cache as they are read.
     pub fn create(&self, entry: &Entry, subject: Subject<'_>, evidence: Evidence, remote: Remote) -> Arc<Version> {
-        let slot = self.slot(entry);
-        let mut versions = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(version) = running(&mut versions, subject.small_sha256).filter(|version| evidence.is_of(version)) {
+        let slot = self.versions.of(entry.model.clone());
+        let mut versions = lock(&slot);
+        if let Some(version) = running(&mut versions, subject.small).filter(|version| evidence.is_of(version)) {
             version.set_remote(remote);
             return version;
         }
-        let small_sha256 = subject.small_sha256.to_owned();
+        let small_sha256 = subject.small;
         let (record, manifest) = match evidence {
             Evidence::Manifest(manifest, text) => {
                 entry.remember_proven();
@@ -254,7 +174,8 @@ impl ModelCache {
         };
         let files = self.files(entry, &record, manifest.as_ref(), &versions);
         let known = Known { record, manifest, small_length: subject.small_length };
-        let version = Arc::new(Version::new(entry.clone(), known, files, remote, Arc::clone(&self.keys)));
+        let version =
+            Arc::new(Version::new(entry.clone(), known, files, remote, Arc::clone(&self.keys), Arc::clone(&slot)));
         versions.push(Arc::downgrade(&version));
         version
     }
@@ -286,32 +207,22 @@ impl ModelCache {
         }
     }
 
-    fn slot(&self, entry: &Entry) -> Slot {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(slots.entry(entry.big.clone()).or_default())
-    }
-
     /// What is cached, without a look at the disk.
     pub fn summary(&self) -> CacheSummary {
         self.catalog.summary()
     }
 
     /// A place to receive an upload.
-    ///
-    /// # Errors
-    /// Those of the file system.
     pub fn spool(&self) -> io::Result<Spool> {
         Spool::create(&self.root.join(SPOOL_DIR))
     }
 
     /// Makes an upload that has been committed the cached big part.
-    ///
-    /// # Errors
-    /// Those of the file system; the cache then has the old file or none.
-    pub fn adopt(&self, entry: &Entry, spool: Spool, small_sha256: &str, manifest: String) -> io::Result<()> {
+    /// After an error the cache has the old file or none.
+    pub fn adopt(&self, entry: &Entry, spool: Spool, small: SmallHash, manifest: String) -> io::Result<()> {
         create_parent(&entry.big)?;
         entry.remember_proven();
-        let record = Record { small_sha256: small_sha256.to_owned(), manifest: Some(manifest), old: None };
+        let record = Record { small_sha256: small, manifest: Some(manifest), old: None };
         let length = spool.file().metadata()?.len();
         // In this order, as for a download.
         record.write(&entry.record())?;
@@ -329,57 +240,12 @@ impl ModelCache {
             log::warn!("{} cannot be removed: {error}", spool.display());
         }
     }
-
-    /// Removes what is unfinished, and notes what is there. What cannot be read is no reason not to use the rest.
-    fn take_stock(&self) -> io::Result<()> {
-        self.remove_spooled();
-        for folder in fs::read_dir(&self.root)?.flatten() {
-            let folder = folder.path();
-            let looked = if folder.is_dir() { self.take_stock_of(&folder) } else { remove_temporary(&folder) };
-            if let Err(error) = looked {
-                log::warn!("{} in the model cache is left alone: {error}", folder.display());
-            }
-        }
-        Ok(())
-    }
-
-    fn take_stock_of(&self, folder: &Path) -> io::Result<()> {
-        for file in fs::read_dir(folder)?.flatten() {
-            let file = file.path();
-            let name = file.to_string_lossy();
-            let is_there = |suffix: &str| Path::new(&format!("{name}{suffix}")).exists();
-            let orphan = match name.rsplit_once(".big") {
-                Some((_, ".json.tmp" | ".small.json.tmp" | ".part.json.tmp" | ".part.source.json.tmp")) => true,
-                // One of the three without the others is worth nothing.
-                Some((big, ".part" | ".part.json" | ".part.source.json")) => ["", ".json", ".source.json"]
-                    .iter()
-                    .any(|suffix| !Path::new(&format!("{big}.big.part{suffix}")).exists()),
-                _ => false,
-            };
-            let looked = if orphan {
-                fs::remove_file(&file)
-            } else if name.ends_with(".big") && is_there(".json") {
-                fs::metadata(&file).map(|metadata| self.catalog.insert(&file, metadata.len()))
-            } else {
-                Ok(())
-            };
-            if let Err(error) = looked {
-                log::warn!("{name} in the model cache is left alone: {error}");
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The record of an unlock that was being written.
-fn remove_temporary(file: &Path) -> io::Result<()> {
-    if file.extension().is_some_and(|extension| extension == "tmp") { fs::remove_file(file) } else { Ok(()) }
 }
 
 /// The version of this small part that somebody is reading.
-fn running(versions: &mut Vec<Weak<Version>>, small_sha256: &str) -> Option<Arc<Version>> {
+fn running(versions: &mut Vec<Weak<Version>>, small: SmallHash) -> Option<Arc<Version>> {
     versions.retain(|version| version.strong_count() > 0);
-    versions.iter().filter_map(Weak::upgrade).find(|version| version.is_of(small_sha256) && version.is_there())
+    versions.iter().filter_map(Weak::upgrade).find(|version| version.is_of(small) && version.is_there())
 }
 
 /// The manifest of a download: none yet for an old upload, but then its object must be known again.

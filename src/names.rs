@@ -14,6 +14,28 @@ pub struct FileName(String);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Folder(String);
 
+/// What a model is called, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ModelName {
+    /// The folder, which is the bucket in the CDN.
+    pub folder: Folder,
+    /// The file name.
+    pub file: FileName,
+}
+
+impl ModelName {
+    /// Checks both names.
+    pub fn new(folder: impl Into<String>, file: impl Into<String>) -> Result<Self, NameError> {
+        Ok(Self { folder: Folder::new(folder)?, file: FileName::new(file)? })
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.folder, self.file)
+    }
+}
+
 /// Why a text is not a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameError {
@@ -42,9 +64,6 @@ impl std::error::Error for NameError {}
 
 impl FileName {
     /// Checks `text`.
-    ///
-    /// # Errors
-    /// [`NameError::FileName`].
     pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
         let text = text.into();
         let valid = !matches!(text.as_str(), "" | "." | "..")
@@ -56,9 +75,6 @@ impl FileName {
 
 impl Folder {
     /// Checks `text` by the rules for S3 bucket names.
-    ///
-    /// # Errors
-    /// [`NameError::Folder`].
     pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
         let text = text.into();
         let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -86,6 +102,18 @@ impl Deref for Folder {
 
     fn deref(&self) -> &str {
         &self.0
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Folder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::secret::Secret;
 pub use background::{Absorb, BackgroundHasher};
 pub use decrypt::{DecryptError, DecryptReader, HELD_BACK, decrypt_beginning, decrypt_whole, plain_length};
 pub use encrypt::EncryptWriter;
-pub use hash::{HashMismatch, HashWriter, Hasher, hex, is_sha256_hex, sha256_hex};
+pub use hash::{HashMismatch, HashWriter, Hasher, Sha256Hash, SmallHash, hex, sha256_hex};
 pub use loader_cipher::BLOCK;
 pub use parts::{OpenBig, Parts, PartsWriter, split_point};
 

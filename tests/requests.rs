@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use loader::cdn_manager::{CdnConfig, CdnManager};
 use loader::http_client::{HttpClient, Payload};
+use loader::names::ModelName;
+use loader::security::SmallHash;
 
 use crate::support::connect_proxy::ConnectProxy;
 use crate::support::pattern;
@@ -245,7 +247,8 @@ fn a_listing_without_an_end_is_given_up() {
     });
     let yaml = S3::at(&format!("http://{}", server.host_port()), keys(), keys()).cdn_yaml();
     let cdn = CdnManager::new(HttpClient::new(None).unwrap(), &CdnConfig::from_yaml(yaml.as_bytes()).unwrap());
-    let error = cdn.prune("models", "m.bin", &"0".repeat(64)).unwrap_err().to_string();
+    let error =
+        cdn.prune(&ModelName::new("models", "m.bin").unwrap(), SmallHash::of(b"small")).unwrap_err().to_string();
     assert!(error.contains("its listing does not end"), "{error}");
     assert!(asked.load(Ordering::SeqCst) <= 100);
 }

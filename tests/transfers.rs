@@ -410,6 +410,8 @@ fn an_upload_whose_commit_is_repeated_is_one() {
 #[test]
 fn objects_beyond_the_limits_are_stored_and_copied_in_parts() {
     use loader::cdn_manager::{BigPart, CdnConfig, CdnManager, Limits};
+    use loader::names::ModelName;
+    use loader::security::{Sha256Hash, SmallHash};
     use std::io::Write;
 
     let s3 = S3::start();
@@ -420,16 +422,19 @@ fn objects_beyond_the_limits_are_stored_and_copied_in_parts() {
     let bytes = pattern(13 * MIB, 1);
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes).unwrap();
-    let (sha256, small_sha256) = (sha256_hex(&bytes), sha256_hex(b"small"));
-    let part = BigPart { file: &file, length: bytes.len() as u64, sha256: &sha256, small_sha256: &small_sha256 };
-    cdn.put_generation(&bucket, "m.bin", part).unwrap();
-    cdn.set_plain(&bucket, "m.bin", &small_sha256).unwrap();
-    for key in ["m.bin.big".to_owned(), loader::cdn_manager::generation_key("m.bin", &small_sha256)] {
+    let (sha256, small) = (Sha256Hash::of(&bytes), SmallHash::of(b"small"));
+    let (model, part) = (
+        ModelName::new(&*bucket, "m.bin").unwrap(),
+        BigPart { file: &file, length: bytes.len() as u64, sha256, small },
+    );
+    cdn.put_generation(&model, part).unwrap();
+    cdn.set_plain(&model, small).unwrap();
+    for key in ["m.bin.big".to_owned(), loader::cdn_manager::generation_key("m.bin", small)] {
         assert!(s3.get(&bucket, &key).unwrap() == bytes, "{key}");
         let metadata = s3.head_metadata(&bucket, &key).unwrap();
         assert_eq!(
             (metadata.get("sha256"), metadata.get("small-sha256")),
-            (Some(&sha256), Some(&small_sha256)),
+            (Some(&sha256_hex(&bytes)), Some(&sha256_hex(b"small"))),
             "{key}"
         );
     }

@@ -138,7 +138,7 @@ impl Call {
             Self::Put => "the model was not uploaded, the previous version remains: the CDN",
             Self::Manifest | Self::Describe | Self::Tail => "the big part of the model cannot be fetched: ",
             Self::Body | Self::Rest => "",
-            Self::Copy => "readers of the old kind still get the previous version; upload it again: the CDN",
+            Self::Copy => "old readers still get the previous version; upload it again: the CDN",
         }
     }
 
@@ -369,22 +369,24 @@ fn a_hang_is_given_up_after_the_stall_limit_and_too_few_retries_break_the_load()
 #[test]
 fn every_call_of_an_upload_in_parts_meets_every_fault() {
     use loader::cdn_manager::{BigPart, CdnConfig, CdnManager, Limits};
+    use loader::names::ModelName;
+    use loader::security::{Sha256Hash, SmallHash};
 
     use crate::support::s3::S3;
-    use crate::support::sha256_hex;
 
     const MIB: usize = 1 << 20;
     let bytes = pattern(11 * MIB, 1);
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes).unwrap();
-    let (sha256, small_sha256) = (sha256_hex(&bytes), sha256_hex(b"small"));
-    let part = BigPart { file: &file, length: bytes.len() as u64, sha256: &sha256, small_sha256: &small_sha256 };
-    let key = loader::cdn_manager::generation_key("m.bin", &small_sha256);
+    let small = SmallHash::of(b"small");
+    let part = BigPart { file: &file, length: bytes.len() as u64, sha256: Sha256Hash::of(&bytes), small };
+    let key = loader::cdn_manager::generation_key("m.bin", small);
     // Which request it is: the beginning, the second part, the end, and the same of a copy in ranges.
     let calls = [("POST", "uploads="), ("PUT", "partNumber=2"), ("POST", "uploadId=")];
     at_once(calls, |(method, query)| {
         let s3 = S3::start();
         let bucket = s3.new_bucket("models");
+        let model = ModelName::new(&*bucket, "m.bin").unwrap();
         let proxy = S3Proxy::before(&s3);
         let config = CdnConfig::from_yaml(s3.cdn_yaml_at(&proxy.url()).as_bytes()).unwrap();
         let limits = Limits { part: 5 * MIB as u64, copy: 6 * MIB as u64 };
@@ -398,11 +400,7 @@ fn every_call_of_an_upload_in_parts_meets_every_fault() {
                     s3.delete(&bucket, target);
                     proxy.fault(method, query, trouble.of_cdn(), times);
                     let store = || {
-                        if copying {
-                            cdn.set_plain(&bucket, "m.bin", &small_sha256)
-                        } else {
-                            cdn.put_generation(&bucket, "m.bin", part)
-                        }
+                        if copying { cdn.set_plain(&model, small) } else { cdn.put_generation(&model, part) }
                     };
                     let result = store();
                     let stored = s3.get(&bucket, target);

@@ -1,54 +1,60 @@
-//! Where the big part of an upload goes while it is received: into local storage, and from there part by part to the CDN, if
-//! it is known where the upload belongs. Then the box never holds more than a few parts of it.
+//! Where the big part of an upload goes while it is received: into local storage and, if the model is known already, from there
+//! to the CDN part by part. Then the box never holds more than a few parts of it.
 
 use std::io::{self, Write};
 use std::mem;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::cdn_manager::{CdnError, CdnManager, Multipart};
-use crate::metrics::Stage;
-use crate::metrics::Transfer;
+use crate::metrics::{Stage, Transfer};
 use crate::model_cache::Spool;
-use crate::threads;
+use crate::names::ModelName;
+use crate::security::{Hasher, Sha256Hash, SmallHash};
+use crate::threads::{self, lock};
 
-/// How many parts are stored at once, while one more is received: a far CDN takes longer to answer than to take one.
+/// How many parts are sent at once, while one more is received: a distant CDN takes longer to answer than to receive a part.
 const SENDERS: usize = 3;
 
-/// The place of an upload that is known before its data.
+/// The destination of an upload whose model is known before its data.
 pub(super) struct Target {
     pub(super) cdn: Arc<CdnManager>,
-    pub(super) folder: String,
-    pub(super) file_name: String,
+    pub(super) model: ModelName,
     pub(super) part_length: u64,
 }
 
-/// Takes a big part. One that is no longer than a part stays in local storage, as does one whose place is not known yet.
+/// Receives a big part. If it fits into one part, or its model is not known yet, it stays in local storage.
 pub(super) struct BigSink {
     spool: Spool,
     filled: u64,
-    small_sha256: String,
+    small: SmallHash,
     target: Option<Target>,
     sending: Option<Sending>,
 }
 
-/// A big part that has been taken.
+/// A big part that has been received.
 pub(super) enum Big {
-    /// All of it is in local storage.
-    Local(Spool),
-    /// Its parts are in the CDN, not yet put together.
+    /// All of it is in local storage; its hash.
+    Local(Spool, Sha256Hash),
+    /// Its parts are in the CDN, in an upload that is not complete yet.
     Stored(Arc<Multipart>),
 }
 
 impl BigSink {
-    pub(super) fn new(spool: Spool, small_sha256: String, target: Option<Target>) -> Self {
-        Self { spool, filled: 0, small_sha256, target, sending: None }
+    pub(super) fn new(spool: Spool, small: SmallHash, target: Option<Target>) -> Self {
+        Self { spool, filled: 0, small, target, sending: None }
     }
 
-    /// Waits until all of it is where it is to be.
-    pub(super) fn finish(mut self) -> io::Result<Big> {
-        let Some(mut sending) = self.sending.take() else { return Ok(Big::Local(self.spool)) };
+    /// Waits until everything is stored. `hash` is the hash of the big part, if it was computed on the way.
+    pub(super) fn finish(mut self, hash: Option<Sha256Hash>) -> io::Result<Big> {
+        let Some(mut sending) = self.sending.take() else {
+            let hash = match hash {
+                Some(hash) => hash,
+                None => Hasher::of_range(self.spool.file(), 0..self.filled)?.finish(),
+            };
+            return Ok(Big::Local(self.spool, hash));
+        };
         sending.hand_over(self.spool, self.filled)?;
         sending.finish().map(Big::Stored)
     }
@@ -61,7 +67,7 @@ impl Write for BigSink {
             if self.filled == target.part_length {
                 let next = self.spool.another()?;
                 if self.sending.is_none() {
-                    self.sending = Some(Sending::begin(target, &self.small_sha256)?);
+                    self.sending = Some(Sending::begin(target, self.small)?);
                 }
                 if let Some(sending) = &mut self.sending {
                     sending.hand_over(mem::replace(&mut self.spool, next), mem::take(&mut self.filled))?;
@@ -82,8 +88,8 @@ impl Write for BigSink {
 /// The number of a part, its bytes and how many they are.
 type NumberedPart = (u32, Spool, u64);
 
-/// An upload to the CDN whose parts are still being received. Dropped before its end, it is aborted when the part that is on
-/// its way has ended.
+/// An upload to the CDN whose parts are still being received. If it is dropped before its end, it is aborted when the parts that
+/// are being sent have ended.
 struct Sending {
     upload: Arc<Multipart>,
     parts: SyncSender<NumberedPart>,
@@ -93,11 +99,11 @@ struct Sending {
 }
 
 impl Sending {
-    fn begin(target: &Target, small_sha256: &str) -> io::Result<Self> {
-        let upload = target.cdn.begin_generation(&target.folder, &target.file_name, small_sha256);
+    fn begin(target: &Target, small: SmallHash) -> io::Result<Self> {
+        let upload = target.cdn.begin_generation(&target.model, small);
         let upload = Arc::new(upload.map_err(io::Error::other)?);
         let transfer = Arc::new(Transfer::begin(Stage::Publish, upload.object(), 0, None));
-        // Without room: a part that waits for a thread is one more in local storage.
+        // No buffer: a part that waits for a thread is one more in local storage.
         let (parts, received) = sync_channel(0);
         let (received, failure) = (Arc::new(Mutex::new(received)), Arc::new(Mutex::new(None)));
         let mut threads = Vec::new();
@@ -145,8 +151,4 @@ fn send_parts(upload: &Multipart, parts: &Mutex<Receiver<NumberedPart>>, transfe
         let Ok((number, spool, length)) = part else { return Ok(()) };
         upload.store(number, spool.file(), 0, length, transfer)?;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,6 +13,7 @@ use crate::credentials::Credentials;
 use crate::http_client::{BufferedResponse, HttpClient, HttpClientError, HttpClientErrorKind, Payload};
 use crate::metrics::{self, Stage};
 use crate::secret::{Secret, json_object};
+use crate::security::{AesKey, Salts, hex};
 
 /// Why a call to the Resource API did not give what was asked.
 #[derive(Debug)]
@@ -71,17 +72,20 @@ impl ApiError {
     }
 }
 
-/// The Resource API at one address.
+/// The Resource API at one address, as this box uses it.
 pub struct ResourceApi {
-    http: HttpClient,
-    base: String,
-    tokens: TokenReader,
+    pub(super) http: HttpClient,
+    /// Without a trailing slash.
+    pub(super) base: String,
+    pub(super) tokens: TokenReader,
+    pub(super) hardware: String,
+    pub(super) salts: Salts,
 }
 
 impl ResourceApi {
-    /// The API at `base` (no trailing slash), whose tokens `tokens` reads.
-    pub fn new(http: HttpClient, base: &str, tokens: TokenReader) -> Self {
-        Self { http, base: base.to_owned(), tokens }
+    /// The key with which the API encrypts files for these credentials on this box.
+    pub fn api_key(&self, credentials: &Credentials) -> AesKey {
+        AesKey::of_api(credentials, &self.hardware, &self.salts)
     }
 
     /// `POST /login`: proves the credentials and gives a token.
@@ -103,12 +107,11 @@ impl ResourceApi {
         &self,
         token: &Secret,
         credentials: &Credentials,
-        hardware: &str,
         folder: &str,
         file_name: &str,
     ) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let password = credentials.password.expose();
-        let body = json_object([("password", password), ("hardware", hardware), ("fileName", file_name)]);
+        let body = json_object([("password", password), ("hardware", self.hardware.as_str()), ("fileName", file_name)]);
         let path = format!("/resources/get/{folder}");
         let answer = self.ask(&Method::POST, &path, Some(token), "application/json", &body)?;
         accepted(answer, Some(&credentials.password)).map_err(|error| match error {
@@ -124,7 +127,7 @@ impl ResourceApi {
         // 128 random bits do not occur in the content by chance.
         let mut boundary = [0; 16];
         getrandom::fill(&mut boundary).map_err(|error| ApiError::BadAnswer(format!("no random bytes: {error}")))?;
-        let boundary = crate::security::hex(&boundary);
+        let boundary = hex(&boundary);
         // A quote would end the parameter. A name has no backslash, so only quotes need one.
         let quoted_name = file_name.replace('"', "\\\"");
         let mut body = format!(

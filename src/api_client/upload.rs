@@ -1,20 +1,20 @@
-//! Upload: encrypted while it is received, into a spool file or on to the CDN; then the four steps of SPEC section 5, which
-//! readers cannot see half of.
+//! Upload: the model is encrypted while it is received, into a spool file or straight to the CDN. Then it is published in the
+//! four steps of SPEC section 5, so that readers get the previous version or the new one.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::big_sink::{Big, BigSink, Target};
 use super::{ApiClient, ApiError, Login, LoginError, small_name};
 use crate::cdn_manager::{BigPart, CdnError, CdnManager};
 use crate::manifest::{ChunkHasher, Manifest, Subject};
-use crate::names::{FileName, Folder};
-use crate::security::{EncryptWriter, HashWriter, Hasher, OpenBig, Parts, PartsWriter, sha256_hex};
+use crate::names::ModelName;
+use crate::security::{EncryptWriter, HashWriter, OpenBig, Parts, PartsWriter, SmallHash};
+use crate::threads::lock;
 
-/// How many other uploads of the same model, committed one after the other meanwhile, are followed by the plain key.
-const UPLOADS_AT_ONCE: usize = 4;
+/// Give up setting the plain key after this many commits by other boxes at the same time.
+const MAX_CONCURRENT_COMMITS: usize = 4;
 
 /// A big part is shorter than its file by at most this: the small part.
 const NOT_IN_BIG_PART: u64 = 3072;
@@ -31,12 +31,12 @@ pub enum UploadError {
     Config(LoginError),
     /// The upload could not be kept on local storage.
     Spool(io::Error),
-    /// The big part could not be stored. The previous version remains in force.
+    /// The big part could not be stored. The previous version remains current.
     Big(CdnError),
-    /// The small part was not stored, or the answer was lost. Where the Resource API refused it, the previous version
-    /// remains in force.
+    /// The small part was not stored, or the answer was lost. If the Resource API refused it, the previous version remains
+    /// current.
     Small(ApiError),
-    /// Stored and in force for this program's readers, but the plain key could not be set.
+    /// The new version is current for this program's readers, but the plain key could not be set.
     Plain(CdnError),
 }
 
@@ -54,7 +54,7 @@ impl fmt::Display for UploadError {
             Self::Small(error) => write!(f, "the model was not uploaded, the previous version remains: {error}"),
             Self::Plain(error) => write!(
                 f,
-                "the model was uploaded, but readers of the old kind still get the previous version; upload it again: {error}"
+                "the model was uploaded, but old readers still get the previous version; upload it again: {error}"
             ),
         }
     }
@@ -63,13 +63,13 @@ impl fmt::Display for UploadError {
 impl std::error::Error for UploadError {}
 
 impl From<io::Error> for UploadError {
-    /// What went wrong where an upload is written to.
+    /// The error of a write to an [`Upload`]: it comes from the CDN or from local storage.
     fn from(error: io::Error) -> Self {
         error.downcast::<CdnError>().map_or_else(Self::Spool, Self::Big)
     }
 }
 
-/// An upload that is being received: what is written to it is encrypted and kept on local storage or passed on to the CDN.
+/// An upload that is being received: what is written to it is encrypted, then spooled or sent to the CDN.
 pub struct Upload {
     login: Arc<Login>,
     encrypt: EncryptWriter<PartsWriter<HashWriter<BigSink, ChunkHasher>>>,
@@ -92,18 +92,9 @@ impl Write for Upload {
 pub struct ReceivedUpload {
     login: Arc<Login>,
     small: Vec<u8>,
-    small_sha256: String,
+    hash: SmallHash,
     big: Big,
-    /// Unknown where the big part never was in local storage as a whole.
-    big_sha256: String,
     manifest: Manifest,
-}
-
-impl ReceivedUpload {
-    fn subject<'a>(&'a self, folder: &'a str, file_name: &'a str) -> Subject<'a> {
-        let (small_sha256, small_length) = (self.small_sha256.as_str(), self.small.len() as u64);
-        Subject { folder, file_name, small_sha256, small_length }
-    }
 }
 
 impl Upload {
@@ -114,170 +105,136 @@ impl Upload {
         let chunks = chunks.into_hasher().finish();
         let chunks =
             chunks.ok_or_else(|| io::Error::other("the upload has another length than its request announced"))?;
-        let big = sink.finish()?;
-        let big_sha256 = match (&big, whole) {
-            (Big::Stored(_), _) => String::new(),
-            (Big::Local(_), Some(whole)) => whole.into_hasher().finish(),
-            (Big::Local(spool), None) => Hasher::of_range(spool.file(), 0..chunks.length)?.finish(),
-        };
-        Ok(ReceivedUpload {
-            login: self.login,
-            small_sha256: sha256_hex(&small),
-            small,
-            big,
-            big_sha256,
-            manifest: Manifest { chunks, plain_length: self.plain_length },
-        })
+        let big = sink.finish(whole.map(|whole| whole.into_hasher().finish()))?;
+        let manifest = Manifest { chunks, plain_length: self.plain_length };
+        Ok(ReceivedUpload { login: self.login, hash: SmallHash::of(&small), small, big, manifest })
     }
 }
 
 impl ApiClient {
-    /// Starts an upload of at most `longest` bytes, of which at least `shortest` are announced. If its place is known already,
-    /// it is stored while it is received; a form may also name its folder last.
-    pub fn begin_upload(
-        &self,
-        place: Option<(&Folder, &FileName)>,
-        shortest: u64,
-        longest: u64,
-    ) -> Result<Upload, UploadError> {
+    /// Starts an upload of at least `shortest` and at most `longest` bytes. If the model is known already, its big part is sent
+    /// to the CDN while it is received; a form may also name the folder last.
+    pub fn begin_upload(&self, model: Option<ModelName>, shortest: u64, longest: u64) -> Result<Upload, UploadError> {
         let login = self.current().ok_or(UploadError::NotLoggedIn)?;
         let (shortest, longest) = (shortest.saturating_sub(NOT_IN_BIG_PART), longest.saturating_add(NOT_IN_FILE));
-        let target = match place {
-            Some((folder, file_name)) => {
+        let target = match model {
+            Some(model) => {
                 let cdn = self.cdn(&login).map_err(UploadError::Config)?;
                 let part_length = cdn.part_length(longest);
-                Some(Target { cdn, folder: folder.to_string(), file_name: file_name.to_string(), part_length })
+                Some(Target { cdn, model, part_length })
             }
             None => None,
         };
         let spool = self.cache.spool()?;
         let open: OpenBig<_> = Box::new(move |small| {
             let is_local = target.as_ref().is_none_or(|target| shortest <= target.part_length);
-            let sink = BigSink::new(spool, sha256_hex(small), target);
+            let sink = BigSink::new(spool, SmallHash::of(small), target);
             Ok(HashWriter::new(sink, is_local, ChunkHasher::new(shortest, longest)))
         });
         let encrypt = EncryptWriter::new(PartsWriter::new(open), &self.resource_key)?;
         Ok(Upload { login, encrypt, plain_length: 0 })
     }
 
-    /// Publishes an upload as `file_name` in `folder`. Cut at any point it leaves the previous version loadable.
-    pub fn publish(&self, upload: ReceivedUpload, folder: &Folder, file_name: &FileName) -> Result<(), UploadError> {
-        let _turn = self.uploads.take(format!("{}/{}", &**folder, &**file_name));
+    /// Publishes an upload as `model`. If it is cut off at any point, the previous version remains loadable.
+    pub fn publish(&self, upload: ReceivedUpload, model: &ModelName) -> Result<(), UploadError> {
+        let turn = self.uploads.of(model.clone());
+        let _turn = lock(&turn);
         let cdn = self.cdn(&upload.login).map_err(UploadError::Config)?;
-        let manifest = self.manifest_keys.sign(upload.subject(folder, file_name), &upload.manifest)?;
-        let store = || {
-            match &upload.big {
-                Big::Stored(parts) => parts.complete()?,
-                Big::Local(spool) => {
-                    let (file, length) = (spool.file(), upload.manifest.chunks.length);
-                    let (sha256, small_sha256) = (upload.big_sha256.as_str(), upload.small_sha256.as_str());
-                    cdn.put_generation(folder, file_name, BigPart { file, length, sha256, small_sha256 })?;
-                }
-            }
-            cdn.put_manifest(folder, file_name, &upload.small_sha256, &manifest)
-        };
-        store().map_err(UploadError::Big)?;
-
-        // The commit: from here on readers see the new version.
-        let small_name = small_name(file_name);
-        let in_force = || match self.fetch(&upload.login, folder, &small_name) {
-            Ok(small) => Ok(Some(sha256_hex(&small.plain))),
-            Err(ApiError::NotFound(_) | ApiError::Business { .. }) => Ok(None),
-            Err(error) => Err(error),
-        };
-        let previous = in_force().ok().flatten();
-        let commit = |token: &_| self.api.store(token, folder, &small_name, &upload.small);
-        if let Err(error) = upload.login.session.call(&self.api, commit) {
-            // Without an answer nobody knows; with one, it may be the second, to a call whose first did it.
-            if !matches!(error, ApiError::HttpClient(_))
-                && in_force().is_ok_and(|hash| hash.as_ref() != Some(&upload.small_sha256))
-                && let Err(error) = cdn.delete_generation(folder, file_name, &upload.small_sha256)
-            {
-                log::warn!("a big part that nobody needs remains in the CDN: {error}");
-            }
-            return Err(UploadError::Small(error));
-        }
-
-        self.set_plain(&upload, &cdn, folder, file_name, store).map_err(UploadError::Plain)?;
+        let subject = Subject { model, small: upload.hash, small_length: upload.small.len() as u64 };
+        let manifest = self.manifest_keys.sign(subject, &upload.manifest)?;
+        let publication = Publication { model, upload: &upload, cdn: &cdn, manifest: &manifest };
+        publication.store().map_err(UploadError::Big)?;
+        let previous = publication.current_version().ok().flatten();
+        publication.commit()?;
+        publication.serve_old_readers(self.old_readers).map_err(UploadError::Plain)?;
         if let Some(previous) = previous
-            && let Err(error) = cdn.prune(folder, file_name, &previous)
+            && let Err(error) = cdn.prune(model, previous)
         {
-            log::warn!("old generations of {} remain in the CDN: {error}", &**file_name);
+            log::warn!("old generations of {model} remain in the CDN: {error}");
         }
-        if let Big::Local(spool) = upload.big {
-            let entry = self.cache.entry(folder, file_name);
-            if let Err(error) = self.cache.adopt(&entry, spool, &upload.small_sha256, manifest) {
-                log::warn!("the upload of {} is not kept in the cache: {error}", &**file_name);
+        if let Big::Local(spool, _) = upload.big {
+            let entry = self.cache.entry(model);
+            if let Err(error) = self.cache.adopt(&entry, spool, upload.hash, manifest) {
+                log::warn!("the upload of {model} is not kept in the cache: {error}");
             }
         }
         Ok(())
     }
+}
 
-    /// Sets the plain key to the version in force, which is this one unless another box has committed another since: of
-    /// those that upload at once, whoever comes last must leave the plain key at what the Resource API has.
-    fn set_plain(
-        &self,
-        upload: &ReceivedUpload,
-        cdn: &CdnManager,
-        folder: &Folder,
-        file_name: &FileName,
-        store_again: impl Fn() -> Result<(), CdnError>,
-    ) -> Result<(), CdnError> {
-        if !self.old_readers {
-            // Before the commit, another box may have taken this generation for one that nobody needs.
-            let is_there = cdn.has_generation(folder, file_name, &upload.small_sha256)?;
-            return if is_there { Ok(()) } else { store_again() };
+/// The steps that make a received upload the current version.
+struct Publication<'a> {
+    model: &'a ModelName,
+    upload: &'a ReceivedUpload,
+    cdn: &'a CdnManager,
+    manifest: &'a str,
+}
+
+impl Publication<'_> {
+    /// Stores the generation and its manifest, which nobody asks for yet.
+    fn store(&self) -> Result<(), CdnError> {
+        let small = self.upload.hash;
+        match &self.upload.big {
+            Big::Stored(parts) => parts.complete()?,
+            Big::Local(spool, sha256) => {
+                let (length, sha256) = (self.upload.manifest.chunks.length, *sha256);
+                self.cdn.put_generation(self.model, BigPart { file: spool.file(), length, sha256, small })?;
+            }
         }
-        let mut in_force = upload.small_sha256.clone();
-        for _ in 0..UPLOADS_AT_ONCE {
-            match cdn.set_plain(folder, file_name, &in_force) {
-                // As above. (A key that may not list a bucket is told 403 for what is not there.)
-                Err(CdnError::Missing { .. } | CdnError::Refused { .. }) if in_force == upload.small_sha256 => {
-                    store_again()?;
-                    cdn.set_plain(folder, file_name, &in_force)?;
+        self.cdn.put_manifest(self.model, small, self.manifest)
+    }
+
+    /// The version that the Resource API has, if any.
+    fn current_version(&self) -> Result<Option<SmallHash>, ApiError> {
+        match self.upload.login.session.fetch(&self.model.folder, &small_name(self.model)) {
+            Ok(small) => Ok(Some(SmallHash::of(&small.plain))),
+            Err(ApiError::NotFound(_) | ApiError::Business { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores the small part: from here on readers get the new version.
+    fn commit(&self) -> Result<(), UploadError> {
+        let (folder, name) = (&*self.model.folder, small_name(self.model));
+        let stored = self.upload.login.session.call(|api, token| api.store(token, folder, &name, &self.upload.small));
+        let Err(error) = stored else { return Ok(()) };
+        // Without an answer the small part may have been stored. An error may also answer a repetition of a call that did it.
+        if !matches!(error, ApiError::HttpClient(_))
+            && self.current_version().is_ok_and(|current| current != Some(self.upload.hash))
+            && let Err(error) = self.cdn.delete_generation(self.model, self.upload.hash)
+        {
+            log::warn!("an unused big part of {} remains in the CDN: {error}", self.model);
+        }
+        Err(UploadError::Small(error))
+    }
+
+    /// Sets the plain key to the current version, which is this one unless another box has committed since. Of several uploads
+    /// at once, the last one to finish leaves the plain key at the version that the Resource API has.
+    fn serve_old_readers(&self, old_readers: bool) -> Result<(), CdnError> {
+        let uploaded = self.upload.hash;
+        if !old_readers {
+            // Before the commit another box may have deleted this generation as unused.
+            return if self.cdn.has_generation(self.model, uploaded)? { Ok(()) } else { self.store() };
+        }
+        let mut current = uploaded;
+        for _ in 0..MAX_CONCURRENT_COMMITS {
+            match self.cdn.set_plain(self.model, current) {
+                // As above. (A key without the right to list a bucket gets 403 for a missing object.)
+                Err(CdnError::Missing { .. } | CdnError::Refused { .. }) if current == uploaded => {
+                    self.store()?;
+                    self.cdn.set_plain(self.model, current)?;
                 }
                 result => result?,
             }
-            match self.fetch(&upload.login, folder, &small_name(file_name)) {
-                Ok(small) if sha256_hex(&small.plain) != in_force => in_force = sha256_hex(&small.plain),
+            match self.upload.login.session.fetch(&self.model.folder, &small_name(self.model)) {
+                Ok(small) if SmallHash::of(&small.plain) != current => current = SmallHash::of(&small.plain),
                 Ok(_) => return Ok(()),
                 Err(error) => {
-                    log::warn!("whether {} was uploaded by another box meanwhile is not known: {error}", &**file_name);
+                    log::warn!("cannot check whether another box uploaded {} meanwhile: {error}", self.model);
                     return Ok(());
                 }
             }
         }
         Ok(())
-    }
-}
-
-/// Lets one upload of a model at a time take the steps: two at once could end with one's small part and the other's plain
-/// key.
-#[derive(Default)]
-pub(super) struct Turns {
-    taken: Mutex<HashSet<String>>,
-    released: Condvar,
-}
-
-/// Somebody's turn, until it is dropped.
-pub(super) struct Turn<'a> {
-    turns: &'a Turns,
-    name: String,
-}
-
-impl Turns {
-    fn take(&self, name: String) -> Turn<'_> {
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut taken =
-            self.released.wait_while(taken, |taken| taken.contains(&name)).unwrap_or_else(PoisonError::into_inner);
-        taken.insert(name.clone());
-        Turn { turns: self, name }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.turns.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
-        self.turns.released.notify_all();
     }
 }

@@ -36,7 +36,7 @@ impl ArchiveIdentity {
             file.read_exact_at(&mut end, offset)?;
             hasher.update(&end);
         }
-        Ok(Self { file: identity, ends_sha256: hasher.finish() })
+        Ok(Self { file: identity, ends_sha256: hasher.finish().to_string() })
     }
 }
 

@@ -14,7 +14,8 @@ use super::{META_SHA256, META_SMALL_SHA256, generation_key};
 use crate::http_client::{Backoff, HttpClientError, HttpClientErrorKind, Payload, TRANSFER_TRIES, TRIES, with_retries};
 use crate::metrics::Stage;
 use crate::metrics::Transfer;
-use crate::security::{HELD_BACK, is_sha256_hex};
+use crate::names::ModelName;
+use crate::security::{HELD_BACK, Sha256Hash, SmallHash};
 
 /// What the CDN says of an object before it is downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,24 +28,24 @@ pub struct BigObject {
     pub length: u64,
     /// The entity tag: another one means another content.
     pub etag: Option<String>,
-    /// SHA-256 of the object, from its metadata (lower-case hex).
-    pub sha256: Option<String>,
-    /// SHA-256 of the small part it belongs to, from its metadata (lower-case hex).
-    pub small_sha256: Option<String>,
+    /// The hash of the object, from its metadata.
+    pub sha256: Option<Sha256Hash>,
+    /// The hash of the small part it belongs to, from its metadata.
+    pub small: Option<SmallHash>,
     /// Its last bytes, at most two cipher blocks. None if the CDN does not serve ranges.
     pub tail: Option<Vec<u8>>,
 }
 
 impl BigObject {
     /// The generation that belongs to a small part, of whose content a manifest tells everything.
-    pub fn proven(bucket: &str, file_name: &str, small_sha256: &str) -> Self {
+    pub fn proven(model: &ModelName, small: SmallHash, length: u64) -> Self {
         Self {
-            bucket: bucket.to_owned(),
-            key: generation_key(file_name, small_sha256),
-            length: 0,
+            bucket: model.folder.to_string(),
+            key: generation_key(&model.file, small),
+            length,
             etag: None,
             sha256: None,
-            small_sha256: Some(small_sha256.to_owned()),
+            small: Some(small),
             tail: None,
         }
     }
@@ -76,26 +77,23 @@ impl Source {
             self.latency.store(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
             Ok(response.into_parts().0)
         })?;
-        let metadata = |name: &str| {
-            let value = head.headers.get(name)?.to_str().ok()?.to_ascii_lowercase();
-            is_sha256_hex(&value).then_some(value)
-        };
+        let metadata = |name: &str| Some(head.headers.get(name)?.to_str().ok()?.to_ascii_lowercase());
         let length = head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         Ok(BigObject {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             length: length.ok_or_else(|| bad(bucket, key, "it does not tell the object's length"))?,
             etag: etag(&head.headers),
-            sha256: metadata(META_SHA256),
-            small_sha256: metadata(META_SMALL_SHA256),
+            sha256: metadata(META_SHA256).and_then(|text| Sha256Hash::parse(&text)),
+            small: metadata(META_SMALL_SHA256).and_then(|text| SmallHash::parse(&text)),
             tail: None,
         })
     }
 
     /// The whole of a short object, as text.
     pub(super) fn text(&self, bucket: &str, key: &str, limit: u64) -> Result<String, CdnError> {
-        let sha256 = empty_sha256();
-        let request = S3Request { method: Method::GET, bucket, key, query: &[], headers: &[], payload_sha256: &sha256 };
+        let payload_sha256 = empty_sha256();
+        let request = S3Request { method: Method::GET, bucket, key, query: &[], headers: &[], payload_sha256 };
         let asked = Instant::now();
         let answer = self.account.ask(&request, Payload::None, limit, TRIES)?;
         self.latency.store(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -168,7 +166,7 @@ impl Source {
         key: &str,
         headers: &[(HeaderName, String)],
     ) -> Result<Response<Body>, CdnError> {
-        let request = S3Request { method, bucket, key, query: &[], headers, payload_sha256: &empty_sha256() };
+        let request = S3Request { method, bucket, key, query: &[], headers, payload_sha256: empty_sha256() };
         self.account.send(&request, Payload::None)
     }
 

@@ -16,8 +16,8 @@ use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
 use crate::http_client::{BufferedResponse, Payload, TRANSFER_TRIES};
 use crate::metrics::Stage;
 use crate::metrics::Transfer;
-use crate::security::{Hasher, sha256_hex};
-use crate::threads;
+use crate::security::{Hasher, Sha256Hash, SmallHash};
+use crate::threads::{self, lock};
 
 /// The payload of a PUT or POST that has none: S3 wants to be told its length.
 const NO_CONTENT: Payload<'static> = Payload::Bytes(&[]);
@@ -37,10 +37,10 @@ pub struct BigPart<'a> {
     pub file: &'a File,
     /// Its length in bytes.
     pub length: u64,
-    /// Its SHA-256 (lower-case hex).
-    pub sha256: &'a str,
-    /// SHA-256 of the small part it belongs to (lower-case hex).
-    pub small_sha256: &'a str,
+    /// Its hash.
+    pub sha256: Sha256Hash,
+    /// The hash of the small part it belongs to.
+    pub small: SmallHash,
 }
 
 /// One bucket, as the uploader's key opens it.
@@ -54,7 +54,7 @@ pub(super) struct Destination {
 impl Destination {
     /// Stores `part` under `key`. Nobody sees the object before it is whole.
     pub(super) fn put(&self, key: &str, part: BigPart<'_>) -> Result<(), CdnError> {
-        let metadata = metadata(Some(part.sha256), Some(part.small_sha256));
+        let metadata = metadata(Some(part.sha256), Some(part.small));
         let transfer = &Transfer::begin(Stage::Publish, object_name(&self.bucket, key), 0, Some(part.length));
         if part.length <= self.limits.part {
             let payload = Payload::File { file: part.file, offset: 0, length: part.length, transfer };
@@ -71,7 +71,7 @@ impl Destination {
     pub(super) fn put_text(&self, key: &str, text: &str) -> Result<(), CdnError> {
         let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned())];
         let payload = Payload::Bytes(text.as_bytes());
-        self.ask(Method::PUT, key, &[], &headers, payload, &sha256_hex(text.as_bytes())).map(drop)
+        self.ask(Method::PUT, key, &[], &headers, payload, Sha256Hash::of(text.as_bytes())).map(drop)
     }
 
     /// Copies an object within the bucket, in the CDN.
@@ -81,13 +81,13 @@ impl Destination {
         let source = format!("/{}/{}", self.bucket, uri_encode(&object.key, true));
         if object.length <= self.limits.copy {
             let headers = [(SOURCE, source)];
-            let answer = self.ask(Method::PUT, to, &[], &headers, NO_CONTENT, &empty_sha256())?;
+            let answer = self.ask(Method::PUT, to, &[], &headers, NO_CONTENT, empty_sha256())?;
             return self.without_error(to, &answer);
         }
-        let upload = self.begin(to, metadata(object.sha256.as_deref(), object.small_sha256.as_deref()))?;
+        let upload = self.begin(to, metadata(object.sha256, object.small))?;
         upload.for_each_part(object.length, self.limits.copy, |number, offset, length| {
             let headers = [(SOURCE, source.clone()), (RANGE, format!("bytes={offset}-{}", offset + length - 1))];
-            let answer = upload.ask_part(number, &headers, NO_CONTENT, &empty_sha256())?;
+            let answer = upload.ask_part(number, &headers, NO_CONTENT, empty_sha256())?;
             #[derive(Deserialize)]
             struct CopyPartResult {
                 #[serde(rename = "ETag")]
@@ -100,7 +100,7 @@ impl Destination {
 
     /// Deletes an object, if it is there.
     pub(super) fn delete(&self, key: &str) -> Result<(), CdnError> {
-        match self.ask(Method::DELETE, key, &[], &[], Payload::None, &empty_sha256()) {
+        match self.ask(Method::DELETE, key, &[], &[], Payload::None, empty_sha256()) {
             Err(CdnError::Missing { .. }) => Ok(()),
             result => result.map(drop),
         }
@@ -116,7 +116,7 @@ impl Destination {
             if let Some(token) = &continuation {
                 query.push(("continuation-token", token));
             }
-            let answer = self.ask(Method::GET, "", &query, &[], Payload::None, &empty_sha256())?;
+            let answer = self.ask(Method::GET, "", &query, &[], Payload::None, empty_sha256())?;
             let page: ListBucketResult =
                 xml(&answer.body).ok_or_else(|| self.bad("", "it is not a listing of the bucket"))?;
             let objects = page.contents.into_iter().filter(|object| wanted(&object.key));
@@ -131,7 +131,7 @@ impl Destination {
 
     /// Begins an upload in parts.
     pub(super) fn begin(&self, key: &str, metadata: Metadata) -> Result<Multipart, CdnError> {
-        let answer = self.ask(Method::POST, key, &[("uploads", "")], &metadata, NO_CONTENT, &empty_sha256())?;
+        let answer = self.ask(Method::POST, key, &[("uploads", "")], &metadata, NO_CONTENT, empty_sha256())?;
         let begun: InitiateMultipartUploadResponse =
             xml(&answer.body).ok_or_else(|| self.bad(key, "it does not tell the upload's id"))?;
         Ok(Multipart {
@@ -151,7 +151,7 @@ impl Destination {
         query: &[(&str, &str)],
         headers: &[(HeaderName, String)],
         payload: Payload<'_>,
-        payload_sha256: &str,
+        payload_sha256: Sha256Hash,
     ) -> Result<BufferedResponse, CdnError> {
         let request = S3Request { method, bucket: &self.bucket, key, query, headers, payload_sha256 };
         self.account.ask(&request, payload, MAX_XML_BYTES, TRANSFER_TRIES)
@@ -198,7 +198,7 @@ impl Multipart {
             reason: error.to_string(),
         })?;
         let payload = Payload::File { file, offset, length, transfer };
-        let answer = self.ask_part(number, &[], payload, &hasher.finish())?;
+        let answer = self.ask_part(number, &[], payload, hasher.finish())?;
         self.note(number, answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned))
     }
 
@@ -209,7 +209,7 @@ impl Multipart {
         let body = CompleteMultipartUploadData { parts }.to_string();
         let payload = Payload::Bytes(body.as_bytes());
         let id = [("uploadId", self.id.as_str())];
-        match self.to.ask(Method::POST, &self.key, &id, &[], payload, &sha256_hex(body.as_bytes())) {
+        match self.to.ask(Method::POST, &self.key, &id, &[], payload, Sha256Hash::of(body.as_bytes())) {
             Ok(answer) => self.to.without_error(&self.key, &answer)?,
             // The answer to a first try was lost, and with its success the upload's id was gone.
             Err(CdnError::Missing { .. }) if self.is_there() => {}
@@ -238,7 +238,7 @@ impl Multipart {
         number: u32,
         headers: &[(HeaderName, String)],
         payload: Payload<'_>,
-        sha256: &str,
+        sha256: Sha256Hash,
     ) -> Result<BufferedResponse, CdnError> {
         let query = [("partNumber", number.to_string()), ("uploadId", self.id.clone())];
         let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
@@ -254,7 +254,7 @@ impl Multipart {
     /// Whether there is an object with the hashes of this one's metadata.
     fn is_there(&self) -> bool {
         let hashes = || self.metadata.iter().filter(|(name, _)| *name != header::CONTENT_TYPE);
-        self.to.ask(Method::HEAD, &self.key, &[], &[], Payload::None, &empty_sha256()).is_ok_and(|answer| {
+        self.to.ask(Method::HEAD, &self.key, &[], &[], Payload::None, empty_sha256()).is_ok_and(|answer| {
             hashes().all(|(name, value)| answer.headers.get(name).is_some_and(|found| found == value.as_str()))
         })
     }
@@ -269,7 +269,7 @@ impl Drop for Multipart {
         let (to, key, id) = (self.to.clone(), self.key.clone(), self.id.clone());
         let abort = move || {
             let aborted =
-                to.ask(Method::DELETE, &key, &[("uploadId", &id)], &[], Payload::None, &empty_sha256()).map(drop);
+                to.ask(Method::DELETE, &key, &[("uploadId", &id)], &[], Payload::None, empty_sha256()).map(drop);
             if let Err(error) = aborted
                 && !matches!(error, CdnError::Missing { .. })
             {
@@ -282,12 +282,9 @@ impl Drop for Multipart {
     }
 }
 
-pub(super) fn metadata(sha256: Option<&str>, small_sha256: Option<&str>) -> Metadata {
-    let hashes = [(META_SHA256, sha256), (META_SMALL_SHA256, small_sha256)];
-    let hashes = hashes.into_iter().filter_map(|(name, hash)| Some((HeaderName::from_static(name), hash?.to_owned())));
+pub(super) fn metadata(sha256: Option<Sha256Hash>, small: Option<SmallHash>) -> Metadata {
+    let hashes =
+        [(META_SHA256, sha256.map(|hash| hash.to_string())), (META_SMALL_SHA256, small.map(|hash| hash.to_string()))];
+    let hashes = hashes.into_iter().filter_map(|(name, hash)| Some((HeaderName::from_static(name), hash?)));
     [(header::CONTENT_TYPE, "application/octet-stream".to_owned())].into_iter().chain(hashes).collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -23,7 +23,7 @@ use super::config::{AccessKey, CdnConfig};
 use crate::http_client::{
     BufferedResponse, HttpClient, HttpClientError, HttpClientErrorKind, Payload, Retry, server_time, with_retries,
 };
-use crate::security::sha256_hex;
+use crate::security::Sha256Hash;
 
 /// The largest XML answer that is read: a page of a listing has at most 1000 keys.
 pub(super) const MAX_XML_BYTES: u64 = 4 * 1024 * 1024;
@@ -105,8 +105,8 @@ pub(super) struct S3Request<'a> {
     pub(super) query: &'a [(&'a str, &'a str)],
     /// `Range` and `If-Match` are sent but not signed: a caching proxy before the CDN asks with those of its own.
     pub(super) headers: &'a [(HeaderName, String)],
-    /// SHA-256 of the payload in hex: it is signed, so the CDN refuses a payload that was damaged on its way.
-    pub(super) payload_sha256: &'a str,
+    /// It is signed, so the CDN refuses a payload that was damaged on its way.
+    pub(super) payload_sha256: Sha256Hash,
 }
 
 impl S3Request<'_> {
@@ -245,7 +245,7 @@ impl S3Account {
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, HeaderValue::from_str(host).ok()?);
         headers.insert("x-amz-date", HeaderValue::from_str(&date).ok()?);
-        headers.insert("x-amz-content-sha256", HeaderValue::from_str(request.payload_sha256).ok()?);
+        headers.insert("x-amz-content-sha256", HeaderValue::from_str(&request.payload_sha256.to_string()).ok()?);
         let mut unsigned = HeaderMap::new();
         for (name, value) in request.headers {
             let is_signed = !matches!(*name, header::RANGE | header::IF_MATCH);
@@ -330,9 +330,9 @@ pub(super) fn xml<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     quick_xml::de::from_str(std::str::from_utf8(body).ok()?).ok()
 }
 
-/// SHA-256 of no payload, in hex.
-pub(super) fn empty_sha256() -> String {
-    sha256_hex(b"")
+/// The hash of no payload.
+pub(super) fn empty_sha256() -> Sha256Hash {
+    Sha256Hash::of(b"")
 }
 
 #[cfg(test)]

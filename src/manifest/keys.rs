@@ -252,8 +252,9 @@ impl Keygen {
 mod tests {
     use super::*;
     use crate::manifest::{ChunkHasher, ManifestError};
+    use crate::names::ModelName;
     use crate::secret::Secret;
-    use crate::security::{Absorb, sha256_hex};
+    use crate::security::{Absorb, SmallHash};
 
     fn keys(salt: &str, signing: Option<&Path>, trusted: Option<&Path>) -> Result<ManifestKeys, String> {
         let salts = Salts { hardware: Secret::new("h"), api_key: Secret::new("a"), resource_key: Secret::new(salt) };
@@ -269,50 +270,49 @@ mod tests {
         Manifest { plain_length: chunks.length + 3072 - 32 + 5, chunks }
     }
 
-    fn small() -> String {
-        sha256_hex(b"small")
+    fn model(folder: &str, file: &str) -> ModelName {
+        ModelName::new(folder, file).unwrap()
     }
 
-    fn subject(small_sha256: &str) -> Subject<'_> {
-        Subject { folder: "models", file_name: "m.bin", small_sha256, small_length: 3072 }
+    fn subject(model: &ModelName) -> Subject<'_> {
+        Subject { model, small: SmallHash::of(b"small"), small_length: 3072 }
     }
 
     #[test]
     fn what_was_signed_is_read_and_what_was_changed_is_not() {
-        let (keys_here, manifest, small) = (keys("salt", None, None).unwrap(), manifest(), small());
-        let text = keys_here.sign(subject(&small), &manifest).unwrap();
-        assert_eq!(keys_here.verify(&text, subject(&small)), Ok(manifest.clone()));
+        let (keys_here, manifest, m_bin) = (keys("salt", None, None).unwrap(), manifest(), model("models", "m.bin"));
+        let text = keys_here.sign(subject(&m_bin), &manifest).unwrap();
+        assert_eq!(keys_here.verify(&text, subject(&m_bin)), Ok(manifest.clone()));
         assert_eq!(text.lines().count(), 1);
-        assert_eq!(keys("pepper", None, None).unwrap().verify(&text, subject(&small)), Err(ManifestError::Forged));
+        assert_eq!(keys("pepper", None, None).unwrap().verify(&text, subject(&m_bin)), Err(ManifestError::Forged));
         // A byte of the text, wherever it is, or a piece of it.
         for position in (0..text.len() - 1).step_by(97) {
             let mut changed = text.clone().into_bytes();
             changed[position] = if changed[position] == b'A' { b'B' } else { b'A' };
             let changed = String::from_utf8(changed).unwrap();
-            assert!(keys_here.verify(&changed, subject(&small)).is_err(), "byte {position}");
-            assert!(keys_here.verify(&text[..position], subject(&small)).is_err(), "cut at {position}");
+            assert!(keys_here.verify(&changed, subject(&m_bin)).is_err(), "byte {position}");
+            assert!(keys_here.verify(&text[..position], subject(&m_bin)).is_err(), "cut at {position}");
         }
         for text in [String::new(), "\n".into(), text.repeat(3), "x".repeat(2 << 20), "a.b.c".into()] {
-            assert!(keys_here.verify(&text, subject(&small)).is_err());
+            assert!(keys_here.verify(&text, subject(&m_bin)).is_err());
         }
         // Another model's, another folder's, another version's.
-        let other_small = sha256_hex(b"other");
         for (other, field) in [
-            (Subject { folder: "maps", ..subject(&small) }, "folder"),
-            (Subject { file_name: "n.bin", ..subject(&small) }, "filename"),
-            (Subject { small_sha256: &other_small, ..subject(&small) }, "small_sha256"),
+            (subject(&model("maps", "m.bin")), "folder"),
+            (subject(&model("models", "n.bin")), "filename"),
+            (Subject { small: SmallHash::of(b"other"), ..subject(&m_bin) }, "small_sha256"),
         ] {
             assert_eq!(keys_here.verify(&text, other), Err(ManifestError::OtherUpload(field)));
         }
-        let shorter = Subject { small_length: 3071, ..subject(&small) };
+        let shorter = Subject { small_length: 3071, ..subject(&m_bin) };
         assert_eq!(keys_here.verify(&text, shorter), Err(ManifestError::Malformed("big_length")));
     }
 
     #[test]
     fn a_payload_that_contradicts_itself_is_refused_although_it_is_signed() {
-        let (keys, manifest, small) = (keys("salt", None, None).unwrap(), manifest(), small());
+        let (keys, manifest, model) = (keys("salt", None, None).unwrap(), manifest(), model("models", "m.bin"));
         let sign = |change: &dyn Fn(&mut Payload)| {
-            let mut payload = Payload::new(subject(&small), &manifest);
+            let mut payload = Payload::new(subject(&model), &manifest);
             change(&mut payload);
             keys.installation.authenticate(claims(payload)).unwrap()
         };
@@ -332,7 +332,7 @@ mod tests {
             ("sha256", &|payload| payload.sha256.replace_range(..1, "=")),
         ];
         for (field, change) in changes {
-            let refused = keys.verify(&sign(change), subject(&small));
+            let refused = keys.verify(&sign(change), subject(&model));
             assert_eq!(refused, Err(ManifestError::Malformed(field)));
         }
         // Lengths that fit each other ask for no memory that the text does not fill.
@@ -341,13 +341,13 @@ mod tests {
             payload.big_length = (1 << 38) + 16 - 3072;
             payload.chunk = super::super::chunk_size(payload.big_length);
         });
-        assert_eq!(keys.verify(&huge, subject(&small)), Err(ManifestError::Malformed("sha256")));
+        assert_eq!(keys.verify(&huge, subject(&model)), Err(ManifestError::Malformed("sha256")));
         let text = keys.installation.authenticate(JWTClaims {
             expires_at: Some(UnixTimeStamp::from_secs(5)),
             issuer: Some("somebody".into()),
-            ..claims(Payload::new(subject(&small), &manifest))
+            ..claims(Payload::new(subject(&model), &manifest))
         });
-        assert_eq!(keys.verify(&text.unwrap(), subject(&small)), Ok(manifest.clone()), "other claims are ignored");
+        assert_eq!(keys.verify(&text.unwrap(), subject(&model)), Ok(manifest.clone()), "other claims are ignored");
     }
 
     #[test]
@@ -360,32 +360,32 @@ mod tests {
         let both = dir.path().join("both.pem");
         let read = |path: &Path| fs::read_to_string(path).unwrap();
         fs::write(&both, format!("# old and new\n{}\n{}", read(&pairs[0].public), read(&pairs[1].public))).unwrap();
-        let (manifest, small) = (manifest(), small());
+        let (manifest, model) = (manifest(), model("models", "m.bin"));
         let reader = keys("salt", None, Some(&both)).unwrap();
         assert!(reader.are_required());
         let signed =
-            |pair: &Keygen| keys("salt", Some(&pair.private), None).unwrap().sign(subject(&small), &manifest).unwrap();
+            |pair: &Keygen| keys("salt", Some(&pair.private), None).unwrap().sign(subject(&model), &manifest).unwrap();
         for pair in &pairs[..2] {
-            assert_eq!(reader.verify(&signed(pair), subject(&small)), Ok(manifest.clone()));
+            assert_eq!(reader.verify(&signed(pair), subject(&model)), Ok(manifest.clone()));
         }
-        assert_eq!(reader.verify(&signed(&pairs[2]), subject(&small)), Err(ManifestError::Untrusted));
+        assert_eq!(reader.verify(&signed(&pairs[2]), subject(&model)), Err(ManifestError::Untrusted));
         let text = signed(&pairs[0]);
         let (first, second) = text.trim_end().split_once('\n').unwrap();
-        assert_eq!(reader.verify(first, subject(&small)), Err(ManifestError::Unsigned));
-        assert!(reader.verify(second, subject(&small)).is_err());
-        assert_eq!(reader.verify(&format!("{first}\n{first}"), subject(&small)), Err(ManifestError::Untrusted));
+        assert_eq!(reader.verify(first, subject(&model)), Err(ManifestError::Unsigned));
+        assert!(reader.verify(second, subject(&model)).is_err());
+        assert_eq!(reader.verify(&format!("{first}\n{first}"), subject(&model)), Err(ManifestError::Untrusted));
         // Who does not ask for line two does not read it.
-        assert!(keys("salt", None, None).unwrap().verify(&format!("{first}\nanything"), subject(&small)).is_ok());
+        assert!(keys("salt", None, None).unwrap().verify(&format!("{first}\nanything"), subject(&model)).is_ok());
     }
 
     #[test]
     fn the_manifest_that_a_box_makes_is_no_uploaders() {
-        let (keys, manifest, small) = (keys("salt", None, None).unwrap(), manifest(), small());
-        let own = keys.sign_own(subject(&small), &manifest).unwrap();
-        assert_eq!(keys.verify_own(&own, subject(&small)), Ok(manifest.clone()));
-        assert_eq!(keys.verify(&own, subject(&small)), Err(ManifestError::Forged));
-        let real = keys.sign(subject(&small), &manifest).unwrap();
-        assert_eq!(keys.verify_own(&real, subject(&small)), Err(ManifestError::Forged));
+        let (keys, manifest, model) = (keys("salt", None, None).unwrap(), manifest(), model("models", "m.bin"));
+        let own = keys.sign_own(subject(&model), &manifest).unwrap();
+        assert_eq!(keys.verify_own(&own, subject(&model)), Ok(manifest.clone()));
+        assert_eq!(keys.verify(&own, subject(&model)), Err(ManifestError::Forged));
+        let real = keys.sign(subject(&model), &manifest).unwrap();
+        assert_eq!(keys.verify_own(&real, subject(&model)), Err(ManifestError::Forged));
     }
 
     #[test]

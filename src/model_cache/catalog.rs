@@ -1,10 +1,14 @@
-//! What is in the cache, in memory, for those who must not wait for a disk.
+//! The list of cached models, in memory, for `/status` and others that must not wait for a disk.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use serde::Serialize;
+
+use crate::threads::lock;
 
 /// How many models are listed.
 const LISTED: usize = 100;
@@ -38,16 +42,16 @@ pub(super) struct Catalog(Mutex<BTreeMap<PathBuf, u64>>);
 impl Catalog {
     /// The big part at `big` is there now, and whole.
     pub(super) fn insert(&self, big: &Path, bytes: u64) {
-        self.lock().insert(big.to_owned(), bytes);
+        lock(&self.0).insert(big.to_owned(), bytes);
     }
 
     /// The big part at `big` is gone.
     pub(super) fn remove(&self, big: &Path) {
-        self.lock().remove(big);
+        lock(&self.0).remove(big);
     }
 
     pub(super) fn summary(&self) -> CacheSummary {
-        let entries = self.lock();
+        let entries = lock(&self.0);
         let models = entries.iter().take(LISTED).filter_map(|(big, bytes)| {
             let text = |part: Option<&std::ffi::OsStr>| Some(part?.to_str()?.to_owned());
             let (folder, name) = (text(big.parent()?.file_name())?, text(big.file_stem())?);
@@ -56,9 +60,49 @@ impl Catalog {
         CacheSummary { bytes: entries.values().sum(), files: entries.len(), models: models.collect() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Lists the big parts under `root` and removes unfinished files. What cannot be read does not keep the rest from use.
+    pub(super) fn take_stock(&self, root: &Path) -> io::Result<()> {
+        for folder in fs::read_dir(root)?.flatten() {
+            let folder = folder.path();
+            let result = if folder.is_dir() { self.take_stock_of(&folder) } else { remove_temporary(&folder) };
+            if let Err(error) = result {
+                log::warn!("{} in the model cache is left alone: {error}", folder.display());
+            }
+        }
+        Ok(())
     }
+
+    fn take_stock_of(&self, folder: &Path) -> io::Result<()> {
+        for file in fs::read_dir(folder)?.flatten() {
+            let file = file.path();
+            let name = file.to_string_lossy();
+            let exists = |name: &str, suffix: &str| Path::new(&format!("{name}{suffix}")).exists();
+            let unfinished = match name.rsplit_once(".big") {
+                Some((_, ".json.tmp" | ".small.json.tmp" | ".part.json.tmp" | ".part.source.json.tmp")) => true,
+                // A download can be resumed only if all three of its files are there.
+                Some((big, ".part" | ".part.json" | ".part.source.json")) => {
+                    !["", ".json", ".source.json"].iter().all(|suffix| exists(big, &format!(".big.part{suffix}")))
+                }
+                _ => false,
+            };
+            let result = if unfinished {
+                fs::remove_file(&file)
+            } else if name.ends_with(".big") && exists(&name, ".json") {
+                fs::metadata(&file).map(|metadata| self.insert(&file, metadata.len()))
+            } else {
+                Ok(())
+            };
+            if let Err(error) = result {
+                log::warn!("{name} in the model cache is left alone: {error}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes the record of an unlock that was being written.
+fn remove_temporary(file: &Path) -> io::Result<()> {
+    if file.extension().is_some_and(|extension| extension == "tmp") { fs::remove_file(file) } else { Ok(()) }
 }
 
 #[cfg(test)]

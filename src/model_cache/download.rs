@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -19,7 +19,7 @@ use crate::constants::CHUNK;
 use crate::manifest::ChunkHash;
 use crate::security::{HashMismatch, Hasher};
 use crate::storage::{DiskSync, rename_durably};
-use crate::threads;
+use crate::threads::{self, lock};
 
 /// The bitmap of a part file is brought up to date so often: what came before is not lost to a power cut.
 const DURABLE_EVERY: Duration = Duration::from_secs(1);
@@ -204,7 +204,7 @@ impl Download {
             return Ok(None);
         }
         if is_new {
-            let mut whole = version.whole.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut whole = lock(&version.whole);
             whole.1.update(&bytes);
             whole.0 = index + 1;
             let (seen, last) = (whole.1.clone(), index + 1 == version.count());
@@ -231,7 +231,7 @@ impl Download {
 impl Version {
     /// Whether an old upload has the hash that the CDN recorded for it, if any.
     pub(super) fn has_whole_hash(&self, seen: Hasher) -> bool {
-        let expected = self.record.old.as_ref().and_then(|old| old.sha256.as_deref());
+        let expected = self.record.old.as_ref().and_then(|old| old.sha256);
         expected.is_none_or(|expected| seen.finish() == expected)
     }
 }
@@ -321,7 +321,7 @@ fn make_durable(version: &Version, stored: &[bool]) -> io::Result<()> {
     let source = entry.part_source();
     // The data have room, the records have none: only a later start would have needed them.
     let written = if source.exists() { Ok(()) } else { version.record.write(&source) };
-    let record = PartRecord::new(&version.record.small_sha256, stored);
+    let record = PartRecord::new(version.record.small_sha256, stored);
     if let Err(error) = written.and_then(|()| record.write(&entry.part_record())) {
         log::warn!("the download cannot be resumed after a power cut, {}: {error}", source.display());
     }

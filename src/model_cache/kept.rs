@@ -8,16 +8,18 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
 use serde::{Deserialize, Serialize};
 
 use super::clock::{MonotonicClock, Reading};
+use super::entry::{Entry, SMALL_SUFFIX, record_of};
 use super::record::Record;
-use super::{Entry, KEPT_SUFFIX, record_of};
+use crate::security::SmallHash;
 use crate::storage::{read_document, write_document};
+use crate::threads::lock;
 
 /// The clock's record in the cache's root. No folder can have this name.
 const CLOCK_RECORD: &str = ".clock.json";
@@ -39,6 +41,8 @@ pub enum Refusal {
     DoesNotOpen,
     /// The wall clock is before a time that it has shown already.
     ClockSetBack,
+    /// The cached version has no manifest, and this is why it needs one.
+    NoManifest(&'static str),
     /// The clock's record cannot be kept up to date, so no age can be trusted.
     Storage(io::Error),
 }
@@ -52,6 +56,7 @@ impl fmt::Display for Refusal {
                 "what is kept does not open with this email, password and hardware, or its model is not in the cache",
             ),
             Self::ClockSetBack => f.write_str("the clock of this box was set back; set it right"),
+            Self::NoManifest(reason) => write!(f, "the cached version has no manifest, and {reason}"),
             Self::Storage(error) => write!(f, "the time cannot be recorded in MODEL_CACHE_DIR: {error}"),
         }
     }
@@ -105,7 +110,7 @@ impl KeptParts {
         if !self.is_on() || encrypted.len() > MAX_KEPT {
             return;
         }
-        let path = entry.kept();
+        let path = entry.small();
         let kept = self.time_of_contact().and_then(|now| {
             let is_young = |kept: &Kept| now.checked_sub(kept.fetched).is_some_and(|age| age < self.limit / 100);
             let old = read_document::<Kept>(&path).filter(is_young).and_then(|kept| kept.bytes());
@@ -126,7 +131,7 @@ impl KeptParts {
     /// See [`Refusal`].
     pub fn find(&self, entry: &Entry) -> Result<Vec<u8>, Refusal> {
         self.remove_expired()?;
-        read_document::<Kept>(&entry.kept()).and_then(|kept| kept.bytes()).ok_or(Refusal::NothingKept)
+        read_document::<Kept>(&entry.small()).and_then(|kept| kept.bytes()).ok_or(Refusal::NothingKept)
     }
 
     /// Whether anything in force is opened by `hash`, which decrypts a small part and hashes it: to the hash that the
@@ -134,7 +139,7 @@ impl KeptParts {
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub fn prove(&self, hash: impl Fn(&[u8]) -> Option<String>) -> Result<(), Refusal> {
+    pub fn prove(&self, hash: impl Fn(&[u8]) -> Option<SmallHash>) -> Result<(), Refusal> {
         self.remove_expired()?;
         let paths = self.paths();
         if paths.is_empty() {
@@ -144,7 +149,7 @@ impl KeptParts {
     }
 
     /// Removes what `hash` opens: the Resource API no longer knows whose it is.
-    pub fn revoke(&self, hash: impl Fn(&[u8]) -> Option<String>) {
+    pub fn revoke(&self, hash: impl Fn(&[u8]) -> Option<SmallHash>) {
         for path in self.paths().iter().filter(|path| opens(path, &hash)) {
             remove(path);
         }
@@ -152,7 +157,7 @@ impl KeptParts {
 
     /// Removes the small part of a model.
     pub fn forget(&self, entry: &Entry) {
-        remove(&entry.kept());
+        remove(&entry.small());
     }
 
     /// Removes what was kept for longer than the limit.
@@ -172,7 +177,7 @@ impl KeptParts {
 
     /// The time now that the Resource API has answered.
     fn time_of_contact(&self) -> io::Result<u64> {
-        let _turn = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.clock);
         let reading = Reading::now();
         let before = read_document::<MonotonicClock>(&self.clock_record());
         let mut clock = before.clone().unwrap_or_else(|| {
@@ -190,7 +195,7 @@ impl KeptParts {
         if !self.is_on() {
             return Err(Refusal::Off);
         }
-        let _turn = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.clock);
         let reading = Reading::now();
         let Some(before) = read_document::<MonotonicClock>(&self.clock_record()) else {
             self.remove_all();
@@ -218,7 +223,7 @@ impl KeptParts {
     fn paths(&self) -> Vec<PathBuf> {
         let entries =
             |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-        let suffix = format!(".big{KEPT_SUFFIX}");
+        let suffix = format!(".big{SMALL_SUFFIX}");
         entries(&self.root)
             .flat_map(|folder| entries(&folder).collect::<Vec<_>>())
             .filter(|path| path.to_string_lossy().ends_with(&suffix))
@@ -231,9 +236,9 @@ impl KeptParts {
 }
 
 /// Whether `hash` gives the hash of the very small part that the model's cached big part belongs to.
-fn opens(path: &Path, hash: &impl Fn(&[u8]) -> Option<String>) -> bool {
+fn opens(path: &Path, hash: &impl Fn(&[u8]) -> Option<SmallHash>) -> bool {
     let of_big = |path: &Path| {
-        let big = path.to_str()?.strip_suffix(KEPT_SUFFIX)?;
+        let big = path.to_str()?.strip_suffix(SMALL_SUFFIX)?;
         Record::read(&record_of(Path::new(big)))
     };
     let bytes = read_document::<Kept>(path).and_then(|kept| kept.bytes());

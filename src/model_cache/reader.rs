@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -15,7 +15,7 @@ use super::download::ChunkStream;
 use super::version::{Chunk, Demand, Version};
 use crate::manifest::ChunkHash;
 use crate::security::{HashMismatch, Hasher};
-use crate::threads;
+use crate::threads::{self, lock};
 
 /// How many chunks are hashed ahead of the one that is given out.
 const AHEAD: usize = 2;
@@ -174,7 +174,7 @@ impl ChunkReader {
         }
         // An old upload: nothing is known of its chunks, but perhaps of the whole.
         if self.whole.is_none() {
-            self.whole = Some(version.whole.lock().unwrap_or_else(PoisonError::into_inner).clone());
+            self.whole = Some(lock(&version.whole).clone());
         }
         let Some((seen, hasher)) = &mut self.whole else { return Ok(()) };
         if *seen != index {

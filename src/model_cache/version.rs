@@ -3,18 +3,18 @@
 //! Every load that runs at the same time shares it. A chunk counts as stored when it was proven on its way into the file. That is
 //! a hint and no more: storage decays, so whoever reads a chunk back proves it again, and one that does not fit is fetched again.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::Entry;
 use super::download;
+use super::entry::Entry;
 use super::reader::ChunkReader;
 use super::record::{OldObject, PartRecord, Record};
 use crate::cancellation::Cancellation;
@@ -22,7 +22,8 @@ use crate::cdn_manager::BigObject;
 use crate::manifest::{ChunkHash, ChunkHashes, Manifest, ManifestKeys, Subject, chunk_size};
 use crate::metrics::{self, Stage};
 use crate::metrics::{REPORT_EVERY, report_transfer};
-use crate::security::Hasher;
+use crate::security::{Hasher, SmallHash};
+use crate::threads::lock;
 
 /// How often a reader that waits looks whether its client has gone.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -58,6 +59,9 @@ impl Evidence {
     }
 }
 
+/// The versions of one model that are being read.
+pub(super) type Versions = Vec<Weak<Version>>;
+
 /// See the module.
 pub struct Version {
     pub(super) entry: Entry,
@@ -76,6 +80,8 @@ pub struct Version {
     pub(super) whole: Mutex<(usize, Hasher)>,
     /// Somebody has been told that chunks cannot be written.
     warned: AtomicBool,
+    /// Keeps the lock on the model's versions alive.
+    _siblings: Arc<Mutex<Versions>>,
 }
 
 /// What is known of a version.
@@ -168,7 +174,14 @@ pub(super) enum Chunk {
 
 impl Version {
     /// A version of which so much is known, in these files.
-    pub(super) fn new(entry: Entry, known: Known, files: Files, remote: Remote, keys: Arc<ManifestKeys>) -> Self {
+    pub(super) fn new(
+        entry: Entry,
+        known: Known,
+        files: Files,
+        remote: Remote,
+        keys: Arc<ManifestKeys>,
+        siblings: Arc<Mutex<Versions>>,
+    ) -> Self {
         let Known { record, manifest, small_length } = known;
         let Files { file, place, stored } = files;
         let (length, plain_length) = match (&manifest, &record.old) {
@@ -176,15 +189,12 @@ impl Version {
             (None, Some(old)) => (old.length, old.plain_length),
             (None, None) => (0, 0),
         };
-        let object = {
-            let (folder, file_name) = entry.names();
-            let proven = BigObject { length, ..BigObject::proven(&folder, &file_name, &record.small_sha256) };
-            match record.old.clone() {
-                Some(OldObject { key, etag, sha256, small_sha256, .. }) => {
-                    BigObject { key, etag, sha256, small_sha256, ..proven }
-                }
-                None => proven,
+        let proven = BigObject::proven(&entry.model, record.small_sha256, length);
+        let object = match record.old.clone() {
+            Some(OldObject { key, etag, sha256, small_sha256: small, .. }) => {
+                BigObject { key, etag, sha256, small, ..proven }
             }
+            None => proven,
         };
         let chunk = chunk_size(length);
         let count = length.div_ceil(chunk) as usize;
@@ -215,6 +225,7 @@ impl Version {
             changed: Condvar::new(),
             whole: Mutex::default(),
             warned: AtomicBool::new(false),
+            _siblings: siblings,
         }
     }
 
@@ -223,7 +234,7 @@ impl Version {
     pub(super) fn resume(&self, part: &PartRecord) {
         let mut stored = part.stored(self.count());
         if self.is_old() {
-            let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut whole = lock(&self.whole);
             let (mut hashes, mut bytes) = (Vec::new(), Vec::new());
             while stored.get(hashes.len()) == Some(&true) && self.read_stored(hashes.len(), &mut bytes) {
                 hashes.push(Sha256::digest(&bytes).into());
@@ -246,8 +257,8 @@ impl Version {
     }
 
     /// Whether it belongs to the small part with this hash.
-    pub(super) fn is_of(&self, small_sha256: &str) -> bool {
-        self.record.small_sha256 == small_sha256
+    pub(super) fn is_of(&self, small: SmallHash) -> bool {
+        self.record.small_sha256 == small
     }
 
     /// Whether its file is where it is looked for. A load that comes when it is not tries to cache the model anew.
@@ -310,11 +321,11 @@ impl Version {
 
     /// The way to the CDN for whatever is still missing: the latest load's login is the best.
     pub(super) fn set_remote(&self, remote: Remote) {
-        *self.remote.lock().unwrap_or_else(PoisonError::into_inner) = remote;
+        *lock(&self.remote) = remote;
     }
 
     pub(super) fn remote(&self) -> Remote {
-        self.remote.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.remote).clone()
     }
 
     /// Says in the log now and then how far a download is, over all its connections.
@@ -338,7 +349,7 @@ impl Version {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(super) fn notify(&self) {
@@ -447,9 +458,8 @@ impl Version {
     pub(super) fn complete_record(&self) -> io::Result<Record> {
         let Some(_) = &self.record.old else { return Ok(self.record.clone()) };
         let hashes = self.state().hashes.clone();
-        let (folder, file_name) = self.entry.names();
-        let small_sha256 = self.record.small_sha256.as_str();
-        let subject = Subject { folder: &folder, file_name: &file_name, small_sha256, small_length: self.small_length };
+        let (model, small) = (&self.entry.model, self.record.small_sha256);
+        let subject = Subject { model, small, small_length: self.small_length };
         let chunks = ChunkHashes { length: self.length, chunk: self.chunk, hashes };
         let manifest = Manifest { chunks, plain_length: self.plain_length };
         Ok(Record { manifest: Some(self.keys.sign_own(subject, &manifest)?), ..self.record.clone() })
@@ -458,18 +468,5 @@ impl Version {
     /// Waits while the file is getting its name.
     pub(super) fn wait_until_named(&self) {
         drop(self.changed.wait_while(self.state(), |state| state.finishing));
-    }
-}
-
-impl Entry {
-    /// Removes a download that has not ended. Its bitmap goes first: without it the rest is worth nothing.
-    pub(super) fn discard_part(&self) {
-        for path in [self.part_record(), self.part_source(), self.part()] {
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                log::warn!("{} cannot be removed: {error}", path.display());
-            }
-        }
     }
 }

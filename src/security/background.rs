@@ -106,7 +106,7 @@ impl<H: Absorb> Worker<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::security::{Hasher, sha256_hex};
+    use crate::security::{Hasher, Sha256Hash};
 
     #[test]
     fn the_hash_is_the_same_with_and_without_the_thread() {
@@ -117,7 +117,7 @@ mod tests {
                 for part in bytes.chunks(portion.min(size.max(1))) {
                     hasher.update(part);
                 }
-                assert_eq!(hasher.into_hasher().finish(), sha256_hex(&bytes), "size {size}, portions of {portion}");
+                assert_eq!(hasher.into_hasher().finish(), Sha256Hash::of(&bytes), "size {size}, portions of {portion}");
             }
         }
     }
@@ -129,6 +129,6 @@ mod tests {
         hasher.update(&bytes[..1000]);
         let mut hasher = BackgroundHasher::new(hasher);
         bytes[1000..].chunks(CHUNK).for_each(|part| hasher.update(part));
-        assert_eq!(hasher.into_hasher().finish(), sha256_hex(&bytes));
+        assert_eq!(hasher.into_hasher().finish(), Sha256Hash::of(&bytes));
     }
 }

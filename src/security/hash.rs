@@ -1,4 +1,4 @@
-//! SHA-256 of bytes that pass by.
+//! SHA-256: of bytes in memory, of a file, and of a stream on its way to a sink.
 
 use std::fmt;
 use std::fs::File;
@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Absorb, BackgroundHasher};
@@ -38,9 +39,9 @@ impl Hasher {
         Ok(hasher)
     }
 
-    /// The hash of all bytes added, in lower-case hex.
-    pub fn finish(self) -> String {
-        hex(&self.0.finalize())
+    /// The hash of all bytes added.
+    pub fn finish(self) -> Sha256Hash {
+        Sha256Hash(self.0.finalize().into())
     }
 }
 
@@ -60,9 +61,85 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether `text` is a SHA-256 in lower-case hex.
-pub fn is_sha256_hex(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+/// A SHA-256. Its text form is lower-case hex.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Sha256Hash([u8; 32]);
+
+impl Sha256Hash {
+    /// The hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// Reads the text form.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let digits: &[u8; 64] = text.as_bytes().try_into().ok()?;
+        let mut hash = [0; 32];
+        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Some(Self(hash))
+    }
+}
+
+impl fmt::Display for Sha256Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Sha256Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Sha256Hash> for String {
+    fn from(hash: Sha256Hash) -> Self {
+        hash.to_string()
+    }
+}
+
+impl TryFrom<String> for Sha256Hash {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("not a SHA-256 in lower-case hex")
+    }
+}
+
+/// The SHA-256 of a small part, which identifies one version of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SmallHash(Sha256Hash);
+
+impl SmallHash {
+    /// The hash of a small part.
+    pub fn of(small: &[u8]) -> Self {
+        Self(Sha256Hash::of(small))
+    }
+
+    /// Reads the text form.
+    pub fn parse(text: &str) -> Option<Self> {
+        Sha256Hash::parse(text).map(Self)
+    }
+
+    /// The beginning of the hash, which names the version's generation in the CDN.
+    pub fn generation(&self) -> String {
+        hex(&self.0.0[..8])
+    }
+}
+
+impl fmt::Display for SmallHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// An old upload does not have the hash that the CDN recorded for it. As an [`io::Error`] it has the kind `InvalidData`.
@@ -107,5 +184,22 @@ impl<W: Write, H: Absorb> Write for HashWriter<W, H> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.sink.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_read_back_from_its_text_and_nothing_else_is_one() {
+        let hash = SmallHash::of(b"small");
+        let text = hash.to_string();
+        assert_eq!((SmallHash::parse(&text), hash.generation()), (Some(hash), text[..16].to_owned()));
+        assert_eq!(serde_json::to_string(&hash).unwrap(), format!("\"{text}\""));
+        for bad in ["", &text[1..], &text.to_ascii_uppercase(), &"g".repeat(64), &format!("{text}0")] {
+            assert_eq!(SmallHash::parse(bad), None, "{bad:?}");
+            assert!(serde_json::from_str::<SmallHash>(&format!("\"{bad}\"")).is_err());
+        }
     }
 }

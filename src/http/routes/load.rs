@@ -3,11 +3,11 @@
 use serde::Deserialize;
 
 use super::folder_in_query;
-use crate::api_client::{ByteRange, LoadError, Wanted};
+use crate::api_client::{ByteRange, LoadError, RangeRequest};
 use crate::constants::DEFAULT_FOLDER;
 use crate::http::json::{admit_json, read_json};
 use crate::http::{Exchange, Reply, Service};
-use crate::names::{FileName, Folder, NameError};
+use crate::names::{ModelName, NameError};
 
 /// The body's file name counts; the path's is used where it has none.
 #[derive(Deserialize)]
@@ -23,9 +23,8 @@ impl Request {
         Self { filename: None, folder: folder_in_query(url).map(str::to_owned) }
     }
 
-    fn names(self, path_name: String) -> Result<(Folder, FileName), NameError> {
-        let folder = Folder::new(self.folder.unwrap_or_else(|| DEFAULT_FOLDER.to_owned()))?;
-        Ok((folder, FileName::new(self.filename.unwrap_or(path_name))?))
+    fn model(self, path_name: String) -> Result<ModelName, NameError> {
+        ModelName::new(self.folder.unwrap_or_else(|| DEFAULT_FOLDER.to_owned()), self.filename.unwrap_or(path_name))
     }
 }
 
@@ -44,21 +43,21 @@ pub(in crate::http) fn load(service: &Service, exchange: &mut Exchange, path_nam
         Some(Ok(request)) => request,
         Some(Err(reply)) => return reply,
     };
-    let (folder, file_name) = match request.names(path_name) {
-        Ok(names) => names,
+    let model = match request.model(path_name) {
+        Ok(model) => model,
         Err(error) => return Reply::error(422, error),
     };
-    let wanted = Wanted {
+    let request = RangeRequest {
         range: exchange.header("range").and_then(ByteRange::parse),
         if_tag: exchange.header("if-range").map(str::to_owned),
     };
-    match service.client.load(&folder, &file_name, &wanted) {
+    match service.client.load(&model, &request) {
         Ok(plaintext) => Reply::model(plaintext),
         Err(error @ LoadError::NoSuchRange { length }) => Reply::error(416, error)
             .with_header("Accept-Ranges", "bytes")
             .with_header("Content-Range", format!("bytes */{length}")),
         Err(error) => {
-            log::warn!("{}/{} was not loaded: {error}", &*folder, &*file_name);
+            log::warn!("{model} was not loaded: {error}");
             Reply::error(500, error)
         }
     }

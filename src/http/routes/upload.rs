@@ -10,7 +10,7 @@ use crate::http::multipart::{Multipart, MultipartError, boundary};
 use crate::http::{Exchange, Reply, Service};
 use crate::metrics::Stage;
 use crate::metrics::Transfer;
-use crate::names::{FileName, Folder};
+use crate::names::{FileName, Folder, ModelName};
 
 /// The most that a form may have besides its file, in bytes.
 const FORM_OVERHEAD: u64 = 64 * 1024;
@@ -19,11 +19,11 @@ const FORM_OVERHEAD: u64 = 64 * 1024;
 const MAX_FOLDER: u64 = 256;
 
 pub(in crate::http) fn upload(service: &Service, exchange: &mut Exchange, path_name: String) -> Reply {
-    let (upload, folder, file_name) = match receive(service, exchange, path_name) {
+    let (upload, model) = match receive(service, exchange, path_name) {
         Ok(received) => received,
         Err(reply) => return reply,
     };
-    match service.client.publish(upload, &folder, &file_name) {
+    match service.client.publish(upload, &model) {
         Ok(()) => Reply::ok(),
         Err(error) => failed(&error),
     }
@@ -64,8 +64,8 @@ fn receive(
     service: &Service,
     exchange: &mut Exchange,
     path_name: String,
-) -> Result<(ReceivedUpload, Folder, FileName), Reply> {
-    let file_name = FileName::new(path_name).map_err(|error| Reply::error(422, error))?;
+) -> Result<(ReceivedUpload, ModelName), Reply> {
+    let file = FileName::new(path_name).map_err(|error| Reply::error(422, error))?;
     let boundary = boundary(exchange.header("content-type").unwrap_or_default()).unwrap_or_default();
     let limit = service.configuration.max_upload_bytes;
 
@@ -76,14 +76,15 @@ fn receive(
     let bad_name = |error| Reply::error(422, error);
     let in_query = folder_in_query(exchange.target()).map(|text| Folder::new(text.to_owned())).transpose();
     let in_query = in_query.map_err(bad_name)?;
-    let transfer = Transfer::begin(Stage::Receive, &*file_name, 0, exchange.declared_length());
+    let transfer = Transfer::begin(Stage::Receive, &*file, 0, exchange.declared_length());
     let mut form = Multipart::new(exchange, &boundary);
     let (mut upload, mut folder) = (None, None);
     while let Some(part) = form.next_part().map_err(|error| unreadable(&error))? {
         match part.name.as_str() {
             "data" if upload.is_none() => {
-                let place = in_query.as_ref().or(folder.as_ref()).map(|folder| (folder, &file_name));
-                let sink = service.client.begin_upload(place, shortest, longest);
+                let folder = in_query.clone().or(folder.clone());
+                let model = folder.map(|folder| ModelName { folder, file: file.clone() });
+                let sink = service.client.begin_upload(model, shortest, longest);
                 let mut sink = sink.map_err(|error| failed(&error))?;
                 let mut content = (&mut form).take(limit.saturating_add(1));
                 if copy(&mut content, &mut sink, &transfer)? > limit {
@@ -112,7 +113,7 @@ fn receive(
         Some(folder) => folder,
         None => Folder::new(DEFAULT_FOLDER).map_err(bad_name)?,
     };
-    Ok((upload, folder, file_name))
+    Ok((upload, ModelName { folder, file }))
 }
 
 /// Copies, and tells a client that fails (422) from local storage or a CDN that fails (500).

@@ -1,8 +1,32 @@
-//! The `Range` header (RFC 9110, section 14): one range of bytes.
+//! Which bytes of a model a client wants: the headers `Range` and `If-Range` (RFC 9110, sections 13 and 14).
 
 use std::ops::Range;
 
-/// A range as a client asks for it, before the length is known.
+/// What a client wants of a model; by default all of it.
+#[derive(Clone, Debug, Default)]
+pub struct RangeRequest {
+    /// Only this range.
+    pub range: Option<ByteRange>,
+    /// The range only if the model still has this entity tag, otherwise all of it (`If-Range`).
+    pub if_tag: Option<String>,
+}
+
+/// The range begins past the end.
+pub(super) struct NoSuchRange;
+
+impl RangeRequest {
+    /// The requested range of a plaintext with this length and tag; none for all of it.
+    pub(super) fn of(&self, length: u64, tag: &str) -> Result<Option<Range<u64>>, NoSuchRange> {
+        match self.range {
+            Some(range) if self.if_tag.as_ref().is_none_or(|expected| expected == tag) => {
+                range.of(length).map(Some).ok_or(NoSuchRange)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// One range of bytes, before the length is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteRange {
     /// `a-b`, both included, or `a-`.
@@ -12,8 +36,7 @@ pub enum ByteRange {
 }
 
 impl ByteRange {
-    /// Reads a header's value. None for what a server may ignore and this one does: several ranges, other units, and what
-    /// is malformed.
+    /// Reads a header's value. None for what this server ignores, as it may: several ranges, other units, and malformed ones.
     pub fn parse(value: &str) -> Option<Self> {
         let (unit, range) = value.split_once('=')?;
         let (first, last) = range.trim().split_once('-')?;
@@ -30,8 +53,8 @@ impl ByteRange {
         }
     }
 
-    /// The bytes of something `length` long; none if it has none of them.
-    pub fn of(self, length: u64) -> Option<Range<u64>> {
+    /// The range of something `length` bytes long; none if it begins past the end.
+    fn of(self, length: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::From(first, None) => first..length,
             Self::From(first, Some(last)) => first..last.saturating_add(1).min(length),
@@ -41,7 +64,7 @@ impl ByteRange {
     }
 }
 
-/// Digits only. A number beyond all lengths is as good as the largest.
+/// Digits only. A number that is too large for any length is read as the largest.
 fn number(digits: &str) -> Option<u64> {
     let valid = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     valid.then(|| digits.parse().unwrap_or(u64::MAX))

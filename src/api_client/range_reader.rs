@@ -1,45 +1,9 @@
-//! Which bytes of a model's plaintext a client wants, and the reader that gives them.
+//! The reader that cuts a range out of a plaintext.
 
 use std::io::{self, BufRead, Read};
-use std::ops::Range;
 
-use super::byte_range::ByteRange;
-use crate::security::sha256_hex;
-
-/// What a client wants of a model; by default all of it.
-#[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    /// Only this range.
-    pub range: Option<ByteRange>,
-    /// The range only if the model still has this entity tag, else all of it (`If-Range`).
-    pub if_tag: Option<String>,
-}
-
-/// A range that begins behind the end.
-pub(super) struct NoSuchRange;
-
-impl Wanted {
-    /// The bytes to give of a plaintext with this length and tag; none for all of them.
-    pub(super) fn of(&self, length: u64, tag: &str) -> Result<Option<Range<u64>>, NoSuchRange> {
-        match self.range {
-            Some(range) if self.if_tag.as_ref().is_none_or(|expected| expected == tag) => {
-                range.of(length).map(Some).ok_or(NoSuchRange)
-            }
-            _ => Ok(None),
-        }
-    }
-}
-
-/// The strong entity tag of the plaintext whose small part has this hash. Every upload has a random initialization vector at
-/// the beginning of its small part, so no two versions have the same. It is a hash of the hash: clients need not learn
-/// what names the object in the CDN.
-pub(super) fn entity_tag(small_sha256: &str) -> String {
-    let digest = sha256_hex(small_sha256.as_bytes());
-    format!("\"{}\"", &digest[..32])
-}
-
-/// A range of what `source` yields. Its last byte is held back until the source has come to its end without an error, as
-/// all of it is where everything is given out.
+/// A range of what `source` yields. Its last byte is held back until the source has come to its end without an error, so a
+/// source that fails a check at its end never gives out a complete range.
 pub(super) struct RangeReader<R> {
     source: R,
     skip: u64,
@@ -48,7 +12,7 @@ pub(super) struct RangeReader<R> {
 }
 
 impl<R: BufRead> RangeReader<R> {
-    /// Leaves `skip` bytes out and gives the next `length`.
+    /// Skips `skip` bytes and gives out the next `length`.
     pub(super) fn new(source: R, skip: u64, length: u64) -> Self {
         Self { source, skip, left: length, last: None }
     }
@@ -117,10 +81,10 @@ mod tests {
 
     use super::*;
 
-    /// Fails in place of the end.
-    struct Broken<'a>(&'a [u8]);
+    /// Fails instead of ending.
+    struct Failing<'a>(&'a [u8]);
 
-    impl Read for Broken<'_> {
+    impl Read for Failing<'_> {
         fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
             match self.0.read(out)? {
                 0 => Err(io::Error::other("wrong")),
@@ -130,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn gives_the_range_and_its_last_byte_only_after_a_good_end() {
+    fn the_last_byte_of_a_range_waits_for_the_source_to_end_without_an_error() {
         let bytes: Vec<u8> = (0..100).collect();
         for (skip, length) in [(0, 100), (0, 1), (99, 1), (10, 20), (7, 93)] {
             let range = skip as usize..(skip + length) as usize;
@@ -141,7 +105,7 @@ mod tests {
                     .unwrap();
                 assert_eq!(out, bytes[range.clone()]);
                 let mut out = Vec::new();
-                let source = BufReader::with_capacity(capacity, Broken(&bytes));
+                let source = BufReader::with_capacity(capacity, Failing(&bytes));
                 RangeReader::new(source, skip, length).read_to_end(&mut out).unwrap_err();
                 assert_eq!(out, bytes[range.start..range.end - 1]);
             }

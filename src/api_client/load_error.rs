@@ -1,0 +1,77 @@
+//! Why a model could not be loaded.
+
+use std::fmt;
+use std::io;
+
+use super::{ApiError, LoginError};
+use crate::cdn_manager::CdnError;
+use crate::manifest::ManifestError;
+use crate::model_cache::Refusal;
+use crate::security::DecryptError;
+
+/// Why a model could not be loaded.
+#[derive(Debug)]
+pub enum LoadError {
+    /// Nobody has logged in since the start.
+    NotLoggedIn,
+    /// The small part could not be fetched.
+    Small(ApiError),
+    /// The Resource API is away, and the model cannot be loaded offline.
+    Offline(ApiError, Refusal),
+    /// The requested range begins past the end.
+    NoSuchRange {
+        /// Length of the plaintext in bytes.
+        length: u64,
+    },
+    /// The CDN configuration could not be loaded.
+    Config(LoginError),
+    /// The big part could not be fetched.
+    Big(CdnError),
+    /// This box does not accept the manifest of the big part.
+    Manifest(ManifestError),
+    /// The big part has no manifest, and this is why it needs one.
+    NoManifest(&'static str),
+    /// The parts in the Resource API and in the CDN do not belong together.
+    TornPair,
+    /// The parts do not decrypt.
+    Decrypt(DecryptError),
+    /// The cache, or the transfer into it, failed.
+    Io(io::Error),
+}
+
+impl LoadError {
+    /// Whether the parts did not fit each other. An upload may be replacing them, so a second look can find the new pair.
+    pub(super) fn is_worth_a_retry(&self) -> bool {
+        matches!(self, Self::NoManifest(_) | Self::TornPair | Self::Decrypt(_))
+    }
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotLoggedIn => f.write_str("log in first: POST /login with email and password"),
+            Self::Small(ApiError::NotFound(_)) => {
+                f.write_str("the Resource API has no model of this name in this folder; check both")
+            }
+            Self::Small(error) => write!(f, "the small part of the model cannot be fetched: {error}"),
+            Self::Offline(away, refusal) => {
+                write!(f, "the small part of the model cannot be fetched: {away}; offline: {refusal}")
+            }
+            Self::NoSuchRange { length } => write!(f, "the range begins past the model's {length} bytes"),
+            Self::Config(error) => write!(f, "the big part of the model cannot be fetched: {error}"),
+            Self::Big(error) => write!(f, "the big part of the model cannot be fetched: {error}"),
+            Self::Manifest(error) => write!(f, "the manifest of the model {error}"),
+            Self::NoManifest(reason) => write!(
+                f,
+                "the model has no manifest in the CDN, so it cannot be verified, and {reason}; upload the model again"
+            ),
+            Self::TornPair => f.write_str(
+                "the model's parts in the Resource API and in the CDN are of different uploads; upload the model again",
+            ),
+            Self::Decrypt(error) => write!(f, "the model cannot be decrypted: {error} (check RESOURCE_KEY_SALT)"),
+            Self::Io(error) => write!(f, "the model cannot be loaded: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {}
