@@ -1,45 +1,12 @@
-//! The integration tests: one program, a module for each part of the behaviour.
+//! The integration tests: one program, a folder for each subject.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod support;
 mod world;
 
-mod atomic_uploads;
-mod cdn_config;
-mod client_commands;
+mod api;
 mod clients;
-mod command_line;
-mod conformance;
-mod full_disk;
-mod hardware;
-mod hostile;
-mod http_api;
-mod image;
-mod logs;
-mod manifests;
-mod metrics;
-mod offline;
-mod openapi;
-mod page;
-mod pairs;
-mod peer;
-mod power_cuts;
-mod ranges;
+mod images;
+mod models;
+mod operations;
 mod readme;
-mod readme_blocks;
-mod repair;
-mod requests;
-mod resource_api;
-mod resumption;
-mod s3_servers;
-mod security;
-mod server;
-mod site_cache;
-mod soak;
-mod streaming;
-mod systemd;
-mod tls;
-mod transfers;
-mod unlock;
-mod uplink;
-mod vectors;
+mod upstream;

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use crate::support::hex;
-use crate::support::protocol::{self, BLOCK, Salts};
+use crate::world::hex;
+use crate::world::protocol::{self, BLOCK, Salts};
 
 /// Whether a program is there.
 pub fn is_there(program: &str, argument: &str) -> bool {

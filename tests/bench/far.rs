@@ -9,10 +9,10 @@ use crate::http;
 use crate::link::{Link, Properties};
 use crate::plan::{Plan, size};
 use crate::report::Report;
-use crate::support::PatternReader;
-use crate::support::resource_api::ResourceApi;
-use crate::support::service::Service;
-use crate::support::weed::Weed;
+use crate::world::PatternReader;
+use crate::world::resource_api::ResourceApi;
+use crate::world::service::Service;
+use crate::world::weed::Weed;
 
 const NAME: &str = "far.bin";
 

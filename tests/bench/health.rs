@@ -9,13 +9,13 @@ use crate::commands;
 use crate::figure::{Better, Figure, Goal};
 use crate::plan::Plan;
 use crate::report::Report;
-use crate::support::loader_binary;
-use crate::support::peer::Peer;
-use crate::support::process::{Captured, spawn};
-use crate::support::raw::{Stream, exchange};
-use crate::support::resource_api::ResourceApi;
-use crate::support::s3::{Keys, S3};
-use crate::support::tcp::free_port;
+use crate::world::loader_binary;
+use crate::world::peer::Peer;
+use crate::world::process::{Captured, spawn};
+use crate::world::raw::{Stream, exchange};
+use crate::world::resource_api::ResourceApi;
+use crate::world::s3::{Keys, S3};
+use crate::world::tcp::free_port;
 
 /// Connections that ask at once.
 const CONNECTIONS: usize = 4;

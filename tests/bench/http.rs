@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::client::{call, segment};
-use crate::support::multipart::Form;
-use crate::support::raw::{Framing, Head, Stream, request_from};
+use crate::world::client::{call, segment};
+use crate::world::multipart::Form;
+use crate::world::raw::{Framing, Head, Stream, request_from};
 
 /// A single call may take long: the peer at 1 GiB does.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::tcp::{TcpServer, lock};
+use crate::world::tcp::{TcpServer, lock};
 
 /// What a sender may have on its way at first: ten segments (RFC 6928).
 const FIRST_WINDOW: usize = 10 * 1460;

@@ -4,8 +4,8 @@
 //! It prints one table, and writes `bench.json`, `bench.md` and `bench.svg` into Cargo's target directory.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../support/mod.rs"]
-mod support;
+#[path = "../world/mod.rs"]
+mod world;
 
 mod chart;
 mod commands;
@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use plan::Plan;
 use report::Report;
-use support::peer;
+use world::peer;
 
 fn main() -> ExitCode {
     let plan = match Plan::of_arguments(std::env::args().skip(1)) {
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         health::measure(&plan, python, &mut report);
     }
     if plan.includes("transfers") || plan.includes("far") {
-        match support::weed::Weed::start() {
+        match world::weed::Weed::start() {
             Ok(weed) => {
                 if plan.includes("transfers") {
                     transfers::measure(&plan, &weed, python, &mut report);

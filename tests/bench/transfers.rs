@@ -11,12 +11,12 @@ use crate::figure::{Better, Figure, Goal, median};
 use crate::http;
 use crate::plan::{Plan, size};
 use crate::report::{Growth, Report};
-use crate::support::peer::Peer;
-use crate::support::process::{memory_kib, reset_peak};
-use crate::support::resource_api::ResourceApi;
-use crate::support::service::Service;
-use crate::support::weed::Weed;
-use crate::support::{PatternReader, sha256_hex_of};
+use crate::world::peer::Peer;
+use crate::world::process::{memory_kib, reset_peak};
+use crate::world::resource_api::ResourceApi;
+use crate::world::service::Service;
+use crate::world::weed::Weed;
+use crate::world::{PatternReader, sha256_hex_of};
 
 const NAME: &str = "m.bin";
 

@@ -12,14 +12,14 @@ use crate::figure::{Better, Figure, Goal};
 use crate::http;
 use crate::plan::Plan;
 use crate::report::Report;
-use crate::support::client::call;
-use crate::support::docker::{Engine, answering, saved_images};
-use crate::support::hex;
-use crate::support::peer::Peer;
-use crate::support::protocol::{self, BLOCK};
-use crate::support::resource_api::{EMAIL, PASSWORD, ResourceApi};
-use crate::support::s3::{Keys, S3};
-use crate::support::service::Service;
+use crate::world::client::call;
+use crate::world::docker::{Engine, answering, saved_images};
+use crate::world::hex;
+use crate::world::peer::Peer;
+use crate::world::protocol::{self, BLOCK};
+use crate::world::resource_api::{EMAIL, PASSWORD, ResourceApi};
+use crate::world::s3::{Keys, S3};
+use crate::world::service::Service;
 
 const FRAGMENT: &[u8] = b"the key fragment of the benchmark";
 

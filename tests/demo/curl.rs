@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use crate::session::Session;
-use crate::support::client::segment;
-use crate::support::resource_api::{EMAIL, PASSWORD};
+use crate::world::client::segment;
+use crate::world::resource_api::{EMAIL, PASSWORD};
 
 /// The commands, each as it can be pasted into a shell.
 pub fn commands(session: &Session) -> String {

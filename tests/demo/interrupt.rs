@@ -7,7 +7,7 @@ use std::{process, thread};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::support::service::Service;
+use crate::world::service::Service;
 
 /// Whether the demo was asked to end, and whom to tell.
 #[derive(Clone, Default)]

@@ -3,8 +3,8 @@
 //!
 //! `cargo run --example demo -- --help` says how to use it.
 
-#[path = "../support/mod.rs"]
-mod support;
+#[path = "../world/mod.rs"]
+mod world;
 
 mod curl;
 mod interrupt;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use crate::support::{PatternReader, hex};
+use crate::world::{PatternReader, hex};
 
 /// Bytes of test data, without a file.
 const TEST_DATA: u64 = 32 << 20;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::Model;
-use crate::support::resource_api::ResourceApi;
-use crate::support::s3::S3;
-use crate::support::service::Service;
 use crate::table::counted;
+use crate::world::resource_api::ResourceApi;
+use crate::world::s3::S3;
+use crate::world::service::Service;
 
 /// What one demo has. The loader is the first to end.
 pub struct Session {

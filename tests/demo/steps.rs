@@ -9,12 +9,12 @@ use serde_json::json;
 
 use crate::model::HashReader;
 use crate::session::Session;
-use crate::support::client::{self, Start};
-use crate::support::docker;
-use crate::support::protocol;
-use crate::support::raw::Reply;
-use crate::support::resource_api::{EMAIL, PASSWORD};
 use crate::table::Done;
+use crate::world::client::{self, Start};
+use crate::world::docker;
+use crate::world::protocol;
+use crate::world::raw::Reply;
+use crate::world::resource_api::{EMAIL, PASSWORD};
 
 /// How long the loader may take to put a finished download in its place in the cache.
 const CACHED_WITHIN: Duration = Duration::from_secs(30);

@@ -1,0 +1,172 @@
+//! A service under attack beside one that nobody attacks: what the machine does to both is no fault of the service.
+
+use std::io::{self, BufReader, Write};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::world::process::memory_kib;
+use crate::world::raw::{self, Stream};
+use crate::world::service::{Service, ServiceBuilder};
+use crate::world::{eventually, in_ci};
+
+/// `/health` is answered within this, and what the bystander takes at its worst.
+const LIMIT: Duration = Duration::from_millis(100);
+
+/// An answer that takes longer does not come.
+const HANG: Duration = Duration::from_secs(5);
+
+/// When descriptors and threads are back, and how long the machine may take beyond it.
+const SETTLE: Duration = Duration::from_secs(5 + 6);
+
+/// How many descriptors and threads may be others than before.
+const DIFFERENCE: usize = 5;
+
+/// How much more memory there may be at the worst moment.
+const MEMORY_KIB: u64 = 8 * 1024;
+
+/// How long an attack goes on.
+pub fn duration() -> Duration {
+    Duration::from_millis(if in_ci() { 4000 } else { 1500 })
+}
+
+/// One service that is attacked, and one that is not.
+pub struct Scene {
+    pub service: Service,
+    bystander: Service,
+}
+
+/// What a process holds.
+#[derive(Debug)]
+struct Holdings {
+    descriptors: usize,
+    threads: usize,
+    memory: u64,
+}
+
+impl Holdings {
+    fn of(service: &Service) -> Self {
+        let memory = memory_kib(service.pid(), "RssAnon");
+        Self { descriptors: service.descriptors(), threads: service.threads(), memory }
+    }
+}
+
+/// How long `/health` took, of one service.
+#[derive(Default)]
+struct Probes {
+    took: Vec<Duration>,
+    failures: Vec<String>,
+}
+
+impl Probes {
+    /// From a client of its own.
+    fn take(&mut self, service: &Service) {
+        let started = Instant::now();
+        let asked = (|| {
+            let mut stream = Stream::connect(service.address())?;
+            stream.set_timeout(HANG)?;
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+            let reply = raw::read_reply(&mut BufReader::new(stream), "GET")?;
+            if reply.status == 200 { Ok(()) } else { Err(io::Error::other(format!("status {}", reply.status))) }
+        })();
+        self.took.push(started.elapsed());
+        if let Err(error) = asked {
+            self.failures.push(format!("{error} after {:?}", started.elapsed()));
+        }
+    }
+
+    fn slowest(&self) -> Duration {
+        self.took.iter().max().copied().unwrap_or_default()
+    }
+}
+
+impl Scene {
+    /// On TCP and on a Unix socket, with one allocation arena: what glibc keeps for each thread says nothing about the service.
+    pub fn both(configure: impl Fn(ServiceBuilder) -> ServiceBuilder) -> impl Iterator<Item = Self> {
+        [false, true].into_iter().map(move |unix| {
+            let builder = || {
+                let builder = Service::builder().env("MALLOC_ARENA_MAX", "1");
+                if unix { builder.unix() } else { builder }
+            };
+            Self { service: configure(builder()).start(), bystander: builder().start() }
+        })
+    }
+
+    /// Runs an attack to its end. During it `/health` is answered all the time and memory stays small; after it nothing is left.
+    pub fn withstands(&self, what: &str, attack: impl FnOnce(&Service) + Send) {
+        let service = &self.service;
+        // What is made once is made.
+        for path in ["/health", "/status", "/metrics", "/nope"] {
+            service.get(path);
+        }
+        let before = Holdings::of(service);
+        service.reset_hwm();
+        let (mut attacked, mut idle, mut most) = (Probes::default(), Probes::default(), before.memory);
+        let began = Instant::now();
+        thread::scope(|scope| {
+            let attack = scope.spawn(|| attack(service));
+            // Hangs would take very long one after the other.
+            while !attack.is_finished() && attacked.failures.len() < 3 {
+                attacked.take(service);
+                idle.take(&self.bystander);
+                most = most.max(memory_kib(service.pid(), "RssAnon"));
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let whole = began.elapsed();
+        // The peak holds what was not seen between two looks; pages of files in it are the program itself.
+        most = most.max(service.vm_hwm_kib().saturating_sub(memory_kib(service.pid(), "RssFile")));
+        let limit = LIMIT + idle.slowest();
+        let missed = attacked.took.iter().filter(|took| **took > limit).count();
+        let (probes, grown) = (attacked.took.len(), most.saturating_sub(before.memory));
+        let said = format!(
+            "{what}: {probes} probes, {missed} over {limit:?}, slowest {:?} (bystander {:?}), {grown} KiB more",
+            attacked.slowest(),
+            idle.slowest()
+        );
+        println!("{said}");
+        assert!(attacked.failures.is_empty(), "{said}: {:?}", attacked.failures);
+        assert!(idle.failures.is_empty(), "the bystander: {:?}", idle.failures);
+        // The machine may take a break during a probe and not during the bystander's.
+        // Only of the product, alone on the machine, can it be said how long an answer takes: see `.ci/run`.
+        let strict = std::env::var_os("HOSTILE_STRICT").is_some();
+        assert!(!strict || missed <= 1 + probes / 50, "{said}");
+        let silent: Duration = attacked.took.iter().filter(|took| **took > limit).sum();
+        assert!(silent <= LIMIT * 2 || silent <= whole / 4, "silent for {silent:?} of {whole:?}; {said}");
+        assert!(service.is_emulated() || grown <= MEMORY_KIB, "{said}");
+        let started = Instant::now();
+        let mut after = Holdings::of(service);
+        while !(after.descriptors.abs_diff(before.descriptors) <= DIFFERENCE
+            && after.threads.abs_diff(before.threads) <= DIFFERENCE)
+        {
+            assert!(started.elapsed() < SETTLE, "{what} leaves {after:?} where there was {before:?}");
+            thread::sleep(Duration::from_millis(50));
+            after = Holdings::of(service);
+        }
+        assert!(service.is_running());
+        eventually(Duration::from_secs(10), "no handler is busy", || busy_handlers(service) == 0);
+    }
+}
+
+/// Handlers at work.
+pub fn busy_handlers(service: &Service) -> usize {
+    // Where there is no token, nobody looks at this one.
+    let headers = [("Authorization", "Bearer open-sesame")];
+    let document = service.call("GET", "/metrics", &headers, b"").expect("an answer").text();
+    let line = document.lines().find_map(|line| line.strip_prefix("loader_handler_threads_busy "));
+    line.unwrap_or_else(|| panic!("{document}")).parse().unwrap()
+}
+
+/// Runs a client again and again, on so many threads at once, as long as an attack goes on.
+pub fn repeat(clients: usize, client: impl Fn(usize) + Sync) {
+    let until = Instant::now() + duration();
+    thread::scope(|scope| {
+        for number in 0..clients {
+            let client = &client;
+            scope.spawn(move || {
+                while Instant::now() < until {
+                    client(number);
+                }
+            });
+        }
+    });
+}

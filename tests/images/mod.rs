@@ -1,0 +1,3 @@
+//! The archive of container images and its unlock.
+
+mod unlock;

@@ -1,0 +1,452 @@
+//! The unlock, against a real Docker engine.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::world::docker::{Engine, GREETING, encrypted, engine_or_skip, saved_images};
+use crate::world::protocol;
+use crate::world::resource_api::{EMAIL, Fault, PASSWORD, ResourceApi};
+use crate::world::service::{Service, ServiceBuilder};
+
+const FRAGMENT: &[u8] = b"the key fragment of these tests";
+
+/// A tag that no other test has.
+fn unique(name: &str) -> String {
+    format!("loader-test-{name}-{}:1.0", std::process::id())
+}
+
+struct Unlocker {
+    api: ResourceApi,
+    service: Service,
+}
+
+impl Unlocker {
+    fn new(engine: &Engine) -> Self {
+        Self::with(engine, |builder| builder)
+    }
+
+    fn with(engine: &Engine, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
+        let api = ResourceApi::start();
+        api.set_key_fragment(FRAGMENT);
+        let mut builder = Service::builder().api(&api);
+        if let Some(host) = engine.host.clone().or_else(|| std::env::var("DOCKER_HOST").ok()) {
+            builder = builder.env("DOCKER_HOST", host);
+        }
+        Self { service: configure(builder).start(), api }
+    }
+
+    fn archive(&self, encrypted: &[u8]) {
+        std::fs::write(self.service.images_path(), encrypted).unwrap();
+    }
+
+    fn start(&self) -> Value {
+        let reply = self.service.post_json("/unlock", json!({"email": EMAIL, "password": PASSWORD}));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()
+    }
+
+    /// Waits for the end; checks on the way that the status is answered at once and that progress never goes back.
+    fn finish(&self) -> Value {
+        let (mut done, mut took) = (0, Vec::new());
+        let deadline = Instant::now() + Duration::from_secs(240);
+        loop {
+            let started = Instant::now();
+            let status = self.service.get("/unlock/status").json();
+            took.push(started.elapsed());
+            let now = status["progress"]["done"].as_u64().unwrap();
+            assert!(now >= done && now <= status["progress"]["total"].as_u64().unwrap(), "{status}");
+            done = now;
+            if matches!(status["state"].as_str().unwrap(), "ready" | "error") {
+                // The machine itself may take a break now and then.
+                took.sort();
+                let usual = took[took.len() / 2];
+                assert!(usual < Duration::from_millis(50), "the status took {usual:?}");
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{status}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn unlocks(&self) {
+        self.start();
+        let status = self.finish();
+        assert_eq!((&status["state"], &status["error"]), (&json!("ready"), &Value::Null), "{status}");
+    }
+
+    fn fails(&self) -> String {
+        self.start();
+        let status = self.finish();
+        assert_eq!(status["state"], "error", "{status}");
+        self.left_nothing();
+        status["error"].as_str().unwrap().to_owned()
+    }
+
+    /// No child process, and no file but the archive, the logs and the record.
+    fn left_nothing(&self) {
+        let children =
+            std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.service.pid())).unwrap_or_default();
+        assert_eq!(children.trim(), "", "child processes are left");
+        for entry in std::fs::read_dir(self.service.dir()).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(!name.ends_with(".tar"), "{name} is left");
+        }
+    }
+}
+
+fn openssl(tar: &[u8]) -> Vec<u8> {
+    encrypted(tar, FRAGMENT)
+}
+
+fn packed(tar: &[u8]) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("fragment");
+    std::fs::write(&key, FRAGMENT).unwrap();
+    let output = Service::builder().run(&["pack", "--key-file", key.to_str().unwrap()], tar);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn gzipped(tar: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("gzip").arg("-1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let tar = tar.to_vec();
+    let feeder = thread::spawn(move || stdin.write_all(&tar).unwrap());
+    let output = child.wait_with_output().unwrap();
+    feeder.join().unwrap();
+    output.stdout
+}
+
+#[test]
+fn archives_of_every_kind_unlock_and_their_images_run() {
+    let Some(engine) = engine_or_skip("unlock") else { return };
+    let size = if std::env::var_os("CI").is_some() { 600_000_000 } else { 60_000_000 };
+    let unlocker = Unlocker::new(engine);
+    let idle = unlocker.service.vm_rss_kib();
+    for (kind, oci, make) in [
+        ("openssl", false, &openssl as &dyn Fn(&[u8]) -> Vec<u8>),
+        ("pack", false, &packed),
+        ("gzip", false, &|tar: &[u8]| packed(&gzipped(tar))),
+        ("oci", true, &packed),
+    ] {
+        let tag = unique(kind);
+        unlocker.archive(&make(&saved_images(&[&tag], size, oci)));
+        unlocker.service.reset_hwm();
+        unlocker.unlocks();
+        unlocker.service.peaked_at_most(idle, 12 * 1024, kind);
+        let output = engine.run(&tag);
+        engine.remove(&tag);
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout).trim(),
+            GREETING,
+            "{kind}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn the_states_come_in_their_order() {
+    let Some(engine) = engine_or_skip("unlock states") else { return };
+    let unlocker = Unlocker::new(engine);
+    let tag = unique("states");
+    unlocker.archive(&packed(&saved_images(&[&tag], 50_000_000, false)));
+    unlocker.api.fault("/login", Fault::Delay(Duration::from_millis(150)), None);
+    unlocker.api.fault("/binary-split", Fault::Delay(Duration::from_millis(150)), None);
+    let mut seen = vec![unlocker.service.get("/unlock/status").json()["state"].as_str().unwrap().to_owned()];
+    assert_eq!(unlocker.start(), json!({"state": "authenticating"}));
+    while !matches!(seen.last().unwrap().as_str(), "ready" | "error") {
+        let state = unlocker.service.get("/unlock/status").json()["state"].as_str().unwrap().to_owned();
+        if *seen.last().unwrap() != state {
+            seen.push(state);
+        }
+    }
+    engine.remove(&tag);
+    let all = ["idle", "authenticating", "downloading_key", "decrypting", "loading_images", "ready"];
+    let order: Vec<_> = seen.iter().map(|state| all.iter().position(|name| name == state).unwrap()).collect();
+    assert!(
+        order.is_sorted() && order.contains(&1) && order.contains(&2) && order.contains(&4) && order.ends_with(&[5]),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_restart_is_ready_at_once_while_the_images_are_there() {
+    let Some(engine) = engine_or_skip("unlock record") else { return };
+    let unlocker = Unlocker::new(engine);
+    let (tag, other) = (unique("record-a"), unique("record-b"));
+    let archive = packed(&saved_images(&[&tag, &other], 1_000_000, false));
+    unlocker.archive(&archive);
+    unlocker.unlocks();
+    unlocker.service.restart();
+    unlocker.api.clear_requests();
+    assert_eq!(unlocker.start(), json!({"state": "ready"}));
+    assert!(unlocker.api.requests().is_empty());
+    // An image is gone.
+    engine.remove(&other);
+    assert_eq!(unlocker.start(), json!({"state": "authenticating"}));
+    assert_eq!(unlocker.finish()["state"], "ready");
+    assert!(engine.has(&other));
+    // The archive is another one.
+    unlocker.archive(&archive);
+    assert_eq!(unlocker.start(), json!({"state": "authenticating"}));
+    assert_eq!(unlocker.finish()["state"], "ready");
+    engine.remove(&tag);
+    engine.remove(&other);
+}
+
+#[test]
+fn api_version_must_be_a_tag_of_the_archive() {
+    let Some(engine) = engine_or_skip("unlock version") else { return };
+    let tag = unique("version");
+    let archive = packed(&saved_images(&[&tag], 1_000_000, false));
+    let unlocker = Unlocker::with(engine, |builder| builder.env("API_VERSION", "2.0"));
+    unlocker.archive(&archive);
+    let error = unlocker.fails();
+    assert!(error.contains("API_VERSION is 2.0") && error.contains(&tag), "{error}");
+    assert!(!engine.has(&tag), "it was loaded before its version was known");
+    let unlocker = Unlocker::with(engine, |builder| builder.env("API_VERSION", "1.0"));
+    unlocker.archive(&archive);
+    unlocker.unlocks();
+    engine.remove(&tag);
+}
+
+#[test]
+fn every_failure_says_which_and_leaves_nothing_and_a_good_unlock_follows() {
+    let Some(engine) = engine_or_skip("unlock failures") else { return };
+    let unlocker = Unlocker::new(engine);
+    let tag = unique("failures");
+    let whole = packed(&saved_images(&[&tag], 20_000_000, false));
+    let length = whole.len();
+    unlocker.archive(&whole);
+
+    let reply = unlocker.service.post_json("/unlock", json!({"email": EMAIL, "password": "wrong-horse"}));
+    assert_eq!(reply.status, 200);
+    let error = unlocker.finish()["error"].as_str().unwrap().to_owned();
+    assert!(
+        error.contains("login failed") && error.contains("Passwords do not match") && !error.contains("wrong-horse"),
+        "{error}"
+    );
+
+    unlocker.api.fault("/binary-split", Fault::Status(500, String::new()), None);
+    assert!(unlocker.fails().contains("key fragment cannot be fetched"));
+    unlocker.api.clear_faults();
+
+    unlocker.api.set_key_fragment(b"of another archive");
+    assert!(unlocker.fails().contains("the key fragment does not fit"));
+    unlocker.api.set_key_fragment(FRAGMENT);
+
+    for cut in [1, 100, length / 2, length - 16, length - 1] {
+        unlocker.archive(&whole[..cut]);
+        let error = unlocker.fails();
+        assert!(error.contains("truncated") && error.contains(&cut.to_string()), "cut at {cut}: {error}");
+        assert!(!engine.has(&tag));
+    }
+
+    let mut flipped = whole.clone();
+    flipped[length / 2 / 16 * 16] ^= 0xff;
+    unlocker.archive(&flipped);
+    let error = unlocker.fails();
+    assert!(error.contains("docker load failed"), "{error}");
+    assert!(!engine.has(&tag));
+
+    unlocker.archive(&whole);
+    unlocker.unlocks();
+    engine.remove(&tag);
+}
+
+/// It takes the three tries of 30 seconds each that any call to the API takes.
+#[test]
+fn an_api_that_hangs_ends_in_error() {
+    let Some(engine) = engine_or_skip("unlock with a hung API") else { return };
+    let unlocker = Unlocker::new(engine);
+    unlocker.archive(&packed(&saved_images(&["never:1"], 1000, false)));
+    unlocker.api.fault("/login", Fault::Hang, None);
+    let error = unlocker.fails();
+    assert!(error.contains("sent or took nothing for 30 seconds"), "{error}");
+}
+
+#[test]
+fn half_an_archive_of_images_is_not_left_behind() {
+    let Some(engine) = engine_or_skip("unlock rollback") else { return };
+    let unlocker = Unlocker::new(engine);
+    let (first, second) = (unique("half-a"), unique("half-b"));
+    let tar = saved_images(&[&first, &second], 5_000_000, false);
+    let mut encrypted = packed(&tar);
+    // In the second image's layer: docker has taken the first one by then.
+    let at = encrypted.len() * 3 / 4 / 16 * 16;
+    encrypted[at] ^= 0xff;
+    unlocker.archive(&encrypted);
+    assert!(unlocker.fails().contains("docker load failed"));
+    assert!(!engine.has(&first) && !engine.has(&second));
+}
+
+#[test]
+fn a_missing_docker_and_a_missing_engine_read_differently() {
+    let api = ResourceApi::start();
+    api.set_key_fragment(FRAGMENT);
+    let archive = packed(&saved_images(&["x:1"], 1000, false));
+    let run = |name: &str, value: &str| {
+        let service = Service::builder().api(&api).env(name, value).start();
+        let unlocker = Unlocker { api: ResourceApi::start(), service };
+        unlocker.archive(&archive);
+        unlocker.fails()
+    };
+    let error = run("PATH", "/nonexistent");
+    assert!(error.contains("the docker command is not installed"), "{error}");
+    let have_docker = Command::new("docker").arg("--version").output().is_ok();
+    if have_docker || std::env::var_os("CI").is_some() {
+        let error = run("DOCKER_HOST", "unix:///nonexistent/docker.sock");
+        assert!(error.contains("the Docker engine does not answer"), "{error}");
+    } else {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: unlock without an engine needs the docker command");
+    }
+}
+
+#[test]
+fn fifty_concurrent_unlocks_start_one_docker_load() {
+    let Some(engine) = engine_or_skip("concurrent unlocks") else { return };
+    let tag = unique("fifty");
+    // A `docker` before the real one that counts.
+    let directory = tempfile::tempdir().unwrap();
+    let counter = directory.path().join("loads");
+    let real = Command::new("sh").args(["-c", "command -v docker"]).output().unwrap().stdout;
+    let real = String::from_utf8(real).unwrap();
+    let script =
+        format!("#!/bin/sh\n[ \"$1\" = load ] && echo load >> {}\nexec {} \"$@\"\n", counter.display(), real.trim());
+    let fake = directory.path().join("docker");
+    std::fs::write(&fake, script).unwrap();
+    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
+    let unlocker = Unlocker::with(engine, |builder| builder.env("PATH", path).env("HANDLER_THREADS", "16"));
+    unlocker.archive(&packed(&saved_images(&[&tag], 30_000_000, false)));
+    thread::scope(|scope| {
+        for _ in 0..50 {
+            scope.spawn(|| {
+                let state = unlocker.start()["state"].as_str().unwrap().to_owned();
+                assert!(state != "idle" && state != "error", "{state}");
+            });
+        }
+    });
+    assert_eq!(unlocker.finish()["state"], "ready");
+    assert_eq!(std::fs::read_to_string(&counter).unwrap(), "load\n");
+    engine.remove(&tag);
+}
+
+#[test]
+fn an_engine_that_dies_in_the_middle_or_is_full_ends_in_error() {
+    if engine_or_skip("unlock with a dying engine").is_none() {
+        return;
+    }
+    let own = match Engine::start(Some(150 << 20)) {
+        Ok(own) => own,
+        Err(why) => {
+            assert!(std::env::var_os("CI").is_none(), "{why}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: unlock with a dying engine ({why})");
+            return;
+        }
+    };
+    let unlocker = Unlocker::new(&own);
+    let tag = unique("dying");
+    unlocker.archive(&packed(&saved_images(&[&tag], 300_000_000, false)));
+    let error = unlocker.fails();
+    assert!(error.contains("docker load failed") && error.contains("no space left on device"), "{error}");
+    assert!(!own.has(&tag));
+
+    unlocker.archive(&packed(&saved_images(&[&tag], 40_000_000, false)));
+    unlocker.start();
+    while unlocker.service.get("/unlock/status").json()["progress"]["done"] == 0 {
+        thread::yield_now();
+    }
+    crate::world::process::signal(own.pid.unwrap(), libc::SIGKILL);
+    let status = unlocker.finish();
+    // It may just have been done.
+    assert!(status["state"] == "error" || status["state"] == "ready", "{status}");
+    let error = status["error"].as_str().unwrap_or("docker");
+    assert!(error.contains("docker") || error.contains("Docker"), "{error}");
+    unlocker.left_nothing();
+}
+
+#[test]
+fn a_docker_that_stops_reading_is_killed() {
+    use loader::unlock::docker::{Docker, DockerError};
+    let directory = tempfile::tempdir().unwrap();
+    let fake = directory.path().join("docker");
+    std::fs::write(&fake, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let docker = Docker::new(fake.to_str().unwrap(), Duration::from_millis(500));
+    let mut load = docker.load().unwrap();
+    let started = Instant::now();
+    while load.write_all(&[0; 65_536]).is_ok() {
+        assert!(started.elapsed() < Duration::from_secs(10));
+    }
+    assert!(matches!(load.why(), DockerError::Stalled(_)));
+}
+
+#[test]
+fn sigterm_kills_docker_load() {
+    let Some(engine) = engine_or_skip("unlock and SIGTERM") else { return };
+    let unlocker = Unlocker::new(engine);
+    let tag = unique("sigterm");
+    unlocker.archive(&packed(&saved_images(&[&tag], 200_000_000, false)));
+    unlocker.start();
+    while unlocker.service.get("/unlock/status").json()["progress"]["done"] == 0 {
+        thread::yield_now();
+    }
+    assert_eq!(unlocker.service.terminate().code(), Some(0));
+    assert!(!engine.has(&tag));
+}
+
+#[test]
+fn loads_work_while_an_unlock_runs() {
+    let Some(engine) = engine_or_skip("unlock beside loads") else { return };
+    let s3 = crate::world::s3::S3::start();
+    let unlocker = Unlocker::new(engine);
+    unlocker.api.put_file("", "cdn.yaml", s3.cdn_yaml());
+    let folder = s3.new_bucket("models");
+    assert_eq!(unlocker.service.login().status, 200);
+    assert_eq!(unlocker.service.upload(&folder, "m.bin", b"model").status, 200);
+    let tag = unique("beside");
+    unlocker.archive(&packed(&saved_images(&[&tag], 100_000_000, false)));
+    unlocker.start();
+    let mut loads = 0;
+    while !matches!(unlocker.service.get("/unlock/status").json()["state"].as_str().unwrap(), "ready" | "error") {
+        assert_eq!(unlocker.service.load(&folder, "m.bin").body, b"model");
+        loads += 1;
+    }
+    assert!(loads > 0);
+    assert_eq!(unlocker.finish()["state"], "ready");
+    engine.remove(&tag);
+}
+
+#[test]
+fn pack_says_what_is_wrong() {
+    let run = |arguments: &[&str], input: &[u8]| {
+        let output = Service::builder().run(arguments, input);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (key, empty, input) = (file("key", FRAGMENT), file("empty", b""), file("in", b"tar"));
+    let (status, err) = run(&["pack"], b"");
+    assert!(status == Some(2) && err.contains("--key-file is missing"), "{err}");
+    let (status, err) = run(&["pack", "--key-file", "/no/such/key"], b"x");
+    assert!(status == Some(1) && err.contains("/no/such/key"), "{err}");
+    let (status, err) = run(&["pack", "--key-file", &empty], b"x");
+    assert!(status == Some(1) && err.contains("is empty"), "{err}");
+    let output = directory.path().join("out").to_str().unwrap().to_owned();
+    let (status, err) = run(&["pack", "--key-file", &key, &empty, &output], b"");
+    assert!(status == Some(1) && err.contains("/empty is empty; did docker save fail?"), "{err}");
+    assert!(!Path::new(&output).exists() && !Path::new(&format!("{output}.partial")).exists());
+    assert_eq!(run(&["pack", "--key-file", &key, &input, &output], b"").0, Some(0));
+    assert_eq!(protocol::decrypt(&std::fs::read(&output).unwrap(), FRAGMENT).unwrap(), b"tar");
+}

@@ -1,0 +1,11 @@
+//! Models: upload and load, the formats of their parts and manifests, the cache, and what happens while the Resource API is away.
+
+mod atomic_uploads;
+pub mod manifests;
+mod offline;
+pub mod pairs;
+mod peer;
+mod repair;
+mod streaming;
+mod transfers;
+mod vectors;

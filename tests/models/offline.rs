@@ -1,0 +1,235 @@
+//! `OFFLINE_HOURS`: models load again while the Resource API is away, for those who may, and for so long only.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::world::resource_api::{EMAIL, Fault, PASSWORD};
+use crate::world::{World, pattern};
+
+fn world() -> World {
+    World::with(|builder| builder.env("OFFLINE_HOURS", "24").env("HARDWARE_ID", "box 7"))
+}
+
+impl World {
+    fn kept(&self, name: &str) -> PathBuf {
+        let mut path = self.service.cache_file(&self.folder, name).into_os_string();
+        path.push(".small.json");
+        path.into()
+    }
+
+    fn clock(&self) -> PathBuf {
+        self.service.cache_dir().join(".clock.json")
+    }
+
+    /// Changes numbers in a record by so much.
+    fn shift(&self, path: &PathBuf, fields: &[&str], seconds: i64) {
+        let mut record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        for field in fields {
+            record[field] = json!(record[field].as_i64().unwrap() + seconds);
+        }
+        fs::write(path, record.to_string()).unwrap();
+    }
+
+    /// Uploads a model and loads it, so that it may be loaded again.
+    fn keeps(&self, name: &str) -> Vec<u8> {
+        let bytes = pattern(200_000, name.len() as u64);
+        self.upload(name, &bytes);
+        self.loads(name, &bytes);
+        assert!(self.kept(name).exists());
+        bytes
+    }
+
+    fn refuses(&self, name: &str, why: &str) {
+        let reply = self.service.load(&self.folder, name);
+        assert_eq!(reply.status, 500);
+        assert!(reply.detail().contains(why), "{}", reply.detail());
+    }
+
+    fn login_refused(&self, password: &str, why: &str) {
+        let reply = self.service.login_as(EMAIL, password);
+        assert_eq!(reply.status, 401, "{}", reply.text());
+        assert!(reply.detail().contains(why) && !reply.detail().contains(password), "{}", reply.detail());
+    }
+}
+
+#[test]
+fn a_model_that_was_loaded_is_loaded_again_without_the_api_also_after_a_restart() {
+    let world = world();
+    let warm = world.keeps("warm.bin");
+    let cold = pattern(300_000, 5);
+    world.upload("cold.bin", &cold);
+    world.forget("cold.bin");
+    world.loads("cold.bin", &cold);
+    world.upload("never-loaded.bin", b"model");
+    assert_eq!(fs::metadata(world.kept("warm.bin")).unwrap().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(world.clock()).unwrap().mode() & 0o777, 0o600);
+    let small = world.api.file(&world.folder, "warm.bin.small").unwrap();
+    let kept: Value = serde_json::from_slice(&fs::read(world.kept("warm.bin")).unwrap()).unwrap();
+    // 16 bytes of initialization vector, the padding, and all in base64; nothing of the plain bytes.
+    assert_eq!(kept["encrypted"].as_str().unwrap().len(), (16 + (small.len() / 16 + 1) * 16).div_ceil(3) * 4);
+    assert_eq!(kept.as_object().unwrap().len(), 2, "{kept}");
+
+    world.api.down();
+    world.loads("warm.bin", &warm);
+    world.service.restart();
+    world.refuses("warm.bin", "log in first");
+    world.login_refused("wrong", "does not open");
+    assert_eq!(world.service.login_as("another@example.com", PASSWORD).status, 401);
+    world.login();
+    assert_eq!(world.service.get("/status").json()["authenticated"], true);
+    world.loads("warm.bin", &warm);
+    world.loads("cold.bin", &cold);
+    world.refuses("never-loaded.bin", "nothing is kept");
+    assert!(world.service.log_text().contains("is loaded offline"));
+
+    // As soon as it is there, the API is asked again, with the credentials of the login.
+    world.api.up();
+    world.api.clear_requests();
+    world.loads("warm.bin", &warm);
+    assert_eq!((world.api.count("/login"), world.api.count("/resources/get/")), (1, 1));
+    world.loads("never-loaded.bin", b"model");
+}
+
+#[test]
+fn nothing_is_kept_unless_asked_for() {
+    let world = World::new();
+    world.upload("m.bin", b"model");
+    world.loads("m.bin", b"model");
+    assert!(!world.kept("m.bin").exists() && !world.clock().exists());
+    world.api.down();
+    let detail = world.service.load(&world.folder, "m.bin").detail();
+    assert!(detail.contains("unreachable") && !detail.contains("offline"), "{detail}");
+    world.login_refused(PASSWORD, "unreachable");
+    // What was kept goes when it is switched off.
+    world.api.up();
+    world.service.set_env("OFFLINE_HOURS", "1");
+    world.service.restart();
+    world.login();
+    world.loads("m.bin", b"model");
+    assert!(world.kept("m.bin").exists() && world.clock().exists());
+    world.service.set_env("OFFLINE_HOURS", "0");
+    world.service.restart();
+    assert!(!world.kept("m.bin").exists() && !world.clock().exists());
+}
+
+#[test]
+fn other_hardware_opens_nothing() {
+    let world = world();
+    let bytes = world.keeps("m.bin");
+    world.api.down();
+    world.service.set_env("HARDWARE_ID", "box 8");
+    world.service.restart();
+    world.login_refused(PASSWORD, "does not open");
+    world.service.set_env("HARDWARE_ID", "box 7");
+    world.service.restart();
+    world.login();
+    world.loads("m.bin", &bytes);
+}
+
+#[test]
+fn what_is_too_old_is_deleted() {
+    const DAY: i64 = 24 * 3600;
+    let world = world();
+    let old = world.keeps("old.bin");
+    let young = world.keeps("young.bin");
+    world.api.down();
+    world.shift(&world.kept("old.bin"), &["fetched"], 60 - DAY);
+    world.loads("old.bin", &old);
+    world.shift(&world.kept("old.bin"), &["fetched"], -60);
+    world.refuses("old.bin", "OFFLINE_HOURS have passed");
+    assert!(!world.kept("old.bin").exists());
+    world.loads("young.bin", &young);
+    // The box was off for a day: at its start all is gone.
+    world.service.kill();
+    world.shift(&world.clock(), &["wall", "now"], -DAY);
+    world.shift(&world.kept("young.bin"), &["fetched"], -DAY);
+    world.service.restart();
+    assert!(!world.kept("young.bin").exists());
+    world.login_refused(PASSWORD, "nothing is kept");
+}
+
+#[test]
+fn setting_the_clock_back_does_not_lengthen_it() {
+    let world = world();
+    let bytes = world.keeps("m.bin");
+    world.api.down();
+    // To the record it is the same whether the clock shows less now or showed more before.
+    world.shift(&world.clock(), &["wall"], 1000);
+    world.refuses("m.bin", "was set back");
+    world.login_refused(PASSWORD, "was set back");
+    world.shift(&world.clock(), &["wall"], -1000);
+    world.loads("m.bin", &bytes);
+    // A part from the future is of another clock.
+    world.shift(&world.kept("m.bin"), &["fetched"], 1000);
+    world.refuses("m.bin", "nothing is kept");
+    assert!(!world.kept("m.bin").exists());
+    // Without the clock's record no age is known; and once the API has answered, a wrong clock counts no more.
+    world.api.up();
+    world.loads("m.bin", &bytes);
+    world.shift(&world.clock(), &["wall"], 1000);
+    world.loads("m.bin", &bytes);
+    world.api.down();
+    world.loads("m.bin", &bytes);
+    fs::remove_file(world.clock()).unwrap();
+    world.refuses("m.bin", "nothing is kept");
+    assert!(!world.kept("m.bin").exists());
+}
+
+#[test]
+fn who_is_refused_by_the_api_is_refused_and_the_kept_part_is_deleted() {
+    let world = world();
+    let gone = r#"{"ErrorCode":70,"Message":"No such file."}"#;
+    for (status, body) in [(401, ""), (403, ""), (404, ""), (409, gone)] {
+        let bytes = world.keeps("m.bin");
+        world.api.fault("/resources/get/", Fault::Status(status, body.into()), None);
+        assert_eq!(world.service.load(&world.folder, "m.bin").status, 500, "{status}");
+        world.api.clear_faults();
+        assert!(!world.kept("m.bin").exists(), "{status}");
+        world.api.down();
+        world.refuses("m.bin", "nothing is kept");
+        world.api.up();
+        world.loads("m.bin", &bytes);
+    }
+    let bytes = world.keeps("m.bin");
+    for fault in [Fault::Status(500, String::new()), Fault::Status(503, String::new()), Fault::Reset] {
+        world.api.fault("/resources/get/", fault, None);
+        world.loads("m.bin", &bytes);
+        world.api.clear_faults();
+    }
+    // "Not now" is an answer.
+    world.api.fault("/resources/get/", Fault::Status(429, String::new()), None);
+    world.refuses("m.bin", "429");
+    assert!(world.kept("m.bin").exists());
+}
+
+#[test]
+fn credentials_that_the_api_refuses_open_nothing_later() {
+    let world = world();
+    let bytes = world.keeps("m.bin");
+    // A slip of the finger deletes nothing.
+    world.login_refused("wrong", "Passwords do not match");
+    assert!(world.kept("m.bin").exists());
+    world.api.add_user(EMAIL, "new password", "Operator");
+    world.login_refused(PASSWORD, "Passwords do not match");
+    assert!(!world.kept("m.bin").exists());
+    world.api.down();
+    world.service.restart();
+    world.login_refused(PASSWORD, "nothing is kept");
+    world.api.up();
+    assert_eq!(world.service.login_as(EMAIL, "new password").status, 200);
+    world.loads("m.bin", &bytes);
+}
+
+#[test]
+fn another_version_is_taken_from_the_api_and_kept_in_place_of_the_old_one() {
+    let world = world();
+    world.keeps("m.bin");
+    let new = pattern(150_000, 9);
+    assert_eq!(world.another_box().upload(&world.folder, "m.bin", &new).status, 200);
+    world.loads("m.bin", &new);
+    world.api.down();
+    world.loads("m.bin", &new);
+}

@@ -1,0 +1,216 @@
+//! A full disk at every write: models still stream, uploads fail with a clear sentence, logging takes nothing down, and when
+//! there is space again all works.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::world::docker::{engine_or_skip, saved_images};
+use crate::world::resource_api::{EMAIL, PASSWORD};
+use crate::world::s3_fault::Fault;
+use crate::world::service::Service;
+use crate::world::small_disk::SmallDisk;
+use crate::world::{World, eventually, pattern, protocol};
+
+const MIB: usize = 1 << 20;
+
+/// Files below a directory, but not those of the tests, nor the empty ones that say that a model had a manifest.
+fn files(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        if entry.path().is_dir() {
+            found.extend(files(&entry.path()));
+        } else if entry.file_name() != "filler" && entry.path().extension().is_none_or(|kind| kind != "proven") {
+            found.push(entry.file_name().into_string().unwrap());
+        }
+    }
+    found.sort();
+    found
+}
+
+fn loads(service: &Service, folder: &str, bytes: &[u8]) {
+    let reply = service.load(folder, "m.bin");
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert!(reply.body == bytes, "other bytes were loaded");
+}
+
+#[test]
+fn a_load_streams_uncached_while_the_cache_is_full() {
+    let Some(disk) = SmallDisk::mount_or_skip("a full cache", 4096, 100) else { return };
+    let (world, proxy) = World::behind_proxy();
+    let bytes = pattern(2 * MIB, 1);
+    world.upload("m.bin", &bytes);
+    let service = Service::builder().api(&world.api).env("MODEL_CACHE_DIR", disk.path()).start();
+    assert_eq!(service.login().status, 200);
+    let warned = || service.log_text().matches("is loaded without the cache").count() > 0;
+
+    // Full from the first byte, full on the way, and full where only the records are missing.
+    for left in [0, 1000, 2048] {
+        disk.fill_but(left);
+        loads(&service, &world.folder, &bytes);
+        loads(&service, &world.folder, &bytes);
+        assert!(warned(), "{left}");
+    }
+    // What could not be finished takes no space, a moment after its load; what could is whole, with its record.
+    eventually(Duration::from_secs(2), "nothing half is on the disk", || {
+        let files = files(disk.path());
+        files.is_empty() || files == ["m.bin.big", "m.bin.big.json"]
+    });
+    disk.free();
+
+    // Somebody else takes the space while a load is on its way.
+    proxy.fault("GET", "m.bin", Fault::Trickle(300_000), None);
+    thread::scope(|scope| {
+        scope.spawn(|| loads(&service, &world.folder, &bytes));
+        thread::sleep(Duration::from_millis(300));
+        disk.fill_but(0);
+    });
+    proxy.clear_faults();
+
+    disk.free();
+    loads(&service, &world.folder, &bytes);
+    for _ in 0..100 {
+        if files(disk.path()) == ["m.bin.big", "m.bin.big.json"] {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    proxy.down();
+    loads(&service, &world.folder, &bytes);
+}
+
+/// The bytes have room, but no file more can be created for their record.
+#[test]
+fn a_load_streams_while_no_record_can_be_written() {
+    // The root, the spool's directory that never comes, the folder and the part.
+    for inodes in 2..=6 {
+        let Some(disk) = SmallDisk::mount_or_skip("a cache without inodes", 8192, inodes) else { return };
+        let (world, proxy) = World::behind_proxy();
+        let bytes = pattern(2 * MIB, 1);
+        world.upload("m.bin", &bytes);
+        // Long enough for the record of the part to be due.
+        proxy.fault("GET", "m.bin", Fault::Trickle(150_000), None);
+        let service = Service::builder().api(&world.api).env("MODEL_CACHE_DIR", disk.path()).start();
+        assert_eq!(service.login().status, 200);
+        thread::scope(|scope| {
+            scope.spawn(|| loads(&service, &world.folder, &bytes));
+            thread::sleep(Duration::from_millis(400));
+            // Takes the inode that the record's temporary file had.
+            let _ = std::fs::write(disk.path().join("filler"), b"");
+        });
+        proxy.clear_faults();
+        loads(&service, &world.folder, &bytes);
+        disk.free();
+        loads(&service, &world.folder, &bytes);
+    }
+}
+
+#[test]
+fn an_upload_to_a_full_disk_is_refused_and_leaves_nothing() {
+    let Some(disk) = SmallDisk::mount_or_skip("a full spool", 4096, 100) else { return };
+    let world = World::with(|builder| builder.env("MODEL_CACHE_DIR", disk.path()));
+    let (old, new) = (pattern(MIB, 1), pattern(MIB, 2));
+    world.upload("m.bin", &old);
+    for left in [0, 500] {
+        disk.fill_but(left);
+        let reply = world.service.upload(&world.folder, "m.bin", &new);
+        assert_eq!(reply.status, 500, "{}", reply.text());
+        assert!(
+            reply.detail().contains("the upload cannot be kept in MODEL_CACHE_DIR: No space"),
+            "{}",
+            reply.detail()
+        );
+        assert_eq!(files(disk.path()), ["m.bin.big", "m.bin.big.json"]);
+        world.loads("m.bin", &old);
+    }
+    // Room for the upload, but not for the record beside it: it is stored, and not kept in the cache.
+    disk.fill_but(new.len().div_ceil(4096) * 4);
+    world.upload("m.bin", &new);
+    assert!(world.service.log_text().contains("is not kept in the cache"), "the record had room");
+    world.loads("m.bin", &new);
+    disk.free();
+    world.loads("m.bin", &new);
+    world.upload("m.bin", &old);
+    world.loads("m.bin", &old);
+}
+
+#[test]
+fn a_full_log_directory_takes_nothing_down_and_whole_lines_follow() {
+    let Some(disk) = SmallDisk::mount_or_skip("a full log directory", 64, 10) else { return };
+    let world = World::with(|builder| builder.env("LOG_DIR", disk.path()));
+    world.upload("m.bin", b"model");
+    disk.fill_but(0);
+    for _ in 0..400 {
+        assert_eq!(world.service.get("/status").status, 200);
+        assert_eq!(world.service.load(&world.folder, "missing").status, 500);
+    }
+    world.loads("m.bin", b"model");
+    disk.free();
+    // Lines that come in a flood are counted, not written, until a second has passed without one.
+    thread::sleep(Duration::from_secs(3));
+    world.service.load(&world.folder, "after");
+    let name = files(disk.path()).remove(0);
+    let text = std::fs::read_to_string(disk.path().join(name)).unwrap();
+    assert!(text.contains("/after was not loaded") && text.ends_with('\n'), "{text}");
+    // A line may be cut short; what follows begins on a line of its own.
+    let begins = |line: &str| {
+        (line.starts_with("time=20") || "time=20".starts_with(line)) && line.matches("time=20").count() <= 1
+    };
+    assert!(text.lines().all(begins), "half lines: {text}");
+}
+
+#[test]
+fn a_log_file_that_cannot_be_created_comes_when_it_can() {
+    let Some(disk) = SmallDisk::mount_or_skip("a log directory without inodes", 64, 2) else { return };
+    disk.fill_but(0);
+    let world = World::with(|builder| builder.env("LOG_DIR", disk.path()));
+    assert!(world.service.log_text().contains("logging goes on without files until it can"));
+    assert_eq!(files(disk.path()), [""; 0]);
+    disk.free();
+    // Lines that come in a flood are counted, not written, until a second has passed without one.
+    thread::sleep(Duration::from_secs(3));
+    world.service.load(&world.folder, "after");
+    let name = files(disk.path()).remove(0);
+    assert!(std::fs::read_to_string(disk.path().join(name)).unwrap().contains("/after was not loaded"));
+}
+
+#[test]
+fn an_unlock_succeeds_while_its_record_cannot_be_written() {
+    let Some(engine) = engine_or_skip("an unlock without space for its record") else { return };
+    let Some(disk) = SmallDisk::mount_or_skip("an unlock without space for its record", 64, 10) else { return };
+    let fragment = b"the key fragment of this test";
+    let world = World::with(|builder| {
+        let builder = builder.env("MODEL_CACHE_DIR", disk.path());
+        match engine.host.clone().or_else(|| std::env::var("DOCKER_HOST").ok()) {
+            Some(host) => builder.env("DOCKER_HOST", host),
+            None => builder,
+        }
+    });
+    world.api.set_key_fragment(fragment);
+    let tag = format!("loader-test-full-disk-{}:1.0", std::process::id());
+    let archive = protocol::encrypt(&saved_images(&[&tag], 100_000, false), fragment);
+    std::fs::write(world.service.images_path(), archive).unwrap();
+    let unlock = || {
+        let reply = world.service.post_json("/unlock", json!({"email": EMAIL, "password": PASSWORD}));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        loop {
+            let status = world.service.get("/unlock/status").json();
+            assert_ne!(status["state"], "error", "{status}");
+            if status["state"] == "ready" {
+                return reply.json()["state"].as_str().unwrap().to_owned();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    disk.fill_but(0);
+    assert_eq!(unlock(), "authenticating");
+    assert!(world.service.log_text().contains("the next start will unlock again"));
+    assert_eq!(files(disk.path()), [""; 0]);
+    assert_eq!(unlock(), "authenticating", "there is no record");
+    disk.free();
+    assert_eq!(unlock(), "authenticating");
+    assert_eq!(unlock(), "ready", "now there is one");
+    engine.remove(&tag);
+}

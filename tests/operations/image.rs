@@ -1,0 +1,187 @@
+//! The container image: built from the repository's `Dockerfile` on a base made here, and run on a real engine.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::world::client;
+use crate::world::docker::{Engine, GREETING, encrypted, engine_or_skip, saved_images};
+use crate::world::loader_binary;
+use crate::world::resource_api::{EMAIL, PASSWORD, ResourceApi};
+use crate::world::tcp::free_port;
+
+const FRAGMENT: &[u8] = b"the key fragment of the image test";
+
+/// Removes what the test made, however it ends.
+struct Made<'a> {
+    engine: &'a Engine,
+    containers: Vec<String>,
+    images: Vec<String>,
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        for container in &self.containers {
+            if thread::panicking() {
+                let logs = self.engine.command(&["logs", container]).output();
+                eprintln!("{}", logs.map_or_else(|error| error.to_string(), |logs| format!("{logs:?}")));
+            }
+            let _ = self.engine.command(&["rm", "--force", "--volumes", container]).output();
+        }
+        self.images.iter().for_each(|image| self.engine.remove(image));
+    }
+}
+
+#[test]
+fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root() {
+    let Some(engine) = engine_or_skip("the image") else { return };
+    let number = std::process::id();
+    let mut made = Made { engine, containers: Vec::new(), images: Vec::new() };
+
+    let base = format!("loader-test-base-{number}:1");
+    made.images.push(base.clone());
+    let directory = tempfile::tempdir().unwrap();
+    import_base(engine, &base, directory.path());
+
+    // The context has the repository's layout, and the program is one for this processor.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let context = tempfile::tempdir().unwrap();
+    fs::create_dir_all(context.path().join("target/dist")).unwrap();
+    for file in ["Dockerfile", ".dockerignore"] {
+        fs::copy(root.join(file), context.path().join(file)).unwrap();
+    }
+    fs::copy(loader_binary(), context.path().join("target/dist/loader-here")).unwrap();
+    let image = format!("loader-test-image-{number}:1");
+    made.images.push(image.clone());
+    let context = context.path().to_str().unwrap();
+    let mut build = engine.command(&["build", "--build-arg", "PROGRAM=loader-here", "--build-arg"]);
+    // The builder that every engine has; BuildKit is a plugin.
+    let build = build.env("DOCKER_BUILDKIT", "0").arg(format!("BASE={base}")).args(["--tag", &image, context]);
+    let built = build.output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+
+    let tag = format!("loader-test-in-image-{number}:1.0");
+    made.images.push(tag.clone());
+    let archive = directory.path().join("images.enc");
+    fs::write(&archive, encrypted(&saved_images(&[&tag], 1_000_000, false), FRAGMENT)).unwrap();
+    let api = ResourceApi::start();
+    api.set_key_fragment(FRAGMENT);
+    let host = engine.host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
+    let socket = host.as_deref().and_then(|host| host.strip_prefix("unix://")).unwrap_or("/var/run/docker.sock");
+    let address = format!("127.0.0.1:{}", free_port());
+    let container = format!("loader-test-{number}");
+    made.containers.push(container.clone());
+    // As the Dockerfile's first lines tell, but for the network: the test's engine has no bridge.
+    engine.docker(&[
+        "run",
+        "--detach",
+        "--name",
+        &container,
+        "--network",
+        "host",
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+        "--volume",
+        &format!("{socket}:/var/run/docker.sock"),
+        "--group-add",
+        &fs::metadata(socket).unwrap().gid().to_string(),
+        "--volume",
+        &format!("{}:/opt/azaion/images.enc:ro", archive.display()),
+        "--env",
+        &format!("BIND_ADDR={address}"),
+        "--env",
+        &format!("RESOURCE_API_URL={}", api.url()),
+        &image,
+    ]);
+    let call = |method: &str, path: &str, body: &Value| {
+        let headers = [("Content-Type", "application/json")];
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        client::call(&address, Duration::from_secs(30), method, path, &headers, body.as_bytes())
+    };
+    wait_until("it serves", || call("GET", "/health", &Value::Null).is_ok_and(|reply| reply.status == 200));
+
+    // What the image's HEALTHCHECK runs.
+    let check: Vec<String> =
+        serde_json::from_str(&engine.docker(&["inspect", "--format", "{{json .Config.Healthcheck.Test}}", &image]))
+            .unwrap();
+    assert_eq!(check[0], "CMD");
+    let check: Vec<&str> = check[1..].iter().map(String::as_str).collect();
+    engine.docker(&[&["exec", &container], &check[..]].concat());
+
+    let pid = engine.docker(&["inspect", "--format", "{{.State.Pid}}", &container]);
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("\nUid:\t65534\t65534\t65534\t65534\n"), "{status}");
+
+    let started = call("POST", "/unlock", &json!({"email": EMAIL, "password": PASSWORD})).unwrap();
+    assert_eq!(started.status, 200, "{}", started.text());
+    let mut last = Value::Null;
+    wait_until("it has unlocked", || {
+        last = call("GET", "/unlock/status", &Value::Null).unwrap().json();
+        assert_ne!(last["state"], "error", "{last}");
+        last["state"] == "ready"
+    });
+    let said = engine.run(&tag);
+    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), GREETING, "{said:?}");
+
+    // Its volumes are its own to write: the record of the unlock and the log are there.
+    let volumes: Vec<Value> =
+        serde_json::from_str(&engine.docker(&["inspect", "--format", "{{json .Mounts}}", &container])).unwrap();
+    let volume = |destination: &str| {
+        let mount = volumes.iter().find(|mount| mount["Destination"] == destination).unwrap();
+        PathBuf::from(mount["Source"].as_str().unwrap())
+    };
+    assert!(volume("/var/lib/loader/models").join(".unlock.json").is_file());
+    assert!(fs::read_dir(volume("/var/log/loader")).unwrap().next().is_some());
+}
+
+fn wait_until(what: &str, mut come_true: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !come_true() {
+        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// An image that has the docker command, and the libraries that it and the program under test need.
+fn import_base(engine: &Engine, tag: &str, directory: &Path) {
+    let docker = find("docker");
+    let mut files: BTreeSet<PathBuf> = libraries(&docker);
+    files.extend(libraries(&loader_binary()));
+    let tar = directory.join("base.tar");
+    let mut archive = tar::Builder::new(fs::File::create(&tar).unwrap());
+    // Links are followed: the libraries' names lead through several.
+    archive.follow_symlinks(true);
+    archive.append_path_with_name(docker, "usr/local/bin/docker").unwrap();
+    for file in files {
+        archive.append_path_with_name(&file, file.strip_prefix("/").unwrap()).unwrap();
+    }
+    archive.finish().unwrap();
+    engine.docker(&["import", "--change", "ENV PATH=/usr/local/bin", tar.to_str().unwrap(), tag]);
+    fs::remove_file(tar).unwrap();
+}
+
+fn find(program: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap();
+    let found = std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("no {program} on the PATH"))
+}
+
+/// The shared libraries of a program and its loader; none of a static one.
+fn libraries(program: &Path) -> BTreeSet<PathBuf> {
+    let output = Command::new("ldd").arg(program).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .filter(|path| path.is_file())
+        .collect()
+}

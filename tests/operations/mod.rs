@@ -1,0 +1,12 @@
+//! Running it: the command line, systemd and container images, logs and metrics, full disks, power cuts and long runs.
+
+mod client_commands;
+mod command_line;
+mod full_disk;
+mod hardware;
+mod image;
+mod logs;
+mod metrics;
+mod power_cuts;
+mod soak;
+mod systemd;

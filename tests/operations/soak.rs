@@ -1,0 +1,498 @@
+//! A soak: good clients and hostile ones, all at once, on an uplink that comes and goes. What a client receives as complete
+//! is right, and when all is quiet again the process has what it had before.
+//!
+//! `SOAK_SECONDS` says how long; it is short by default, and half an hour is a good long one. `SOAK_SEED` repeats a run's
+//! choices, though not its timing.
+
+use std::collections::BTreeMap;
+use std::io::{BufReader, Read, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::world::process::memory_kib;
+use crate::world::raw::{self, Stream};
+use crate::world::resource_api::{self, EMAIL, PASSWORD};
+use crate::world::s3_proxy::S3Proxy;
+use crate::world::tcp::{lock, reset_on_close};
+use crate::world::{World, pattern, s3_fault, sha256_hex};
+
+/// Clients that nobody hears from for so long are cut off.
+const STALL: Duration = Duration::from_secs(2);
+
+/// Resident memory, in KiB, that the process may have when it rests after the second half of a run, over what it had when it
+/// rested after the first.
+const GROWTH: u64 = 2 * 1024;
+
+/// Models that never change: name, size, seed.
+const MODELS: [(&str, usize, u64); 4] =
+    [("tiny.bin", 10, 1), ("small.bin", 70_000, 2), ("large.bin", 3_000_000, 3), ("huge.bin", 12_000_000, 4)];
+
+/// The one that is loaded cold, by one client only.
+const COLD: (&str, usize, u64) = ("cold.bin", 2_000_000, 5);
+
+/// A client's own choices (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+
+    fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.below(to - from))
+    }
+}
+
+/// What all clients share.
+struct Soak {
+    world: World,
+    proxy: S3Proxy,
+    until: Instant,
+    stop: AtomicBool,
+    /// How often which client came to which end.
+    tally: Mutex<BTreeMap<String, u64>>,
+    faults: Mutex<Vec<String>>,
+}
+
+type Turn = fn(&Soak, &mut Dice) -> Result<(), String>;
+
+impl Soak {
+    fn goes_on(&self) -> bool {
+        Instant::now() < self.until && !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Takes turns until the end, or until somebody finds a fault.
+    fn run(&self, name: &str, turn: Turn, dice: &mut Dice) {
+        while self.goes_on() {
+            match turn(self, dice) {
+                Ok(()) => self.count(name),
+                Err(fault) => {
+                    lock(&self.faults).push(format!("{name}: {fault}"));
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Waits, but not beyond the end.
+    fn hold(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while self.goes_on() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn count(&self, what: &str) {
+        *lock(&self.tally).entry(what.to_owned()).or_default() += 1;
+    }
+
+    fn counted(&self, what: &str) -> u64 {
+        lock(&self.tally).get(what).copied().unwrap_or(0)
+    }
+
+    fn connect(&self) -> Option<Stream> {
+        let stream = Stream::connect(self.world.service.address()).ok()?;
+        stream.set_timeout(Duration::from_secs(10)).ok()?;
+        Some(stream)
+    }
+
+    /// Loads; what arrives whole has one of these hashes. An uplink that is down may fail it, never falsify it.
+    fn load(&self, name: &str, admissible: &[String]) -> Result<bool, String> {
+        let download = self.world.service.try_load(&self.world.folder, name);
+        match download {
+            Err(_) => self.count("load broken off"),
+            Ok(reply) if reply.status == 200 && admissible.contains(&sha256_hex(&reply.body)) => {
+                self.count("load right");
+                return Ok(true);
+            }
+            Ok(reply) if reply.status == 200 => return Err(format!("{name}: {} wrong bytes", reply.body.len())),
+            Ok(reply) if matches!(reply.status, 500 | 503) => self.count(&format!("load {}", reply.status)),
+            Ok(reply) => return Err(format!("{name}: {} {}", reply.status, reply.text())),
+        }
+        Ok(false)
+    }
+}
+
+fn hash_of((_, size, seed): (&str, usize, u64)) -> String {
+    sha256_hex(&pattern(size, seed))
+}
+
+fn load_warm(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    let model = MODELS[dice.below(4) as usize];
+    thread::sleep(dice.millis(0, 50));
+    soak.load(model.0, &[hash_of(model)]).map(drop)
+}
+
+fn load_cold(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    soak.world.forget(COLD.0);
+    thread::sleep(dice.millis(0, 100));
+    if soak.load(COLD.0, &[hash_of(COLD)])? {
+        soak.count("cold load right");
+    }
+    Ok(())
+}
+
+/// Uploads versions of one name, each loaded before the next: the last that was accepted, or one whose upload failed, which
+/// may have been carried out nevertheless, and late.
+fn upload(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    let name = format!("upload-{}.bin", dice.below(1_000_000));
+    let (mut accepted, mut failed) = (None, Vec::new());
+    for _ in 0..3 {
+        let version = pattern(1 + dice.below(1_500_000) as usize, dice.below(u64::MAX));
+        let hash = sha256_hex(&version);
+        let length = version.len() as u64;
+        match soak.world.service.try_upload_reader(&soak.world.folder, &name, length, &version[..]) {
+            Ok(reply) if reply.status == 200 => {
+                soak.count("upload right");
+                accepted = Some(hash);
+            }
+            Ok(reply) if !matches!(reply.status, 500 | 503) => {
+                return Err(format!("{} {}", reply.status, reply.text()));
+            }
+            _ => {
+                soak.count("upload failed");
+                failed.push(hash);
+            }
+        }
+        let admissible: Vec<_> = accepted.iter().chain(&failed).cloned().collect();
+        soak.load(&name, &admissible)?;
+    }
+    // A long soak should not fill the disk with what it has done with.
+    soak.world.forget(&name);
+    for key in soak.world.keys().into_iter().filter(|key| key.starts_with(&name)) {
+        soak.world.s3.delete(&soak.world.folder, &key);
+    }
+    soak.world.api.remove_file(&soak.world.folder, &format!("{name}.small"));
+    Ok(())
+}
+
+fn log_in(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    thread::sleep(dice.millis(100, 500));
+    let body = format!(r#"{{"email":"{EMAIL}","password":"{PASSWORD}"}}"#);
+    let json = [("Content-Type", "application/json")];
+    match soak.world.service.call("POST", "/login", &json, body.as_bytes()) {
+        Ok(reply) if matches!(reply.status, 200 | 401 | 503) => {
+            soak.count(&format!("login {}", reply.status));
+            Ok(())
+        }
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// What is answered from memory is always answered.
+fn poll(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    thread::sleep(dice.millis(0, 60));
+    let path = ["/health", "/status", "/unlock/status"][dice.below(3) as usize];
+    let started = Instant::now();
+    match soak.world.service.call("GET", path, &[], b"") {
+        Ok(reply) if reply.status == 200 => {
+            soak.count("poll 200");
+            Ok(())
+        }
+        other => Err(format!("{path} after {:?}: {other:?}", started.elapsed())),
+    }
+}
+
+const UPLOAD_HEAD: &str =
+    "POST /upload/never.bin HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n";
+const FILE: &str = "--b\r\nContent-Disposition: form-data; name=data; filename=x\r\n\r\nDATA";
+
+fn load_request(soak: &Soak, name: &str) -> String {
+    let body = format!(r#"{{"folder":"{}"}}"#, soak.world.folder);
+    let head = format!("POST /load/{name} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n");
+    format!("{head}Content-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Says something, if somebody listens, and keeps the connection for a while.
+fn say_and_hold(soak: &Soak, what: &[u8], hold: Duration) {
+    if let Some(mut stream) = soak.connect() {
+        let _ = stream.write_all(what);
+        soak.hold(hold);
+    }
+}
+
+fn declare_a_length(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    let path = ["/login", "/upload/never.bin", "/load/tiny.bin", "/nope", "/health"][dice.below(5) as usize];
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000000000000\r\n\r\n"
+    );
+    if let Some(mut stream) = soak.connect() {
+        let _ = stream.write_all(head.as_bytes());
+        let _ = raw::read_reply(&mut BufReader::new(stream), "POST");
+    }
+    thread::sleep(dice.millis(0, 30));
+    Ok(())
+}
+
+fn stall_a_body(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    let framing = ["Content-Length: 1000000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\nffff\r\n"];
+    let request = format!("{UPLOAD_HEAD}{}{FILE}", framing[dice.below(2) as usize]);
+    say_and_hold(soak, request.as_bytes(), dice.millis(0, 3000));
+    Ok(())
+}
+
+fn leave_answers_unread(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    say_and_hold(soak, load_request(soak, "huge.bin").as_bytes(), dice.millis(0, 3000));
+    Ok(())
+}
+
+fn reset(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    if let Some(mut stream) = soak.connect() {
+        if dice.below(2) == 0 {
+            let _ = write!(stream, "{UPLOAD_HEAD}Content-Length: 1000000\r\n\r\n{FILE}");
+            thread::sleep(dice.millis(0, 50));
+        } else {
+            let _ = stream.write_all(load_request(soak, "large.bin").as_bytes());
+            let _ = stream.read_exact(&mut vec![0; dice.below(100_000) as usize]);
+        }
+        if let Stream::Tcp(stream) = &stream {
+            reset_on_close(stream);
+        }
+    }
+    Ok(())
+}
+
+fn send_a_head_byte_by_byte(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    let Some(mut stream) = soak.connect() else { return Ok(()) };
+    let head = format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(dice.below(2000) as usize));
+    for byte in head.as_bytes() {
+        if !soak.goes_on() || stream.write_all(&[*byte]).is_err() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(3));
+    }
+    Ok(())
+}
+
+fn send_header_lines_without_end(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    let Some(mut stream) = soak.connect() else { return Ok(()) };
+    let lines = if dice.below(2) == 0 { "v".repeat(32 * 1024) } else { "a: b\r\n".repeat(5_000) };
+    let _ = stream.write_all(b"GET /health HTTP/1.1\r\nX: ");
+    while soak.goes_on() && stream.write_all(lines.as_bytes()).is_ok() {}
+    thread::sleep(dice.millis(0, 200));
+    Ok(())
+}
+
+fn send_garbage(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    let bytes = pattern(dice.below(5000) as usize, dice.below(u64::MAX));
+    let beginning =
+        ["", "GET ", "GET /health HTTP/1.1\r\n", "POST /login HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"];
+    let beginning = beginning[dice.below(4) as usize].as_bytes();
+    say_and_hold(soak, &[beginning, &bytes, b"\r\n\r\n"].concat(), dice.millis(0, 100));
+    Ok(())
+}
+
+fn pipeline(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    let mut requests = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1 + dice.below(60) as usize);
+    requests.insert_str(0, &load_request(soak, "tiny.bin"));
+    say_and_hold(soak, requests.as_bytes(), dice.millis(0, 300));
+    Ok(())
+}
+
+fn open_idle_connections(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    let mut open = Vec::new();
+    for number in 0..dice.below(300) {
+        let Some(mut stream) = soak.connect() else { break };
+        let beginning = ["", "GET /health HTTP/1.1\r\nHost: x\r\n\r\n", "GET /hea"][number as usize % 3];
+        let _ = stream.write_all(beginning.as_bytes());
+        open.push(stream);
+    }
+    soak.hold(dice.millis(0, 3000));
+    Ok(())
+}
+
+/// Most of the time it works.
+fn flap(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
+    use resource_api::Fault as Api;
+    use s3_fault::Fault as S3;
+    let (api, proxy) = (&soak.world.api, &soak.proxy);
+    thread::sleep(dice.millis(300, 1200));
+    let bytes = dice.below(2_000_000);
+    let cdn = [
+        S3::CutAtHalf,
+        S3::CutResponseAt(bytes),
+        S3::CutRequestAt(bytes),
+        S3::HangAt(bytes),
+        S3::HangBeforeResponse,
+        S3::Status(503),
+        S3::Reset,
+        S3::ResetAfterServed,
+        S3::Garbage,
+        S3::IgnoreRange,
+        S3::CorruptByteAt(bytes),
+        S3::Delay(Duration::from_millis(300)),
+    ];
+    let own = [
+        Api::Hang,
+        Api::HangAfterServed,
+        Api::Status(500, "no".into()),
+        Api::StatusWithRetryAfter(429, 1),
+        Api::Reset,
+        Api::ResetAfterServed,
+        Api::Truncate,
+        Api::Garbage,
+        Api::Delay(Duration::from_millis(300)),
+    ];
+    let times = Some(1 + dice.below(3) as usize);
+    match dice.below(8) {
+        0 => api.down(),
+        1 => proxy.down(),
+        2 => api.revoke_tokens(),
+        3 | 4 => api.fault("/", own[dice.below(own.len() as u64) as usize].clone(), times),
+        _ => proxy.fault("", "", cdn[dice.below(cdn.len() as u64) as usize].clone(), times),
+    }
+    thread::sleep(dice.millis(100, 800));
+    mend(soak);
+    Ok(())
+}
+
+fn mend(soak: &Soak) {
+    let (api, proxy) = (&soak.world.api, &soak.proxy);
+    api.clear_faults();
+    proxy.clear_faults();
+    // What hangs hangs no more.
+    api.cut();
+    proxy.cut();
+    api.up();
+    proxy.up();
+    api.clear_requests();
+    proxy.clear_requests();
+}
+
+/// The floor of the process's own memory during a second in which nobody asks for anything. Pages of the program's file are
+/// not in it: they come when code runs for the first time.
+fn memory_at_rest(soak: &Soak) -> u64 {
+    let rest = || {
+        thread::sleep(Duration::from_millis(50));
+        memory_kib(soak.world.service.pid(), "RssAnon")
+    };
+    (0..20).map(|_| rest()).min().unwrap_or(u64::MAX)
+}
+
+#[test]
+fn mixed_clients_on_a_flapping_uplink_leave_nothing_behind() {
+    let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().expect(name));
+    let short = if std::env::var_os("CI").is_some() { 120 } else { 8 };
+    let length = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(short));
+    let seed = number("SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 20 | u64::from(rand_bits()));
+    say(&format!("soak of {length:?}, SOAK_SEED={seed}"));
+
+    let (world, proxy) = World::behind_proxy_with(|builder| {
+        // The product's libc has one heap and gives buffers back. glibc has a heap for each of many threads, and raises the
+        // sizes from which it gives back: what that keeps would hide what is lost.
+        let builder = builder.env("MALLOC_ARENA_MAX", "1").env("MALLOC_MMAP_THRESHOLD_", "65536");
+        let builder = builder.env("MALLOC_TRIM_THRESHOLD_", "65536").env("HANDLER_THREADS", "6");
+        builder.env("CLIENT_STALL_SECONDS", STALL.as_secs().to_string())
+    });
+    for (name, size, seed) in MODELS.into_iter().chain([COLD]) {
+        world.upload(name, &pattern(size, seed));
+    }
+    let pid = world.service.pid();
+    let before = (world.service.descriptors(), world.service.threads(), world.service.vm_rss_kib());
+    let until = Instant::now();
+    let stop = AtomicBool::new(false);
+    let mut soak = Soak { world, proxy, until, stop, tally: Mutex::default(), faults: Mutex::default() };
+    let clients: [(&str, Turn); 17] = [
+        ("flap", flap),
+        ("load warm", load_warm),
+        ("load warm too", load_warm),
+        ("load cold", load_cold),
+        ("upload", upload),
+        ("log in", log_in),
+        ("poll", poll),
+        ("declare a length", declare_a_length),
+        ("stall a body", stall_a_body),
+        ("leave answers unread", leave_answers_unread),
+        ("reset", reset),
+        ("head byte by byte", send_a_head_byte_by_byte),
+        ("header lines without end", send_header_lines_without_end),
+        ("garbage", send_garbage),
+        ("pipeline", pipeline),
+        ("idle connections", open_idle_connections),
+        ("poll too", poll),
+    ];
+    // An idle thread of the library lives 5 s; connections that were left go after the limit.
+    let settled = |(descriptors, threads)| descriptors <= before.0 + 4 && threads <= before.1 + 4;
+    let settle = |soak: &Soak| {
+        let now = || (soak.world.service.descriptors(), soak.world.service.threads());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !settled(now()) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(50));
+        }
+        now()
+    };
+    let mut at_rest = [0; 2];
+    for (half, at_rest) in (0..).zip(&mut at_rest) {
+        soak.until = Instant::now() + length / 2;
+        thread::scope(|scope| {
+            for (index, (name, turn)) in (0..).zip(&clients) {
+                let (soak, mut dice) = (&soak, Dice(seed ^ (index << 56) ^ (half << 48)));
+                scope.spawn(move || soak.run(name, *turn, &mut dice));
+            }
+        });
+        mend(&soak);
+        settle(&soak);
+        *at_rest = memory_at_rest(&soak);
+    }
+    let [first, second] = at_rest;
+    for (what, times) in lock(&soak.tally).iter() {
+        say(&format!("{times:8} {what}"));
+    }
+    assert!(lock(&soak.faults).is_empty(), "SOAK_SEED={seed}: {:#?}", lock(&soak.faults));
+    assert!(soak.world.service.is_running() && soak.world.service.pid() == pid, "it is another process");
+    for what in ["load right", "cold load right", "upload right", "login 200"] {
+        assert!(soak.counted(what) > 0, "not one {what} in {length:?}");
+    }
+
+    // The uplink is well again, and so is everything else at once.
+    mend(&soak);
+    let started = Instant::now();
+    soak.world.login();
+    for (name, size, seed) in MODELS.into_iter().chain([COLD]) {
+        soak.world.forget(name);
+        soak.world.loads(name, &pattern(size, seed));
+    }
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(20), "cold loads after the soak took {took:?}");
+
+    let after = settle(&soak);
+    let rss = soak.world.service.vm_rss_kib();
+    say(&format!(
+        "descriptors {} then {}, threads {} then {}, resident {} KiB before, {first} and {second} KiB at rest \
+         after each half, {rss} KiB at the end; cold loads of {} models in {took:?}",
+        before.0,
+        after.0,
+        before.1,
+        after.1,
+        before.2,
+        MODELS.len() + 1
+    ));
+    assert!(settled(after), "descriptors and threads were {before:?} and are {after:?}");
+    let grown = second.saturating_sub(first);
+    assert!(
+        grown <= GROWTH,
+        "SOAK_SEED={seed}: {grown} KiB more are in use after the second half than after the first"
+    );
+    assert_eq!(soak.world.service.spooled(), 0, "spool files are left");
+    // Neither this program's threads nor, in the standard library's words, those of its libraries.
+    let said = soak.world.service.log_text();
+    let panics: Vec<_> = said.lines().filter(|line| line.contains("panicked at")).take(5).collect();
+    assert!(panics.is_empty(), "SOAK_SEED={seed}: {panics:#?}");
+}
+
+fn rand_bits() -> u16 {
+    let mut bits = [0; 2];
+    getrandom::fill(&mut bits).expect("the kernel has randomness");
+    u16::from_le_bytes(bits)
+}
+
+/// Past the capture of the test's output: the numbers are what a soak is for.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

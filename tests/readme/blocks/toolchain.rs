@@ -1,0 +1,97 @@
+//! The blocks whose programs are those of this repository's own build: `cargo` and what CI runs. Run here they would begin all
+//! over again, so what is tried is that they name what there is, and that CI runs them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::readme;
+use super::scene::Scene;
+use crate::world::client::call;
+use crate::world::loader_binary;
+
+fn repository(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// Whether the package has a target of this kind, and of this name.
+fn has_target(kind: &str, name: &str) -> bool {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"]).arg(manifest);
+    let metadata: Value = serde_json::from_slice(&cargo.output().unwrap().stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter().filter(|package| package["name"] == "loader");
+    let mut targets = packages.flat_map(|package| package["targets"].as_array().unwrap());
+    targets.any(|target| target["kind"][0] == kind && target["name"] == name)
+}
+
+/// Runs the block, and gives how it called `cargo`.
+fn cargo_calls(block: &str) -> Vec<String> {
+    let scene = Scene::new();
+    scene.program("cargo", "");
+    scene.run(block);
+    scene.calls("cargo")
+}
+
+pub fn the_first_two_commands(block: &str) {
+    assert_eq!(cargo_calls(block), ["run --example demo", "test"]);
+    assert!(has_target("example", "demo") && has_target("test", "tests"));
+    let ci = repository(".ci/run");
+    assert!(ci.contains("\ncheck cargo run --example demo\n") && ci.contains("\nrun_tests cargo-test cargo test\n"));
+    // What the text beside it says.
+    assert!(readme().contains("`cargo run --example demo -- --serve`"));
+    assert!(repository("tests/demo/main.rs").contains("Some(\"--serve\")"));
+}
+
+pub fn the_benchmark_is_there(block: &str) {
+    assert_eq!(cargo_calls(block), ["bench"]);
+    assert!(has_target("bench", "bench") && block.contains("--quick"));
+    assert!(repository("tests/bench/plan.rs").contains("\"--quick\""));
+}
+
+/// `cargo` leaves the program that this test was built with.
+pub fn the_release_build_serves(block: &str) {
+    let scene = Scene::new();
+    let program = loader_binary();
+    scene.program("cargo", &format!("mkdir -p target/release\nln -s {} target/release/loader", program.display()));
+    let _running = scene.start(block);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let health = call(&scene.address, Duration::from_secs(2), "GET", "/health", &[], b"");
+        if health.is_ok_and(|reply| reply.status == 200) {
+            break;
+        }
+        let said = || fs::read_to_string(scene.path("said")).unwrap_or_default();
+        assert!(Instant::now() < deadline, "it does not serve: {}", said());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(scene.calls("cargo"), ["build --release"]);
+    assert!(has_target("bin", "loader"));
+}
+
+/// `.ci/build` is played by a script that leaves the files of the names which the real one makes.
+pub fn the_product_is_where_it_is_said_to_be(block: &str) {
+    let script = repository(".ci/build");
+    let constants = |name: &&str| name.starts_with("readonly TARGET=") || name.starts_with("readonly DIST=");
+    let constants: Vec<&str> = script.lines().filter(constants).collect();
+    assert_eq!(constants.len(), 2);
+    assert!(
+        script.contains("${DIST##*/}.sha256") && script.contains(".systemd/loader.service .systemd/loader.socket "),
+        "the names have changed"
+    );
+    assert!(repository(".ci/run").contains("\ncheck .ci/build\n"));
+
+    let scene = Scene::new();
+    let dist = "mkdir -p target/dist\ntouch $DIST $DIST.sha256 target/dist/loader.service target/dist/loader.socket";
+    scene.executable(&scene.path(".ci/build"), &format!("#!/bin/bash\n{}\n{dist}\n", constants.join("\n")));
+    let listed = scene.run(block);
+    // The comment names them, and so do the blocks that install them.
+    let product = listed.lines().find(|name| !name.contains('.')).unwrap();
+    assert!(block.contains(product) && block.contains(".sha256") && block.contains("loader.service"), "{listed}");
+    assert!(listed.contains("loader.socket") && block.contains("loader.socket"), "{listed}");
+    assert!(readme().contains(&format!("\ninstall -m 755 {product} ")));
+    assert!(repository("Dockerfile").contains(&format!("ARG PROGRAM={product}\n")));
+}

@@ -1,0 +1,10 @@
+//! The Resource API, the CDN and the network before them: requests on the wire, faults, other servers.
+
+mod cdn_config;
+mod requests;
+mod resource_api;
+mod resumption;
+mod s3_servers;
+mod site_cache;
+mod tls;
+mod uplink;
