@@ -7,20 +7,39 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::progress::Progress;
+use super::{Command, Failure};
 use crate::constants::CHUNK;
 use crate::security::{AesKey, EncryptWriter};
 
-/// The arguments of `loader pack`.
+pub(super) static COMMAND: Command = Command {
+    name: "pack",
+    arguments: "--key-file FILE [IN] [OUT]",
+    summary: "encrypt a docker save tar into an archive for IMAGES_PATH",
+    help: &["\
+Encrypts a docker save tar into an archive for IMAGES_PATH.
+
+  --key-file FILE        holds the key fragment
+  IN, OUT                files; a hyphen or nothing stands for standard input and output
+
+Shows its progress on standard error: with a bar on a terminal, with a line every 10 s elsewhere.
+"],
+    run,
+};
+
+fn run(words: &[&str]) -> Result<(), Failure> {
+    pack(&Arguments::parse(words).map_err(Failure::arguments)?).map_err(Failure::runtime)
+}
+
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Arguments {
+struct Arguments {
     key_file: Option<PathBuf>,
     input: Option<PathBuf>,
     output: Option<PathBuf>,
 }
 
 impl Arguments {
-    /// Reads the words behind `pack`. A single hyphen stands for standard input or output.
-    pub(super) fn parse(words: &[&str]) -> Result<Self, String> {
+    /// A single hyphen stands for standard input or output.
+    fn parse(words: &[&str]) -> Result<Self, String> {
         let mut arguments = Self::default();
         let mut files = Vec::new();
         let mut words = words.iter();
@@ -41,17 +60,17 @@ impl Arguments {
     }
 }
 
-/// What is encrypted.
+/// The tar that is encrypted.
 struct Input {
     read: Box<dyn Read>,
-    /// What to call it when it fails.
+    /// What errors call it.
     name: String,
-    /// Bytes; 0 if that is not known.
+    /// Its length in bytes; 0 if that is not known.
     total: u64,
 }
 
 /// Encrypts the input to the output. An output file appears under its name when it is complete.
-pub(super) fn pack(arguments: &Arguments) -> Result<(), String> {
+fn pack(arguments: &Arguments) -> Result<(), String> {
     let key_file = arguments.key_file.as_deref().unwrap_or(Path::new(""));
     let unread = |error| format!("the key file {} cannot be read: {error}", key_file.display());
     let fragment = Zeroizing::new(fs::read(key_file).map_err(unread)?);
@@ -71,7 +90,7 @@ pub(super) fn pack(arguments: &Arguments) -> Result<(), String> {
     if fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(key_file).is_ok_and(|key_file| path == key_file)) {
         return Err(format!("{name} is the key file; name another"));
     }
-    // A device or a pipe takes the bytes as they come; a file under its name would take its place.
+    // A device or a pipe is written to as it is: a rename would put a file in its place.
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
         let output = File::options().write(true).open(path).map_err(unwritten)?;
         return encrypt(input, output, &name, &key);
@@ -101,7 +120,7 @@ impl Input {
         Ok(Self { read: Box::new(file), name, total })
     }
 
-    /// Reads what there is, at most a buffer full; 0 is the end.
+    /// Reads at most a buffer full; 0 is the end.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, String> {
         loop {
             match self.read.read(buffer) {
@@ -112,7 +131,7 @@ impl Input {
     }
 }
 
-/// Encrypts all of the input, and shows how far it is on standard error. `to` is what to call the output when it fails.
+/// Encrypts all of the input and shows the progress on standard error. Errors call the output `to`.
 fn encrypt(input: Input, output: impl Write, to: &str, key: &AesKey) -> Result<(), String> {
     let (mut progress, total) = (Progress::on(io::stderr()), input.total);
     let result = encrypt_all(input, output, to, key, |done| progress.show_long("encrypting", done, total));
@@ -136,7 +155,7 @@ fn encrypt_all(
     if count == 0 {
         return Err(format!("{} is empty; did docker save fail?", input.name));
     }
-    // It writes at once, and of no input nothing is to be written.
+    // Only now: it writes at once, and for an empty input nothing must be written.
     let mut writer = EncryptWriter::new(output, key).map_err(unwritten)?;
     while count > 0 {
         writer.write_all(&buffer[..count]).map_err(unwritten)?;

@@ -1,18 +1,18 @@
-//! How far something is: a bar on a terminal, a line now and then elsewhere.
+//! The progress of a long command: a bar on a terminal, a line now and then elsewhere.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// How often the bar is painted anew.
-const REPAINT: Duration = Duration::from_millis(100);
+/// How often the bar is repainted.
+const REPAINT_EVERY: Duration = Duration::from_millis(100);
 
 /// How often a line is written where there is no terminal.
-const LINE: Duration = Duration::from_secs(10);
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Cells of the bar; all of it fits a line of 80 columns.
+/// Width of the bar. Together with its text it fits into 80 columns.
 const CELLS: u64 = 24;
 
-/// Progress on one output.
+/// Shows progress on one output.
 pub(super) struct Progress<W> {
     output: W,
     bar: bool,
@@ -23,9 +23,9 @@ pub(super) struct Progress<W> {
 }
 
 impl<W: Write + IsTerminal> Progress<W> {
-    /// On `output`, which decides the form.
+    /// Chooses the bar or the lines by what `output` is.
     pub(super) fn on(output: W) -> Self {
-        // A terminal that cannot erase a line is none.
+        // A dumb terminal cannot erase a line.
         let bar = output.is_terminal() && std::env::var_os("TERM").is_none_or(|name| name != "dumb");
         Self::new(output, bar)
     }
@@ -36,12 +36,12 @@ impl<W: Write> Progress<W> {
         Self { output, bar, shown: None, step: String::new(), painted: false }
     }
 
-    /// `done` of `total` bytes (0 where that is not known) of `step`. Shown if it is time to, or the step is new.
+    /// Shows `done` of `total` bytes (0 if the total is not known) of `step`, if it is time to or the step is new.
     pub(super) fn show(&mut self, step: &str, done: u64, total: u64) {
         self.show_at(Instant::now(), step, done, total);
     }
 
-    /// As [`show`](Self::show), but a new step waits for its time, too: where the start alone is no news.
+    /// As [`show`](Self::show), but the first line comes only after its time: for commands that are often short.
     pub(super) fn show_long(&mut self, step: &str, done: u64, total: u64) {
         if self.step.is_empty() {
             step.clone_into(&mut self.step);
@@ -51,7 +51,7 @@ impl<W: Write> Progress<W> {
     }
 
     fn show_at(&mut self, now: Instant, step: &str, done: u64, total: u64) {
-        let pause = if self.bar { REPAINT } else { LINE };
+        let pause = if self.bar { REPAINT_EVERY } else { LINE_EVERY };
         let is_time = self.shown.is_none_or(|shown| now.saturating_duration_since(shown) >= pause);
         if !is_time && step == self.step {
             return;
@@ -61,12 +61,12 @@ impl<W: Write> Progress<W> {
         self.paint(done, total);
     }
 
-    /// Nobody who does not look any more is a reason to fail.
+    /// Write errors are ignored: a command does not fail because nobody watches it.
     fn paint(&mut self, done: u64, total: u64) {
         let amount = match (done, total) {
             (0, 0) => String::new(),
             (done, 0) => size(done),
-            // A step begins before its length is known.
+            // The length of a step may be known only after it has begun.
             (done, total) => format!("{:3} %  {} of {}", percent(done, total), size(done), size(total)),
         };
         let step = &self.step;
@@ -81,7 +81,7 @@ impl<W: Write> Progress<W> {
         };
     }
 
-    /// Leaves the bar's line as it is at the end, and shows the last step in it.
+    /// Shows the last step and ends the bar's line.
     pub(super) fn finish(&mut self, step: &str, done: u64, total: u64) {
         if self.bar || step != self.step {
             step.clone_into(&mut self.step);
@@ -90,14 +90,14 @@ impl<W: Write> Progress<W> {
         self.end();
     }
 
-    /// As [`finish`](Self::finish) for a bar; elsewhere silence says that all is done.
+    /// As [`finish`](Self::finish), but writes nothing where there is no bar.
     pub(super) fn finish_bar(&mut self, step: &str, done: u64, total: u64) {
         if self.bar {
             self.finish(step, done, total);
         }
     }
 
-    /// Leaves the bar's line, so that what is written next has its own.
+    /// Ends the bar's line, so that later output has a line of its own.
     pub(super) fn end(&mut self) {
         if std::mem::take(&mut self.painted) {
             let _ = writeln!(self.output);
@@ -109,7 +109,7 @@ fn percent(done: u64, total: u64) -> u64 {
     (u128::from(done) * 100 / u128::from(total.max(1))).min(100) as u64
 }
 
-/// A number of bytes for people: decimal units, as disks have them.
+/// A number of bytes for people, in the decimal units in which disks are sold.
 pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn elsewhere_than_on_a_terminal_there_is_a_line_for_each_step_and_every_ten_seconds() {
+    fn without_a_terminal_there_is_a_line_for_each_step_and_every_ten_seconds() {
         let text = shown(false, &[(0, "one", 0), (1, "two", 0), (5, "two", 1), (11, "two", 1_000_000), (12, "two", 2)]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_is_one_line_of_less_than_80_columns() {
+    fn a_bar_is_one_line_of_fewer_than_80_columns() {
         let text = shown(true, &[(0, "loading_images", 999_999), (1, "loading_images", 1_500_000)]);
         assert!(text.ends_with('\n') && text.matches('\n').count() == 1, "{text:?}");
         for frame in text.trim_end().split("\r\x1b[K").skip(1) {

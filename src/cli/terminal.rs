@@ -1,15 +1,15 @@
-//! Questions to the person at the terminal, one of them without echo, in a module with unsafe code: terminal modes are set
-//! by calls of the C library, and no package in the tree wraps them.
+//! Questions to the person at the terminal, with or without echo. Terminal modes need calls to the C library, which no
+//! package in the tree wraps: hence the unsafe code.
 //!
-//! The terminal must get its echo back however the program ends, so the signals that a person sends by key, and those that
-//! end a session, put it back before they do what they do otherwise.
+//! The terminal must get its echo back however the program ends, so the signals of the keyboard and those that end a session
+//! restore it before they have their usual effect.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -17,9 +17,9 @@ use signal_hook::low_level::emulate_default_handler;
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
-use crate::threads;
+use crate::threads::{self, lock};
 
-/// A longer answer is none.
+/// The longest answer that is read.
 const MAX_LINE: usize = 1024;
 
 /// Whether there is a person to ask.
@@ -27,10 +27,8 @@ pub(super) fn is_interactive() -> bool {
     io::stdin().is_terminal()
 }
 
-/// Asks on standard error, so that a redirected output holds answers only.
-///
-/// # Errors
-/// Those of the terminal, and its end before an answer.
+/// Asks on standard error, so that a redirected standard output holds the command's results only. The end of the input
+/// before an answer is an error.
 pub(super) fn ask(question: &str) -> io::Result<String> {
     prompt(question);
     let line = read_line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -38,24 +36,18 @@ pub(super) fn ask(question: &str) -> io::Result<String> {
 }
 
 /// Asks without showing what is typed.
-///
-/// # Errors
-/// Those of the terminal, and its end before an answer.
 pub(super) fn ask_secretly(question: &str) -> io::Result<Secret> {
     let echo_off = EchoOff::new()?;
     prompt(question);
     let line = read_line();
     drop(echo_off);
-    // The person's own was not shown.
+    // The line feed that the person typed was not shown.
     eprintln!();
     Ok(Secret::new(line?.ok_or(io::ErrorKind::UnexpectedEof)?.as_str()))
 }
 
-/// The first line of standard input without its end; none if there is nothing. It is read byte by byte: what is buffered is
-/// wiped by nobody, and the rest is left to others.
-///
-/// # Errors
-/// Those of standard input, a line that is too long, and one that is no text.
+/// The first line of standard input without its line end; none if there is nothing. It is read byte by byte: a buffered
+/// reader would leave a copy of the password in memory, and take what comes after the line.
 pub(super) fn read_line() -> io::Result<Option<Zeroizing<String>>> {
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut line = Zeroizing::new(Vec::with_capacity(MAX_LINE));
@@ -82,10 +74,10 @@ fn prompt(question: &str) {
     let _ = stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush());
 }
 
-/// The terminal's modes before the echo was switched off, until they are back.
+/// The terminal's modes before the echo was switched off, until they are restored.
 type Modes = Arc<Mutex<Option<libc::termios>>>;
 
-/// Standard input's terminal without echo, until it is dropped.
+/// Keeps the echo of standard input's terminal off until it is dropped.
 struct EchoOff(Modes);
 
 impl EchoOff {
@@ -101,7 +93,7 @@ impl EchoOff {
         restore_on_signal(Arc::clone(&before))?;
         let mut silent = modes;
         silent.c_lflag &= !libc::ECHO;
-        // Suspended, the program would leave the shell a terminal without echo.
+        // A suspended program would leave the shell a terminal without echo.
         silent.c_cc[libc::VSUSP] = 0;
         set_modes(&silent)?;
         Ok(Self(before))
@@ -114,7 +106,7 @@ impl Drop for EchoOff {
     }
 }
 
-/// The thread stays: a signal that was once watched ends the process no longer by itself.
+/// The thread runs until the process ends: a signal that was once watched no longer ends the process by itself.
 fn restore_on_signal(modes: Modes) -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
     threads::spawn("signals", move || {
@@ -127,7 +119,7 @@ fn restore_on_signal(modes: Modes) -> io::Result<()> {
 }
 
 fn restore(modes: &Modes) {
-    if let Some(modes) = modes.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    if let Some(modes) = lock(modes).take() {
         let _ = set_modes(&modes);
     }
 }

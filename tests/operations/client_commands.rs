@@ -235,7 +235,7 @@ fn every_mistake_is_told_in_one_line_that_helps() {
         (&["unlock"], &[("BIND_ADDR", "unix:/no/such/socket")], 1, "is it running, with the same BIND_ADDR"),
         (&["healthcheck"], &[("BIND_ADDR", &nobody)], 1, "is not healthy"),
         (&["status"], &[("BIND_ADDR", &other)], 1, "is not the loader"),
-        (&["status"], &[("BIND_ADDR", address)], 1, "wants its client token; set CLIENT_TOKEN"),
+        (&["status"], &[("BIND_ADDR", address)], 1, "demands its bearer token; set CLIENT_TOKEN"),
         (&["login", "a@b"], &[("BIND_ADDR", address), ("CLIENT_TOKEN", "x")], 1, "does not accept this CLIENT_TOKEN"),
         (&["status"], &[("BIND_ADDR", "nowhere")], 2, "BIND_ADDR is neither host:port"),
         // What concerns the service alone concerns it alone.
