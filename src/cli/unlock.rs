@@ -17,8 +17,9 @@ pub(super) static COMMAND: Command = Command {
     summary: "unlock the container images and follow that to its end",
     help: &[
         "\
-Makes the running service decrypt the archive at its IMAGES_PATH into docker load, and follows that until it is ready or has
-failed: with a bar on a terminal, with a line for each step and every 10 s elsewhere. Ctrl-C ends the following, not the unlock.
+Makes the running service decrypt the archive at its IMAGES_PATH into docker load, and shows the progress until the
+images are ready or the unlock has failed: with a bar on a terminal, with a line for each step and every 10 s elsewhere.
+Ctrl-C ends this command, not the unlock.
 ",
         help::ACCOUNT,
         help::SERVICE,
