@@ -27,7 +27,7 @@ use crate::hardware_service;
 use crate::http_client::HttpClient;
 use crate::keyed_lock::KeyedLock;
 use crate::manifest::ManifestKeys;
-use crate::model_cache::{CacheSummary, KeptParts, ModelCache, Refusal};
+use crate::model_cache::{CacheSummary, CachedModel, KeptParts, ModelCache, Refusal};
 use crate::names::ModelName;
 use crate::security::AesKey;
 use crate::threads::lock;
@@ -180,6 +180,11 @@ impl ApiClient {
     /// Removes the files of uploads that were cut off, since the process is about to end.
     pub fn stop(&self) {
         self.cache.remove_spooled();
+    }
+
+    /// All cached models, from memory.
+    pub fn cached_models(&self) -> Vec<CachedModel> {
+        self.cache.models()
     }
 
     /// What is cached, without a look at the disk.

@@ -13,7 +13,7 @@ use jwt_simple::reexports::ct_codecs::{Base64UrlSafeNoPadding, Decoder, Encoder}
 use serde::{Deserialize, Serialize};
 
 use crate::names::ModelName;
-use crate::security::SmallHash;
+use crate::security::{SmallHash, split_point};
 
 pub use self::chunks::{ChunkHasher, ChunkHashes, MAX_BIG_PART, MAX_CHUNKS, chunk_size};
 pub use self::keys::{Keygen, ManifestKeys};
@@ -31,8 +31,8 @@ pub struct Subject<'a> {
     pub model: &'a ModelName,
     /// The version, by its small part.
     pub small: SmallHash,
-    /// Length of the small part in bytes.
-    pub small_length: u64,
+    /// Length of the small part in bytes, where the part is at hand.
+    pub small_length: Option<u64>,
 }
 
 /// What a manifest says of a big part.
@@ -131,9 +131,10 @@ impl Payload {
         if SmallHash::parse(&self.small_sha256) != Some(subject.small) {
             return Err(OtherUpload("small_sha256"));
         }
-        // The length of the plaintext makes that of the ciphertext, of which the small part is known.
+        // The length of the plaintext implies the ciphertext's, of which the small part is known.
         let encrypted = encrypted_length(self.plain_length).ok_or(Malformed("plain_length"))?;
-        if self.big_length > MAX_BIG_PART || self.big_length.checked_add(subject.small_length) != Some(encrypted) {
+        let small_length = subject.small_length.unwrap_or_else(|| split_point(encrypted));
+        if self.big_length > MAX_BIG_PART || self.big_length.checked_add(small_length) != Some(encrypted) {
             return Err(Malformed("big_length"));
         }
         if self.chunk != chunk_size(self.big_length) {

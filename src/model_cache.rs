@@ -19,6 +19,7 @@ mod kept;
 mod reader;
 mod record;
 mod spool;
+mod verify;
 mod version;
 
 use std::fs::{self, File, TryLockError};
@@ -37,10 +38,11 @@ use crate::security::SmallHash;
 use crate::storage::{create_dir, create_parent, open_private};
 use crate::threads::lock;
 
-pub use self::catalog::CacheSummary;
+pub use self::catalog::{CacheSummary, CachedModel};
 pub use self::entry::Entry;
 pub use self::kept::{KeptParts, Refusal};
 pub use self::spool::Spool;
+pub use self::verify::{Verified, VerifyError};
 pub use self::version::{Evidence, Remote, Version};
 
 /// The name of the directory for uploads that are being received.
@@ -205,6 +207,11 @@ impl ModelCache {
                 Files::none()
             }
         }
+    }
+
+    /// All cached models, from memory.
+    pub fn models(&self) -> Vec<CachedModel> {
+        self.catalog.models(usize::MAX)
     }
 
     /// What is cached, without a look at the disk.

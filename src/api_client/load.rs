@@ -14,7 +14,7 @@ use super::{ApiClient, Login};
 use crate::cdn_manager::{BigObject, CdnManager};
 use crate::manifest::{MAX_BIG_PART, Subject};
 use crate::metrics;
-use crate::model_cache::{Entry, Evidence, Refusal, Remote, Version};
+use crate::model_cache::{Entry, Evidence, Refusal, Remote, Verified, VerifyError, Version};
 use crate::names::ModelName;
 use crate::security::{BLOCK, DecryptError, DecryptReader, HELD_BACK, SmallHash, plain_length, sha256_hex};
 
@@ -62,6 +62,31 @@ impl ApiClient {
         plain_length(small.len() as u64 + big_length, tail, &self.resource_key)
     }
 
+    /// Compares chunks of a cached model with its manifest, and fetches the damaged ones again.
+    pub fn verify(self: &Arc<Self>, model: &ModelName, chunks: Range<usize>) -> Result<Verified, VerifyError> {
+        self.cache.verify(model, chunks, &self.remote(self.current()))
+    }
+
+    /// The way to the CDN, which is not used before something is missing.
+    fn remote(self: &Arc<Self>, login: Option<Arc<Login>>) -> Remote {
+        let client = Arc::clone(self);
+        let cdn = Arc::new(move || match &login {
+            Some(login) => client.cdn(login).map_err(|error| error.to_string()),
+            None => Err(LoadError::NotLoggedIn.to_string()),
+        });
+        let connections = {
+            let cdn = Arc::clone(&cdn);
+            move || cdn().map_or(1, |cdn| cdn.connections())
+        };
+        let open = move |object: &BigObject, range| -> Box<dyn Read + Send> {
+            match cdn() {
+                Ok(cdn) => Box::new(cdn.read(object, range)),
+                Err(reason) => Box::new(FailingReader(reason)),
+            }
+        };
+        Remote { open: Arc::new(open), connections: Arc::new(connections) }
+    }
+
     /// The plaintext of both parts. A range of it is cut out of the whole.
     fn plaintext(
         &self,
@@ -100,8 +125,8 @@ impl Load<'_> {
     fn run(&self, request: &RangeRequest) -> Result<Plaintext, LoadError> {
         let SmallPart { plain: small, source } = self.client.small_part(self.login, &self.entry)?;
         let hash = SmallHash::of(&small);
-        let subject = Subject { model: &self.entry.model, small: hash, small_length: small.len() as u64 };
-        let cached = self.client.cache.find(&self.entry, subject, &self.remote());
+        let subject = Subject { model: &self.entry.model, small: hash, small_length: Some(small.len() as u64) };
+        let cached = self.client.cache.find(&self.entry, subject, &self.client.remote(Some(Arc::clone(self.login))));
         let (version, copy) = match source {
             SmallSource::Offline(away) => (self.offline_version(cached, away)?, None),
             SmallSource::Api(copy) => match cached.filter(|version| self.is_current(version)) {
@@ -166,7 +191,8 @@ impl Load<'_> {
     fn find_in_cdn(&self, small: &[u8], subject: Subject<'_>) -> Result<Arc<Version>, LoadError> {
         let (client, model) = (self.client, &self.entry.model);
         let cdn = self.cdn()?;
-        let create = |evidence| client.cache.create(&self.entry, subject, evidence, self.remote());
+        let create =
+            |evidence| client.cache.create(&self.entry, subject, evidence, client.remote(Some(Arc::clone(self.login))));
         if let Some(text) = cdn.manifest(model, subject.small).map_err(LoadError::Big)? {
             let manifest = client.manifest_keys.verify(&text, subject).map_err(LoadError::Manifest)?;
             return Ok(create(Evidence::Manifest(manifest, text)));
@@ -195,23 +221,6 @@ impl Load<'_> {
 
     fn cdn(&self) -> Result<Arc<CdnManager>, LoadError> {
         self.client.cdn(self.login).map_err(LoadError::Config)
-    }
-
-    /// The way to the CDN, which is not used before something is missing.
-    fn remote(&self) -> Remote {
-        let (client, login) = (Arc::clone(self.client), Arc::clone(self.login));
-        let cdn = Arc::new(move || client.cdn(&login));
-        let connections = {
-            let cdn = Arc::clone(&cdn);
-            move || cdn().map_or(1, |cdn| cdn.connections())
-        };
-        let open = move |object: &BigObject, range| -> Box<dyn Read + Send> {
-            match cdn() {
-                Ok(cdn) => Box::new(cdn.read(object, range)),
-                Err(error) => Box::new(FailingReader(error.to_string())),
-            }
-        };
-        Remote { open: Arc::new(open), connections: Arc::new(connections) }
     }
 }
 

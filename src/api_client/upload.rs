@@ -140,7 +140,7 @@ impl ApiClient {
         let turn = self.uploads.of(model.clone());
         let _turn = lock(&turn);
         let cdn = self.cdn(&upload.login).map_err(UploadError::Config)?;
-        let subject = Subject { model, small: upload.hash, small_length: upload.small.len() as u64 };
+        let subject = Subject { model, small: upload.hash, small_length: Some(upload.small.len() as u64) };
         let manifest = self.manifest_keys.sign(subject, &upload.manifest)?;
         let publication = Publication { model, upload: &upload, cdn: &cdn, manifest: &manifest };
         publication.store().map_err(UploadError::Big)?;

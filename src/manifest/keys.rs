@@ -275,7 +275,7 @@ mod tests {
     }
 
     fn subject(model: &ModelName) -> Subject<'_> {
-        Subject { model, small: SmallHash::of(b"small"), small_length: 3072 }
+        Subject { model, small: SmallHash::of(b"small"), small_length: Some(3072) }
     }
 
     #[test]
@@ -304,7 +304,7 @@ mod tests {
         ] {
             assert_eq!(keys_here.verify(&text, other), Err(ManifestError::OtherUpload(field)));
         }
-        let shorter = Subject { small_length: 3071, ..subject(&m_bin) };
+        let shorter = Subject { small_length: Some(3071), ..subject(&m_bin) };
         assert_eq!(keys_here.verify(&text, shorter), Err(ManifestError::Malformed("big_length")));
     }
 

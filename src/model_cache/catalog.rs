@@ -51,13 +51,20 @@ impl Catalog {
     }
 
     pub(super) fn summary(&self) -> CacheSummary {
+        let models = self.models(LISTED);
         let entries = lock(&self.0);
-        let models = entries.iter().take(LISTED).filter_map(|(big, bytes)| {
+        CacheSummary { bytes: entries.values().sum(), files: entries.len(), models }
+    }
+
+    /// The first models, at most so many.
+    pub(super) fn models(&self, limit: usize) -> Vec<CachedModel> {
+        let entries = lock(&self.0);
+        let models = entries.iter().take(limit).filter_map(|(big, bytes)| {
             let text = |part: Option<&std::ffi::OsStr>| Some(part?.to_str()?.to_owned());
             let (folder, name) = (text(big.parent()?.file_name())?, text(big.file_stem())?);
             Some(CachedModel { folder, name, bytes: *bytes })
         });
-        CacheSummary { bytes: entries.values().sum(), files: entries.len(), models: models.collect() }
+        models.collect()
     }
 
     /// Lists the big parts under `root` and removes unfinished files. What cannot be read does not keep the rest from use.

@@ -225,7 +225,7 @@ impl Drop for ChunkReader {
     }
 }
 
-fn digest(bytes: &[u8]) -> ChunkHash {
+pub(super) fn digest(bytes: &[u8]) -> ChunkHash {
     Sha256::digest(bytes).into()
 }
 

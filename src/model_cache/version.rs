@@ -70,7 +70,7 @@ pub struct Version {
     pub(super) length: u64,
     pub(super) chunk: u64,
     plain_length: u64,
-    small_length: u64,
+    small_length: Option<u64>,
     pub(super) file: Option<Arc<File>>,
     remote: Mutex<Remote>,
     pub(super) keys: Arc<ManifestKeys>,
@@ -89,7 +89,7 @@ pub(super) struct Known {
     pub(super) record: Record,
     /// None for an old upload that has not been downloaded to its end.
     pub(super) manifest: Option<Manifest>,
-    pub(super) small_length: u64,
+    pub(super) small_length: Option<u64>,
 }
 
 /// Where the chunks of a version are.
