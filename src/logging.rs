@@ -1,8 +1,8 @@
-//! Log lines: info and below to stdout, warnings and errors to stderr, all of them to a daily file.
+//! Log lines: info and below go to stdout, warnings and errors to stderr, and all of them to a daily file.
 //!
-//! One line an event, in `key=value` form: `time`, `level`, `message`, the `request` it belongs to, then what the event
-//! itself carries. Only this program's own lines are written. No client can fill the disk with them: floods are counted
-//! instead of written (`flood`), and a day's file has a limit (`daily_file`).
+//! Each event is one line of `key=value` pairs: `time`, `level`, `message`, the `request` that it belongs to, then the event's
+//! own pairs. Lines of libraries are left out. No client can fill the disk with lines: floods are counted instead of written
+//! (`flood`), and a day's file has a limit (`daily_file`).
 
 mod daily_file;
 mod flood;
@@ -20,21 +20,21 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 use self::daily_file::DailyFile;
-use self::line::Lines;
+use self::line::LineLogger;
 
 pub use self::request::{Current, RequestId};
 
-/// The first pair of a line.
+/// The format of the first pair of a line.
 const TIME: &[BorrowedFormatItem<'static>] =
     format_description!("time=[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
-/// Starts logging, of panics too. A log directory that cannot be used is a warning: a full disk must not keep the box from
-/// its models.
+/// Starts logging, also of panics. A log directory that cannot be used is only a warning: a full disk must not keep the box
+/// from its models.
 pub fn start(level: LevelFilter, directory: Option<&Path>) {
     let mut loggers: Vec<Box<dyn SharedLogger>> = vec![Box::new(Console {
         level,
         out: WriteLogger::new(level, config(), io::stdout()),
-        // A line is one write, so that it is not mixed with those of stdout where both go to one place.
+        // A line is one write, so that it does not mix with the lines of stdout if both go to the same place.
         err: WriteLogger::new(level.min(LevelFilter::Warn), config(), io::LineWriter::new(io::stderr())),
     })];
     let mut unusable = None;
@@ -43,22 +43,22 @@ pub fn start(level: LevelFilter, directory: Option<&Path>) {
         unusable = file.open_today().err();
         loggers.push(WriteLogger::new(level, config(), file));
     }
-    let lines: &'static Lines<_> = Box::leak(Box::new(Lines::to(*CombinedLogger::new(loggers))));
-    // It fails only where a logger is set already, which a second start in one process would be.
-    let _ = log::set_logger(lines);
+    let logger: &'static LineLogger<_> = Box::leak(Box::new(LineLogger::to(*CombinedLogger::new(loggers))));
+    // It fails only if a logger has been set before, by an earlier start in this process.
+    let _ = log::set_logger(logger);
     log::set_max_level(level);
-    // Without this thread a flood is told of when the next line is written.
-    let _ = thread::Builder::new().name("log".to_owned()).spawn(|| lines.tell_of_floods());
+    // Without this thread, a flood is reported when the next line is written.
+    let _ = thread::Builder::new().name("log".to_owned()).spawn(|| logger.report_floods());
     panics::log();
     if let (Some(error), Some(directory)) = (unusable, directory) {
         log::warn!(
-            "LOG_DIR {} cannot be used, logging goes on without files until it can: {error}",
+            "LOG_DIR {} cannot be used, so there are no log files until it can be: {error}",
             directory.display()
         );
     }
 }
 
-/// The time is the one part of a line that `simplelog` writes; the rest is [`Lines`]'.
+/// `simplelog` writes nothing but the time of a line; [`LineLogger`] makes the rest.
 fn config() -> Config {
     ConfigBuilder::new()
         .set_time_format_custom(TIME)
@@ -70,7 +70,7 @@ fn config() -> Config {
         .build()
 }
 
-/// stdout or stderr, by level.
+/// Writes to stdout or stderr, depending on the level.
 struct Console {
     level: LevelFilter,
     out: Box<WriteLogger<io::Stdout>>,

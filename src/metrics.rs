@@ -1,4 +1,6 @@
-//! What this process has done and is doing, in numbers for Prometheus. Counting takes a few atomic operations and never waits.
+//! The metrics for Prometheus. Counting takes a few atomic operations and never waits.
+//!
+//! A new counter or gauge is one row of the table.
 
 mod requests;
 mod text;
@@ -13,14 +15,14 @@ pub use self::requests::request;
 pub use self::text::Text;
 pub use self::transfer::{REPORT_EVERY, Transfer, report_transfer};
 
-/// Where the bytes of a transfer are.
+/// The stages through which bytes pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// An upload, from its client.
     Receive,
     /// A model, to its client.
     Send,
-    /// A call to the Resource API, its request and its answer.
+    /// A call to the Resource API: its request and its response.
     Api,
     /// A big part, from the CDN.
     Download,
@@ -33,7 +35,7 @@ pub enum Stage {
 impl Stage {
     const ALL: [Self; 6] = [Self::Receive, Self::Send, Self::Api, Self::Download, Self::Publish, Self::Unlock];
 
-    /// Its name in labels and log lines.
+    /// The name in labels and log lines.
     pub fn name(self) -> &'static str {
         match self {
             Self::Receive => "receive",
@@ -46,7 +48,7 @@ impl Stage {
     }
 }
 
-/// A number that grows, or for a gauge also shrinks.
+/// A counter, or a gauge that can also go down.
 #[derive(Debug)]
 pub struct Count(AtomicU64);
 
@@ -70,7 +72,7 @@ impl Count {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// One more until the answer is dropped, also by a panic.
+    /// One more until the guard is dropped, also by a panic.
     pub fn during(&'static self) -> During {
         self.add();
         During(self)
@@ -87,36 +89,43 @@ impl Drop for During {
     }
 }
 
-/// Loads that found their big part in the cache.
+/// Makes the counts and the function that writes them from one table.
+macro_rules! counts {
+    ($($count:ident: $kind:literal $metric:literal, $help:literal;)*) => {
+        $(#[doc = $help] pub static $count: Count = Count::new();)*
+
+        fn write_counts(text: &mut Text) {
+            $(text.single($metric, $kind, $help, $count.get());)*
+        }
+    };
+}
+
+counts! {
+    CHUNKS_REPAIRED: "counter" "loader_chunks_repaired_total", "Damaged chunks of the cache that were fetched again.";
+    OLD_UPLOADS: "counter" "loader_old_uploads_total", "Loads of models without a manifest, which nothing proves.";
+    UPLINK_RETRIES: "counter" "loader_uplink_retries_total", "Calls to Resource API and CDN that were repeated.";
+    QUEUE_FULL: "counter" "loader_queue_full_total", "Requests refused because all handlers were busy.";
+    CONNECTIONS: "gauge" "loader_connections", "Open connections of clients.";
+    HANDLERS: "gauge" "loader_handler_threads", "Handler threads.";
+    HANDLERS_BUSY: "gauge" "loader_handler_threads_busy", "Handler threads at work.";
+}
+
+/// Loads whose big part was in the cache.
 pub static CACHE_HITS: Count = Count::new();
-/// Loads that did not.
+/// Loads whose big part was not, or not all of it.
 pub static CACHE_MISSES: Count = Count::new();
-/// Chunks in the cache that were not what they had been, and were fetched again.
-pub static CHUNKS_REPAIRED: Count = Count::new();
-/// Loads of old uploads, which prove nothing.
-pub static OLD_UPLOADS: Count = Count::new();
-/// Calls to the Resource API and the CDN that were made again.
-pub static UPLINK_RETRIES: Count = Count::new();
-/// Requests that were answered 503, since all handlers were busy and the queue was full.
-pub static QUEUE_FULL: Count = Count::new();
-/// Connections of clients.
-pub static CONNECTIONS: Count = Count::new();
-/// Handler threads.
-pub static HANDLERS: Count = Count::new();
-/// Handler threads that are at a request.
-pub static HANDLERS_BUSY: Count = Count::new();
 
 static BYTES: [AtomicU64; Stage::ALL.len()] = [const { AtomicU64::new(0) }; Stage::ALL.len()];
 static MICROSECONDS: [AtomicU64; Stage::ALL.len()] = [const { AtomicU64::new(0) }; Stage::ALL.len()];
 
 static UNDER_WAY: [Count; Stage::ALL.len()] = [const { Count::new() }; Stage::ALL.len()];
 
-/// The transfers of a stage that are under way.
+/// The number of transfers in a stage.
 pub fn under_way(stage: Stage) -> &'static Count {
     &UNDER_WAY[stage as usize]
 }
 
-/// `bytes` have moved in a stage, and it took so long.
+/// Counts bytes that have moved in a stage, and the time that it took.
 pub fn moved(stage: Stage, bytes: u64, time: Duration) {
     BYTES[stage as usize].fetch_add(bytes, Ordering::Relaxed);
     MICROSECONDS[stage as usize].fetch_add(microseconds(time), Ordering::Relaxed);
@@ -126,13 +135,13 @@ fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The time since this was asked for the first time, which the start of the service does.
+/// The time since the first call, which the service makes at its start.
 pub fn uptime() -> Duration {
     static STARTED: OnceLock<Instant> = OnceLock::new();
     STARTED.get_or_init(Instant::now).elapsed()
 }
 
-/// Writes all that is counted here.
+/// Writes all metrics of this module.
 pub fn write(text: &mut Text) {
     requests::write(text);
 
@@ -153,33 +162,7 @@ pub fn write(text: &mut Text) {
     for (result, count) in [("hit", &CACHE_HITS), ("miss", &CACHE_MISSES)] {
         text.sample("", &[("result", result)], count.get());
     }
-    text.single(
-        "loader_chunks_repaired_total",
-        "counter",
-        "Damaged chunks of the cache that were fetched again.",
-        CHUNKS_REPAIRED.get(),
-    );
-    text.single(
-        "loader_old_uploads_total",
-        "counter",
-        "Loads of models without a manifest, which prove nothing.",
-        OLD_UPLOADS.get(),
-    );
-    text.single(
-        "loader_uplink_retries_total",
-        "counter",
-        "Calls to Resource API and CDN that were repeated.",
-        UPLINK_RETRIES.get(),
-    );
-    text.single(
-        "loader_queue_full_total",
-        "counter",
-        "Requests refused because all handlers were busy.",
-        QUEUE_FULL.get(),
-    );
-    text.single("loader_connections", "gauge", "Open connections of clients.", CONNECTIONS.get());
-    text.single("loader_handler_threads", "gauge", "Handler threads.", HANDLERS.get());
-    text.single("loader_handler_threads_busy", "gauge", "Handler threads at work.", HANDLERS_BUSY.get());
+    write_counts(text);
     text.single("loader_uptime_seconds", "gauge", "Seconds since the start.", uptime().as_secs_f64());
     text.family("loader_build_info", "gauge", "The version, as a label.");
     text.sample("", &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -188,7 +171,7 @@ pub fn write(text: &mut Text) {
     }
 }
 
-/// From the kernel's memory, not from a disk.
+/// Reads procfs, so it does not wait for a disk.
 fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let kib =

@@ -1,4 +1,4 @@
-//! The log files, one for each day, and what they may take of the disk.
+//! The log files, one for each day, and the disk space that they may take.
 
 use std::cmp::Reverse;
 use std::fs::{self, File, OpenOptions};
@@ -10,27 +10,27 @@ use time::{Date, OffsetDateTime};
 
 use super::TIME;
 
-/// How many daily files are kept, today's included.
+/// How many daily files are kept, including today's.
 const KEPT_FILES: usize = 7;
 
-/// What one day's lines may take of the disk.
+/// The disk space that one day's lines may take.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
-/// A file of more is full. The rest of [`MAX_BYTES`] is for the line that passed this, and for the one that says so.
+/// A longer file is full. The rest of [`MAX_BYTES`] has room for the line that passed this limit, and for the last line.
 const FULL: u64 = MAX_BYTES - 64 * 1024;
 
-/// Room for the line that says that the file is full.
+/// Room for the last line, which says that the file is full.
 const LAST_LINE: u64 = 512;
 
 /// `loader-YYYY-MM-DD.log` (UTC), a new one each day.
 ///
-/// Writing to it never fails: lines that cannot be kept are lost, and whole lines follow once there is space again.
+/// Writing to it never fails: lines that cannot be written are lost, and once there is space again, whole lines follow.
 pub(super) struct DailyFile {
     directory: PathBuf,
     now: Box<dyn Fn() -> OffsetDateTime + Send>,
-    /// Today's, once it could be opened.
+    /// Today's file, once it could be opened.
     today: Option<Day>,
-    /// The beginning of a line whose end has not come yet.
+    /// The beginning of an unfinished line.
     line: Vec<u8>,
 }
 
@@ -62,7 +62,7 @@ impl DailyFile {
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         let opened = self.open_today();
-        // Where there is none for today, yesterday's goes on.
+        // If today's file cannot be opened, yesterday's takes the line.
         let Some(day) = &mut self.today else { return opened };
         day.append(line, (self.now)())
     }
@@ -88,9 +88,9 @@ struct Day {
     date: Date,
     file: File,
     bytes: u64,
-    /// Its last line, which says that it is full, is there.
+    /// The last line, which says that the file is full, has been written.
     closed: bool,
-    /// Lines that were left out.
+    /// How many lines were left out.
     omitted: u64,
     /// The last write left half a line.
     torn: bool,
@@ -128,7 +128,7 @@ impl Day {
     }
 }
 
-/// A line of this file's own.
+/// A line about the file itself.
 fn warning(now: OffsetDateTime, message: &str) -> Vec<u8> {
     let time = now.format(TIME).unwrap_or_default();
     format!("{time} level=warn message={message:?}\n").into_bytes()
@@ -138,8 +138,8 @@ fn name_of(day: Date) -> String {
     format!("loader-{:04}-{:02}-{:02}.log", day.year(), u8::from(day.month()), day.day())
 }
 
-/// Removes files beyond those that are kept. Today's stays in any case, then the days before it. Files of later days, which a
-/// clock that was wrong has left, go first: else they would take the place of all that is written from now on.
+/// Removes the files that are too many. Today's file always stays, and earlier days count before later ones: files of the
+/// future come from a clock that was wrong, and would otherwise push out everything that is written from now on.
 fn remove_old(directory: &Path, today: Date) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).filter(|name| is_log(name));
@@ -170,7 +170,7 @@ mod tests {
 
     const DAY: i64 = 24 * 60 * 60;
 
-    /// A directory, the file in it, and the clock that it goes by, in seconds since 1970.
+    /// A directory, the file in it, and the file's clock in seconds since 1970.
     fn at(seconds: i64) -> (TempDir, DailyFile, Arc<AtomicI64>) {
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(AtomicI64::new(seconds));
@@ -229,14 +229,14 @@ mod tests {
         assert_eq!(names(&directory).len(), KEPT_FILES);
         assert_eq!(read(&directory, "loader-1970-01-01.log"), "booted\n");
         assert!(!names(&directory).contains(&"loader-2026-11-18.log".to_owned()), "the oldest goes");
-        // The clock is set; today's file is there already.
+        // The clock is set to a day that has a file already.
         clock.store(1_795_564_800, Ordering::Relaxed);
         file.write_all(b"in time\n").unwrap();
         assert_eq!(read(&directory, "loader-2026-11-25.log"), "in time\n");
     }
 
     #[test]
-    fn files_from_the_future_do_not_push_out_yesterdays() {
+    fn files_from_the_future_do_not_push_out_yesterday_s() {
         let (directory, mut file, clock) = at(1_600_000_000);
         leave(&directory, &["2099-01-01", "2099-01-02", "2099-01-03", "2099-01-04", "2099-01-05", "2099-01-06"]);
         for _ in 0..KEPT_FILES {
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_days_file_has_a_limit_and_says_that_and_how_much_was_left_out() {
+    fn a_day_s_file_has_a_limit_and_says_how_many_lines_were_left_out() {
         let (directory, mut file, clock) = at(DAY);
         let line = [vec![b'x'; 999], vec![b'\n']].concat();
         for _ in 0..17_000 {
@@ -265,7 +265,7 @@ mod tests {
         );
         file.write_all(b"short\n").unwrap();
         drop(file);
-        // A restart finds it full.
+        // It is still full after a restart.
         let mut file = reopen(&directory, &clock);
         for _ in 0..3 {
             file.write_all(&line).unwrap();

@@ -1,5 +1,5 @@
-//! A client that makes one line thousands of times a second fills no flash: after ten in a second the lines from one place
-//! in the source for one client become one line a second, with the number of those left out. Other lines are not concerned.
+//! Limits floods of lines, so that no client can fill the flash with them. After ten lines within a second from one place in
+//! the source about one client, further ones become one line a second with their number. Other lines are not affected.
 
 use std::collections::HashMap;
 use std::mem;
@@ -7,54 +7,53 @@ use std::time::{Duration, Instant};
 
 use log::{Level, Record};
 
-/// Lines from one place for one client that are written one by one.
-const IN_A_SECOND: u64 = 10;
+/// How many lines of one source are written one by one within a [`WINDOW`].
+const LIMIT: u64 = 10;
 
-/// Lines are counted over this time.
+/// The time over which lines are counted.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Places and clients that are told apart. Whoever sends from more addresses than that shares the count of one.
+/// How many sources are told apart. A client with more addresses shares one count with all further clients.
 const MAX_SOURCES: usize = 1024;
 
-/// The clients that are not told apart.
+/// Stands for the clients that are not told apart.
 const OTHERS: &str = "others";
 
-/// Where a line comes from.
+/// Where a line comes from, and which client it is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Source {
+struct LineSource {
     file: Option<&'static str>,
     line: Option<u32>,
     level: Level,
     client: Option<String>,
 }
 
-/// What one source did in the window.
+/// The lines of one source in the window.
 #[derive(Default)]
-struct Lines {
-    /// It had too many in the window before, so each of its lines is left out until it calms down.
+struct LineCount {
+    /// There were too many in the previous window, so all are left out until a window has few.
     floods: bool,
     count: u64,
-    /// How many were left out, and the first of them.
     omitted: Option<Omitted>,
 }
 
-/// Lines that were left out, and what stands for them.
+/// Lines that were left out. One line is written in their place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Omitted {
     pub(super) level: Level,
     pub(super) target: String,
-    /// The first one's.
+    /// The message of the first one.
     pub(super) message: String,
     pub(super) client: Option<String>,
     pub(super) count: u64,
 }
 
-/// Counts lines by their source.
+/// Counts lines by source.
 pub(super) struct Floods {
-    /// When the window began.
+    /// When the current window began.
     began: Instant,
-    sources: HashMap<Source, Lines>,
-    /// Lines were left out that nothing stands for yet.
+    sources: HashMap<LineSource, LineCount>,
+    /// Lines were left out and have not been reported yet.
     pending: bool,
 }
 
@@ -63,15 +62,15 @@ impl Floods {
         Self { began: now, sources: HashMap::new(), pending: false }
     }
 
-    /// Whether a line is to be written. Where it is not, it will be part of what [`end_window`](Self::end_window) gives.
+    /// Whether a line is to be written. If not, [`end_window`](Self::end_window) will report it.
     pub(super) fn admits(&mut self, record: &Record<'_>, client: Option<String>) -> bool {
-        let mut source = Source { file: record.file_static(), line: record.line(), level: record.level(), client };
+        let mut source = LineSource { file: record.file_static(), line: record.line(), level: record.level(), client };
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
             source.client = Some(OTHERS.to_owned());
         }
         let lines = self.sources.entry(source.clone()).or_default();
         lines.count += 1;
-        if lines.count <= IN_A_SECOND && !lines.floods {
+        if lines.count <= LIMIT && !lines.floods {
             return true;
         }
         let omitted = lines.omitted.get_or_insert_with(|| Omitted {
@@ -86,12 +85,12 @@ impl Floods {
         false
     }
 
-    /// Whether lines were left out that nothing stands for yet.
+    /// Whether lines were left out and have not been reported yet.
     pub(super) fn is_pending(&self) -> bool {
         self.pending
     }
 
-    /// What was left out, once the window is over.
+    /// The lines that were left out, once the window is over.
     pub(super) fn end_window(&mut self, now: Instant) -> Vec<Omitted> {
         if now.saturating_duration_since(self.began) < WINDOW {
             return Vec::new();
@@ -99,13 +98,13 @@ impl Floods {
         self.end_now(now)
     }
 
-    /// What was left out so far.
+    /// The lines that were left out so far.
     pub(super) fn end_now(&mut self, now: Instant) -> Vec<Omitted> {
         (self.began, self.pending) = (now, false);
         let mut all = Vec::new();
         self.sources.retain(|_, lines| {
             all.extend(lines.omitted.take());
-            lines.floods = mem::take(&mut lines.count) > IN_A_SECOND;
+            lines.floods = mem::take(&mut lines.count) > LIMIT;
             lines.floods
         });
         all
@@ -116,7 +115,7 @@ impl Floods {
 mod tests {
     use super::*;
 
-    /// A clock of the test's own, and what was written.
+    /// The counts, and a clock that the test sets.
     struct Log {
         now: Instant,
         floods: Floods,
@@ -128,7 +127,7 @@ mod tests {
             Self { now, floods: Floods::new(now) }
         }
 
-        /// Logs so many lines from one place and says how many of them were written.
+        /// Logs `count` lines from one place. Returns how many of them were written.
         fn lines(&mut self, count: u64, place: u32, client: Option<&str>) -> u64 {
             let written = (0..count).filter(|n| {
                 let mut record = Record::builder();
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_lines_in_a_second_are_written_and_the_rest_is_one_line_with_their_number() {
+    fn ten_lines_a_second_are_written_and_the_others_become_one_line_with_their_number() {
         let mut log = Log::new();
         assert_eq!(log.lines(5000, 1, Some("10.0.0.9")), 10);
         assert!(log.floods.is_pending());
@@ -171,7 +170,7 @@ mod tests {
         }
         assert_eq!(written, 10 + 60);
         assert_eq!(log.second()[0].count, 100);
-        // The second in which it calms down is counted, too.
+        // The second in which the flood ends is still counted.
         assert_eq!(log.lines(10, 1, Some("a")), 0);
         assert_eq!(log.second()[0].count, 10);
         assert_eq!(log.lines(10, 1, Some("a")), 10);
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn other_clients_and_other_places_are_not_concerned() {
+    fn other_clients_and_other_places_are_not_affected() {
         let mut log = Log::new();
         log.lines(1000, 1, Some("a"));
         assert_eq!(log.lines(10, 1, Some("b")), 10);
@@ -189,19 +188,19 @@ mod tests {
     }
 
     #[test]
-    fn clients_without_number_cost_bounded_memory_and_lines() {
+    fn any_number_of_clients_takes_bounded_memory_and_lines() {
         let mut log = Log::new();
         let written: u64 = (0..100_000).map(|n| log.lines(1, 1, Some(&n.to_string()))).sum();
-        assert_eq!(written, MAX_SOURCES as u64 + IN_A_SECOND);
+        assert_eq!(written, MAX_SOURCES as u64 + LIMIT);
         assert_eq!(log.floods.sources.len(), MAX_SOURCES + 1);
         let omitted = log.second();
         assert_eq!(omitted.len(), 1);
         assert_eq!((omitted[0].client.as_deref(), omitted[0].count), (Some(OTHERS), 100_000 - written));
-        assert_eq!(log.floods.sources.len(), 1, "the others still flood, the rest is forgotten");
+        assert_eq!(log.floods.sources.len(), 1, "the others still flood, all other sources are forgotten");
     }
 
     #[test]
-    fn what_is_pending_at_the_end_is_not_lost() {
+    fn pending_lines_are_reported_at_the_end() {
         let mut log = Log::new();
         log.lines(12, 1, None);
         assert_eq!(log.floods.end_now(log.now)[0].count, 2);

@@ -1,4 +1,4 @@
-//! The form of a line: `key=value` pairs, of which no value can fake another pair or another line.
+//! The form of a line: `key=value` pairs, whose values are escaped so that none can fake another pair or line.
 
 use std::fmt::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,26 +11,26 @@ use log::{Level, Log, Metadata, Record};
 use super::Current;
 use super::flood::{Floods, Omitted};
 
-/// Gives each record its form and passes it on, unless it is one of a flood.
-pub(super) struct Lines<L> {
+/// Formats each record and passes it on, unless it belongs to a flood.
+pub(super) struct LineLogger<L> {
     logger: L,
     floods: Mutex<Floods>,
-    /// Lines were left out.
+    /// Signals that lines were left out.
     omitted: Condvar,
 }
 
-impl<L: Log> Lines<L> {
+impl<L: Log> LineLogger<L> {
     pub(super) fn to(logger: L) -> Self {
         Self { logger, floods: Mutex::new(Floods::new(Instant::now())), omitted: Condvar::new() }
     }
 
-    /// The life of the thread that says once a second what was left out.
-    pub(super) fn tell_of_floods(&self) {
+    /// Runs for ever, and reports once a second which lines were left out.
+    pub(super) fn report_floods(&self) {
         loop {
             drop(self.omitted.wait_while(self.floods(), |floods| !floods.is_pending()));
             thread::sleep(Duration::from_secs(1));
             let omitted = self.floods().end_window(Instant::now());
-            self.tell(&omitted);
+            self.report(&omitted);
         }
     }
 
@@ -42,11 +42,11 @@ impl<L: Log> Lines<L> {
             self.omitted.notify_one();
         }
         drop(floods);
-        self.tell(&over);
+        self.report(&over);
         admitted
     }
 
-    fn tell(&self, omitted: &[Omitted]) {
+    fn report(&self, omitted: &[Omitted]) {
         for lines in omitted {
             self.write(lines.level, &lines.target, &format_omitted(lines));
         }
@@ -57,12 +57,13 @@ impl<L: Log> Lines<L> {
         self.logger.log(&Record::builder().metadata(metadata).args(format_args!("{line}")).build());
     }
 
+    // Not by `threads::lock`: threads depend on logging.
     fn floods(&self) -> MutexGuard<'_, Floods> {
         self.floods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<L: Log> Log for Lines<L> {
+impl<L: Log> Log for LineLogger<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         is_ours(metadata) && self.logger.enabled(metadata)
     }
@@ -75,17 +76,17 @@ impl<L: Log> Log for Lines<L> {
 
     fn flush(&self) {
         let omitted = self.floods().end_now(Instant::now());
-        self.tell(&omitted);
+        self.report(&omitted);
         self.logger.flush();
     }
 }
 
-/// Libraries log headers and bytes, and those hold tokens and signatures.
+/// Libraries log headers and bodies, which hold tokens and signatures.
 fn is_ours(metadata: &Metadata<'_>) -> bool {
     metadata.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"))
 }
 
-/// Whose doing the line is: the client that it names, else the one that sent the request.
+/// The client that a line is about: the one that it names, else the one that sent the request.
 fn client_of(record: &Record<'_>) -> Option<String> {
     let named = record.key_values().get(Key::from_str("client")).map(|client| client.to_string());
     named.or_else(|| Some(Current::get()?.client()?.to_string()))
@@ -115,19 +116,19 @@ impl Line {
     fn new(level: Level, message: &str) -> Self {
         let mut line = Self(String::with_capacity(128));
         line.pair("level", level.as_str().to_ascii_lowercase());
-        // Sentences are always quoted, so that a reader by eye finds them.
+        // Always in quotes, so that people find the sentences.
         let _ = write!(line.0, " message={message:?}");
         line
     }
 
-    /// Appends `key=value`, the value as it is where it is one plain word, else in quotes with escapes.
+    /// Appends `key=value`. The value is put into quotes and escaped unless it is one plain word.
     fn pair(&mut self, key: &str, value: impl fmt::Display) {
         let value = value.to_string();
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:{}@+%".contains(&b);
         if !self.0.is_empty() {
             self.0.push(' ');
         }
-        // A `String` takes everything.
+        // Writing to a `String` cannot fail.
         let _ = if !value.is_empty() && value.bytes().all(plain) {
             write!(self.0, "{key}={value}")
         } else {
@@ -177,7 +178,7 @@ mod tests {
             ("\u{2028}\u{202e}", r#""\u{2028}\u{202e}""#),
         ] {
             assert_eq!(line("m", &[("path", value)]), format!(r#"level=warn message="m" path={expected}"#));
-            // A message is quoted in any case.
+            // A message is always in quotes.
             let message = line(value, &[]);
             assert!(
                 message.starts_with("level=warn message=\"") && !message.contains(['\n', '\r', '\u{1b}']),
@@ -185,7 +186,8 @@ mod tests {
             );
         }
     }
-    /// Keeps what reaches it.
+
+    /// Keeps the lines that reach it.
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<String>>>);
 
@@ -201,16 +203,16 @@ mod tests {
         fn flush(&self) {}
     }
 
-    fn log_one(lines: &Lines<Kept>, target: &str, pairs: &[(&str, &str)]) {
+    fn log_one(lines: &LineLogger<Kept>, target: &str, pairs: &[(&str, &str)]) {
         let mut record = Record::builder();
         record.level(Level::Warn).target(target).file_static(Some("a.rs")).line(Some(1)).key_values(&pairs);
         lines.log(&record.args(format_args!("refused")).build());
     }
 
     #[test]
-    fn a_flood_ends_in_a_line_with_its_number_and_leaves_other_clients_their_lines() {
+    fn a_flood_becomes_a_line_with_its_number_and_other_clients_keep_their_lines() {
         let kept = Kept::default();
-        let lines = Lines::to(kept.clone());
+        let lines = LineLogger::to(kept.clone());
         let current = Current::enter(RequestId::next_for("10.0.0.7".parse().ok()));
         for _ in 0..500 {
             log_one(&lines, "loader::a", &[("client", "10.0.0.9")]);
@@ -226,7 +228,7 @@ mod tests {
             kept.iter().filter_map(|line| line.strip_prefix(&prefix)).map(|count| count.parse::<usize>().unwrap()).sum()
         };
         assert_eq!(written("10.0.0.8"), 1);
-        // A slow machine may need several seconds: whatever the number of lines, all are counted.
+        // On a slow machine this takes several seconds, and each has its own line about the omitted ones.
         let [nine, seven] = [omitted("10.0.0.9"), omitted("10.0.0.7")];
         let single = |client: &str| kept.iter().filter(|line| line.ends_with(&format!("client={client}"))).count();
         assert_eq!(single("10.0.0.9") + nine, 500);
@@ -236,7 +238,7 @@ mod tests {
     #[test]
     fn lines_of_libraries_are_not_written() {
         let kept = Kept::default();
-        let lines = Lines::to(kept.clone());
+        let lines = LineLogger::to(kept.clone());
         for target in ["ureq::pool", "loaderx", "tiny_http", ""] {
             log_one(&lines, target, &[]);
         }

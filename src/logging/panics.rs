@@ -1,9 +1,9 @@
-//! Panics as lines of the log, instead of the standard library's own words on stderr. They are caught where they happen; a
-//! reader of the log should still know.
+//! Panics become lines of the log instead of the standard library's text on stderr. The program survives them, but somebody
+//! who reads the log must see them.
 
 use std::panic::{self, PanicHookInfo};
 
-/// From now on.
+/// Logs all panics from now on.
 pub(super) fn log() {
     panic::set_hook(Box::new(|panic| {
         let (level, message) = describe(panic);
@@ -12,7 +12,7 @@ pub(super) fn log() {
 }
 
 fn describe(panic: &PanicHookInfo<'_>) -> (log::Level, String) {
-    // In the words of the standard library: the place, and behind a line break the reason.
+    // The standard library's text is the place, a line break and the reason.
     (log::Level::Error, panic.to_string().replace('\n', " "))
 }
 

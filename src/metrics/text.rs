@@ -2,16 +2,16 @@
 
 use std::fmt::{Display, Write};
 
-/// A document in the making.
+/// A document to which families of samples are added.
 #[derive(Debug, Default)]
 pub struct Text {
     document: String,
-    /// The family that samples belong to.
+    /// The family that was begun last.
     family: &'static str,
 }
 
 impl Text {
-    /// The format's name in `Content-Type`.
+    /// The `Content-Type` of the format.
     pub const CONTENT_TYPE: &'static str = "text/plain; version=0.0.4; charset=utf-8";
 
     /// Begins a family of samples.
@@ -20,7 +20,7 @@ impl Text {
         let _ = write!(self.document, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
 
-    /// A sample of the family that was begun last. Label values are this program's own words, which need no escapes.
+    /// Adds a sample to the family that was begun last. Labels are not escaped: they come from this program.
     pub fn sample(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
         let _ = write!(self.document, "{}{suffix}", self.family);
         for (index, (name, label)) in labels.iter().enumerate() {
@@ -29,13 +29,13 @@ impl Text {
         let _ = writeln!(self.document, "{} {value}", if labels.is_empty() { "" } else { "}" });
     }
 
-    /// A family of one sample without labels.
+    /// Adds a family of one sample without labels.
     pub fn single(&mut self, name: &'static str, kind: &str, help: &str, value: impl Display) {
         self.family(name, kind, help);
         self.sample("", &[], value);
     }
 
-    /// The document.
+    /// The finished document.
     pub fn into_bytes(self) -> Vec<u8> {
         self.document.into_bytes()
     }

@@ -1,15 +1,16 @@
-//! A transfer that is under way: its bytes and seconds go to the metrics, and a long one says in the log how far it is.
+//! A running transfer: its bytes and seconds are counted, and a long one reports its progress in the log.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::{During, Stage};
 use crate::metrics;
+use crate::threads::lock;
 
-/// How often a long transfer says how far it is.
+/// How often a long transfer reports its progress.
 pub const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// One transfer, however many connections carry it. Its time runs from the beginning to the last byte that moved.
+/// One transfer, over any number of connections. Its time ends with the last byte that moves.
 #[derive(Debug)]
 pub struct Transfer {
     stage: Stage,
@@ -17,7 +18,7 @@ pub struct Transfer {
     total: Option<u64>,
     reports: bool,
     state: Mutex<State>,
-    /// It counts as under way as long as this lives.
+    /// Counts the transfer as running.
     _under_way: During,
 }
 
@@ -29,7 +30,7 @@ struct State {
 }
 
 impl Transfer {
-    /// A transfer of `subject` (a path or an object, for the log), of which `done` bytes of `total` are there already.
+    /// Begins a transfer of `subject` (a path or an object, for the log), of which `done` bytes were moved before.
     pub fn begin(stage: Stage, subject: impl Into<String>, done: u64, total: Option<u64>) -> Self {
         let now = Instant::now();
         let state = Mutex::new(State { done, moved_at: now, reported_at: now });
@@ -43,15 +44,15 @@ impl Transfer {
         }
     }
 
-    /// The same for a piece of something whose progress somebody else reports.
+    /// Makes the transfer report nothing, since it is a piece of one that reports its progress elsewhere.
     pub fn of_piece(self) -> Self {
         Self { reports: false, ..self }
     }
 
-    /// `count` more bytes have moved.
+    /// Counts `count` more bytes.
     pub fn moved(&self, count: u64) {
         let now = Instant::now();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         metrics::moved(self.stage, count, now - std::mem::replace(&mut state.moved_at, now));
         state.done += count;
         if self.reports && now - state.reported_at >= REPORT_EVERY {
@@ -60,13 +61,13 @@ impl Transfer {
         }
     }
 
-    /// `count` bytes of those that have moved have to move again.
+    /// Takes back `count` bytes, which have to move again.
     pub fn moves_again(&self, count: u64) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).done -= count;
+        lock(&self.state).done -= count;
     }
 }
 
-/// Says in the log how far a transfer is.
+/// Reports the progress of a transfer in the log.
 pub fn report_transfer(stage: Stage, of: &str, done: u64, total: Option<u64>) {
     let stage = stage.name();
     match total {
