@@ -1,6 +1,6 @@
-# The loader as an image, on a base with the docker command. `.ci/build` makes the program first:
+# The loader as an image, on a base with the docker command. `.dist/build` makes the program first:
 #
-#   .ci/build && docker build --platform linux/arm64 -t loader .
+#   .dist/build && docker build --platform linux/arm64 -t loader .
 #   docker run -d --name loader --restart always -p 127.0.0.1:8080:8080 --env-file loader.env \
 #     --read-only --cap-drop ALL --security-opt no-new-privileges \
 #     -v loader-models:/var/lib/loader/models -v loader-logs:/var/log/loader -v /opt/azaion:/opt/azaion:ro \

@@ -38,7 +38,7 @@ impl Machine {
         fs::copy(program, root.join("usr/local/bin/loader")).unwrap();
         fs::set_permissions(root.join("usr/local/bin/loader"), fs::Permissions::from_mode(0o755)).unwrap();
         for unit in ["loader.service", "loader.socket"] {
-            let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join(".systemd").join(unit);
+            let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join(".dist").join(unit);
             fs::copy(shipped, root.join("etc/systemd/system").join(unit)).unwrap();
         }
 
@@ -152,7 +152,7 @@ fn base() -> Result<PathBuf, String> {
 
 fn machine_or_skip(test: &str) -> Option<Machine> {
     let Some(program) = std::env::var_os("LOADER_STATIC") else {
-        skip(test, "LOADER_STATIC does not name the static program that .ci/build makes");
+        skip(test, "LOADER_STATIC does not name the static program that .dist/build makes");
         return None;
     };
     if Command::new("systemd-nspawn").arg("--version").output().is_err() || !rustix::process::geteuid().is_root() {

@@ -66,7 +66,7 @@ pub fn as_a_systemd_service(block: &str) {
     scene.program("loader", "exit 1");
     let program = format!("#!/bin/sh\nexec {} \"$@\"\n", loader_binary().display());
     fs::write(scene.path("loader-aarch64-unknown-linux-musl"), program).unwrap();
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(".systemd/loader.service");
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(".dist/loader.service");
     fs::copy(unit, scene.path("loader.service")).unwrap();
     // The file that the README shows, filled in.
     let variables = block_of("### As a systemd service", "ini").replace('…', TOKEN);
@@ -95,7 +95,7 @@ pub fn with_the_socket_unit(block: &str) {
     scene.program("groupadd", "");
     scene.program("systemctl", "[ -e $root/etc/systemd/system/loader.socket ]");
     scene.program("loader", "echo $BIND_ADDR >$root/asked");
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(".systemd/loader.socket");
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(".dist/loader.socket");
     fs::copy(&unit, scene.path("loader.socket")).unwrap();
     let out = scene.run(block);
     assert!(out.ends_with("it serves\n"), "{out}");

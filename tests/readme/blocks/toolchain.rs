@@ -72,21 +72,21 @@ pub fn the_release_build_serves(block: &str) {
     assert!(has_target("bin", "loader"));
 }
 
-/// `.ci/build` is played by a script that leaves the files of the names which the real one makes.
+/// `.dist/build` is played by a script that leaves the files of the names which the real one makes.
 pub fn the_product_is_where_it_is_said_to_be(block: &str) {
-    let script = repository(".ci/build");
+    let script = repository(".dist/build");
     let constants = |name: &&str| name.starts_with("readonly TARGET=") || name.starts_with("readonly DIST=");
     let constants: Vec<&str> = script.lines().filter(constants).collect();
     assert_eq!(constants.len(), 2);
     assert!(
-        script.contains("${DIST##*/}.sha256") && script.contains(".systemd/loader.service .systemd/loader.socket "),
+        script.contains("${DIST##*/}.sha256") && script.contains(".dist/loader.service .dist/loader.socket "),
         "the names have changed"
     );
-    assert!(repository(".ci/run").contains("\ncheck .ci/build\n"));
+    assert!(repository(".ci/run").contains("\ncheck .dist/build\n"));
 
     let scene = Scene::new();
     let dist = "mkdir -p target/dist\ntouch $DIST $DIST.sha256 target/dist/loader.service target/dist/loader.socket";
-    scene.executable(&scene.path(".ci/build"), &format!("#!/bin/bash\n{}\n{dist}\n", constants.join("\n")));
+    scene.executable(&scene.path(".dist/build"), &format!("#!/bin/bash\n{}\n{dist}\n", constants.join("\n")));
     let listed = scene.run(block);
     // The comment names them, and so do the blocks that install them.
     let product = listed.lines().find(|name| !name.contains('.')).unwrap();
