@@ -6,7 +6,7 @@ const USAGE: &str = "\
 Usage: cargo bench -- [--quick] [--record] [health] [transfers] [far] [unlock]
 
   --quick    about a minute with small sizes: shows that everything runs, and judges no goal
-  --record   write the table into README.md and the chart to tests/bench/figures.svg as well
+  --record   write the table and the chart into tests/bench/README.md and figures.svg as well
 
 Named parts are measured alone.
 

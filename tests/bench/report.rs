@@ -99,9 +99,9 @@ impl Report {
         write(&target.join("bench.svg"), &svg);
         println!("{} s; {}/bench.json, bench.md, bench.svg", took.as_secs(), target.display());
         if record {
-            let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-            write(&root.join("tests/bench/figures.svg"), &svg);
-            record_table(&root.join("README.md"), &table);
+            let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench");
+            write(&directory.join("figures.svg"), &svg);
+            record_table(&directory.join("README.md"), &table);
         }
     }
 

@@ -1,31 +1,11 @@
-//! The README says what the program does: its tables are compared with the program and its source.
+//! The tables and links of the documents.
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
+use super::{DOCUMENTS, README, TESTS, repository};
 use crate::world::service::Service;
-
-/// The folders of `tests/` that hold tests.
-const SUBJECTS: [&str; 7] = ["api", "clients", "images", "models", "operations", "readme", "upstream"];
-
-fn readme() -> String {
-    fs::read_to_string(root().join("README.md")).unwrap()
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The rows of the table below a heading, as cells.
-fn table(heading: &str) -> Vec<Vec<String>> {
-    let readme = readme();
-    let section = readme.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}")).1;
-    let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
-    let cells = |row: &str| {
-        row.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect::<Vec<_>>()
-    };
-    rows.skip(2).map(cells).collect()
-}
 
 #[test]
 fn the_table_of_variables_is_the_one_in_the_help() {
@@ -37,27 +17,26 @@ fn the_table_of_variables_is_the_one_in_the_help() {
         assert_eq!(cells.len(), 3, "{line}");
         cells.iter().map(|cell| cell.replace("(none)", "")).collect()
     });
-    let in_readme = table("### Configuration").into_iter();
+    let in_readme = README.table("## Configuration").into_iter();
     let in_readme = in_readme.map(|row| row.iter().map(|cell| cell.replace('`', "")).collect());
     assert_eq!(in_readme.collect::<Vec<Vec<String>>>(), in_help.collect::<Vec<Vec<String>>>());
 }
 
+/// The text of all files with this extension in a directory and below.
+fn all_text(directory: &Path, extension: &str) -> String {
+    let entries = fs::read_dir(directory).unwrap().flatten().map(|entry| entry.path());
+    let text = entries.map(|path| match path {
+        path if path.is_dir() => all_text(&path, extension),
+        path if path.extension().is_some_and(|found| found == extension) => fs::read_to_string(path).unwrap(),
+        _ => String::new(),
+    });
+    text.collect()
+}
+
 #[test]
 fn the_messages_it_explains_are_those_of_the_program() {
-    let mut source = String::new();
-    let mut directories = vec![root().join("src")];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap().flatten() {
-            match entry.path() {
-                path if path.is_dir() => directories.push(path),
-                path if path.extension().is_some_and(|extension| extension == "rs") => {
-                    source.push_str(&fs::read_to_string(path).unwrap());
-                }
-                _ => {}
-            }
-        }
-    }
-    let rows = table("## When something fails");
+    let source = all_text(&repository().join("src"), "rs");
+    let rows = README.table("## When something fails");
     assert!(rows.len() > 5);
     for row in rows {
         let message = row[0].split('`').next().unwrap();
@@ -65,28 +44,70 @@ fn the_messages_it_explains_are_those_of_the_program() {
     }
 }
 
+/// The fragment by which a link names a heading.
+fn fragment(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
 #[test]
-fn files_and_tests_that_it_names_exist() {
-    let readme = readme();
-    for target in readme.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-        if !target.starts_with('#') && !target.starts_with("http") {
-            assert!(root().join(target).exists(), "{target}");
-        }
-    }
-    for row in table("## What it promises") {
-        for name in row[2].split("`, `").filter_map(|name| name.split('`').next()) {
-            assert!(is_test_or_module(name), "{name}");
+fn files_and_headings_that_links_name_exist() {
+    for document in DOCUMENTS {
+        let text = document.text();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("http") {
+                continue;
+            }
+            let (path, heading) = link.split_once('#').unwrap_or((link, ""));
+            let file = match path {
+                "" => document.directory().join("README.md"),
+                path => document.directory().join(path),
+            };
+            assert!(file.exists(), "{document:?}: {link}");
+            if !heading.is_empty() {
+                let there = fs::read_to_string(&file).unwrap();
+                let mut headings = there.lines().filter(|line| line.starts_with('#'));
+                assert!(headings.any(|line| fragment(line) == heading), "{document:?}: {link}");
+            }
         }
     }
 }
 
-/// Whether a test of this name, or a module with tests, is in one of the folders of subjects.
-fn is_test_or_module(name: &str) -> bool {
-    let (module, test) = name.rsplit_once("::").unwrap_or((name, ""));
-    SUBJECTS.iter().map(|subject| root().join("tests").join(subject)).any(|subject| {
-        let source = |module: &str| fs::read_to_string(subject.join(module.replace("::", "/") + ".rs"));
-        source(module).is_ok_and(|source| source.contains(&format!("fn {test}(")))
-            || source(name).is_ok_and(|source| source.contains("#[test]"))
-            || subject.join(name.replace("::", "/")).is_dir()
-    })
+#[test]
+fn tests_that_promises_name_exist() {
+    let names = names_of_tests();
+    let rows = TESTS.table("## What is promised");
+    assert!(rows.len() > 40);
+    for row in rows {
+        for promised in row[2].split("`, `") {
+            let in_module = format!("{promised}::");
+            assert!(names.iter().any(|name| name == promised || name.starts_with(&in_module)), "{promised}");
+        }
+    }
+}
+
+/// The names of all tests.
+fn names_of_tests() -> Vec<String> {
+    let list = Command::new(std::env::current_exe().unwrap()).arg("--list").output().unwrap();
+    let list = String::from_utf8(list.stdout).unwrap();
+    list.lines().filter_map(|line| line.strip_suffix(": test").map(str::to_owned)).collect()
+}
+
+/// The filters after `cargo test --test tests --` select something.
+pub fn assert_filters_select(words: &[&str]) {
+    let names = names_of_tests();
+    for filter in words.iter().filter(|word| !word.starts_with('-')) {
+        assert!(names.iter().any(|name| name.contains(filter)), "no test is selected by {filter}");
+    }
+}
+
+#[test]
+fn filters_that_ci_uses_select_tests() {
+    let script = fs::read_to_string(repository().join(".ci/run")).unwrap().replace("\\\n", " ");
+    let commands = script.lines().filter_map(|line| line.split_once("cargo test --test tests -- "));
+    let commands: Vec<&str> = commands.map(|(_, words)| words).collect();
+    assert!(commands.len() >= 3);
+    for words in commands {
+        assert_filters_select(&words.split_whitespace().collect::<Vec<_>>());
+    }
 }

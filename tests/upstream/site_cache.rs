@@ -1,4 +1,4 @@
-//! A site of boxes behind one uplink: nginx as the README configures it, between them and the CDN.
+//! A site of boxes behind one uplink: nginx as `.dist/README.md` configures it, between them and the CDN.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::readme::site_cache;
 use crate::world::client::call;
 use crate::world::s3_proxy::S3Proxy;
 use crate::world::service::Service;
@@ -15,7 +16,7 @@ use crate::world::{World, eventually, pattern, skip};
 
 const BOXES: usize = 5;
 
-/// nginx with the configuration in the README; it ends when dropped.
+/// nginx with the configuration in `.dist/README.md`; it ends when dropped.
 struct SiteCache {
     process: Child,
     _dir: TempDir,
@@ -25,15 +26,13 @@ struct SiteCache {
 impl SiteCache {
     /// In front of a CDN; the error says why there is none.
     fn before(cdn: &str) -> Result<Self, String> {
-        let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-        let block = readme.split("```nginx\n").nth(1).and_then(|rest| rest.split("```").next());
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         let at = |name: &str| dir.path().join(name).display().to_string();
         let replaced = |text: String, from: &str, to: &str| {
-            assert!(text.contains(from), "the README's configuration has no {from}");
+            assert!(text.contains(from), "the configuration has no {from}");
             text.replace(from, to)
         };
-        let site = replaced(block.expect("the README has a configuration").to_owned(), "https://cdn.example.com", cdn);
+        let site = replaced(site_cache(), "https://cdn.example.com", cdn);
         let site = replaced(site, "/var/cache/nginx/models", &at("cache"));
         let site = replaced(site, "listen 8333", &format!("listen 127.0.0.1:{port}"));
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::block_of;
+use super::super::DIST;
 use super::scene::Scene;
 use crate::world::pattern;
 use crate::world::resource_api::ResourceApi;
@@ -20,7 +20,7 @@ fn found(program: &str) -> PathBuf {
 /// The real SeaweedFS, but for its ports; `pip` installs nothing.
 pub fn seaweedfs_serves_with_two_identities(block: &str) {
     if let Err(why) = weed::is_installed() {
-        return skip("the README's CDN", &why);
+        return skip("the CDN of .dist/README.md", &why);
     }
     let scene = Scene::new();
     let ports = Ports::free();
@@ -35,7 +35,7 @@ pub fn seaweedfs_serves_with_two_identities(block: &str) {
     assert!(scene.calls("weed")[0].contains("-s3.port=8333 "));
 
     // The configuration above it, filled in.
-    let mut yaml = block_of("### The CDN", "yaml").replace("https://cdn.example.com", s3.endpoint());
+    let mut yaml = DIST.block("## The CDN", "yaml").replace("https://cdn.example.com", s3.endpoint());
     for value in [&downloader.access, &downloader.secret, &uploader.access, &uploader.secret] {
         yaml = yaml.replacen('…', value, 1);
     }

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use super::super::{DIST, README, repository};
 use super::scene::Scene;
-use super::{block_of, readme};
 use crate::world::client::call;
 use crate::world::loader_binary;
 use crate::world::process::{VARIABLES, signal};
@@ -66,10 +66,10 @@ pub fn as_a_systemd_service(block: &str) {
     scene.program("loader", "exit 1");
     let program = format!("#!/bin/sh\nexec {} \"$@\"\n", loader_binary().display());
     fs::write(scene.path("loader-aarch64-unknown-linux-musl"), program).unwrap();
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(".dist/loader.service");
+    let unit = repository().join(".dist/loader.service");
     fs::copy(unit, scene.path("loader.service")).unwrap();
-    // The file that the README shows, filled in.
-    let variables = block_of("### As a systemd service", "ini").replace('…', TOKEN);
+    // The file that `.dist/README.md` shows, filled in.
+    let variables = DIST.block("## As a systemd service", "ini").replace('…', TOKEN);
     fs::write(scene.path("loader.env"), variables).unwrap();
 
     let _started = Started(&scene);
@@ -95,7 +95,7 @@ pub fn with_the_socket_unit(block: &str) {
     scene.program("groupadd", "");
     scene.program("systemctl", "[ -e $root/etc/systemd/system/loader.socket ]");
     scene.program("loader", "echo $BIND_ADDR >$root/asked");
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(".dist/loader.socket");
+    let unit = repository().join(".dist/loader.socket");
     fs::copy(&unit, scene.path("loader.socket")).unwrap();
     let out = scene.run(block);
     assert!(out.ends_with("it serves\n"), "{out}");
@@ -118,14 +118,13 @@ fn values<'a>(words: &'a [&'a str], option: &str) -> Vec<&'a str> {
 
 /// `docker` keeps its arguments, which must be those that fit the Dockerfile; `operations::image` builds and runs the image.
 pub fn as_a_container(block: &str) {
-    let repository = |path: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
     let scene = Scene::new();
     scene.program("docker", "");
     // There need be no engine here, and so no socket.
     scene.program("stat", "[ \"$*\" = '-c %g /var/run/docker.sock' ] && echo 998");
     scene.run(block);
     let calls = scene.calls("docker");
-    let dockerfile = repository("Dockerfile");
+    let dockerfile = fs::read_to_string(repository().join("Dockerfile")).unwrap();
     assert_eq!(calls[0], "build --platform linux/arm64 -t loader .");
     assert!(dockerfile.contains("\nARG BASE="));
 
@@ -147,12 +146,13 @@ pub fn as_a_container(block: &str) {
     for directory in ["/var/lib/loader/models", "/var/log/loader"] {
         assert!(inside.contains(directory) && dockerfile.contains(&format!("={directory}")), "{directory}");
     }
-    let images = readme().lines().find(|line| line.starts_with("| `IMAGES_PATH`")).unwrap();
+    let readme = README.text();
+    let images = readme.lines().find(|line| line.starts_with("| `IMAGES_PATH`")).unwrap();
     assert!(inside.iter().any(|directory| images.contains(&format!("`{directory}/"))), "{inside:?} has no {images}");
     assert!(inside.contains("/var/run/docker.sock"));
     // It is the file of the systemd service.
     assert_eq!(values(&words, "--env-file"), ["loader.env"]);
-    for line in block_of("### As a systemd service", "ini").lines() {
+    for line in DIST.block("## As a systemd service", "ini").lines() {
         assert!(VARIABLES.contains(&line.split('=').next().unwrap()), "{line}");
     }
 

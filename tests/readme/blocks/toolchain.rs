@@ -2,24 +2,24 @@
 //! over again, so what is tried is that they name what there is, and that CI runs them.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::readme;
+use super::super::tables::assert_filters_select;
+use super::super::{README, repository};
 use super::scene::Scene;
 use crate::world::client::call;
 use crate::world::loader_binary;
 
-fn repository(path: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+fn file(path: &str) -> String {
+    fs::read_to_string(repository().join(path)).unwrap()
 }
 
 /// Whether the package has a target of this kind, and of this name.
 fn has_target(kind: &str, name: &str) -> bool {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let manifest = repository().join("Cargo.toml");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"]).arg(manifest);
     let metadata: Value = serde_json::from_slice(&cargo.output().unwrap().stdout).unwrap();
@@ -39,17 +39,43 @@ fn cargo_calls(block: &str) -> Vec<String> {
 pub fn the_first_two_commands(block: &str) {
     assert_eq!(cargo_calls(block), ["run --example demo", "test"]);
     assert!(has_target("example", "demo") && has_target("test", "tests"));
-    let ci = repository(".ci/run");
+    let ci = file(".ci/run");
     assert!(ci.contains("\ncheck cargo run --example demo\n") && ci.contains("\nrun_tests cargo-test cargo test\n"));
     // What the text beside it says.
-    assert!(readme().contains("`cargo run --example demo -- --serve`"));
-    assert!(repository("tests/demo/main.rs").contains("Some(\"--serve\")"));
+    assert!(README.text().contains("`cargo run --example demo -- --serve`"));
+    assert!(file("tests/demo/main.rs").contains("Some(\"--serve\")"));
+}
+
+/// Filters select tests, variables are read by tests, and scripts are there and are what CI runs.
+pub fn what_can_be_run_is_there(block: &str) {
+    let scene = Scene::new();
+    scene.program("cargo", "");
+    for script in [".ci/fuzz", ".ci/slowhttptest", ".ci/openapi", ".ci/run"] {
+        assert!(block.contains(&format!("\n{script} ")) && repository().join(script).is_file(), "{script}");
+        assert!(script == ".ci/run" || file(".ci/run").contains(&format!("check {script}")), "CI leaves {script} out");
+        scene.executable(&scene.path(script), "#!/bin/sh\n");
+    }
+    scene.run(block);
+    let calls = scene.calls("cargo");
+    assert_eq!(calls[0], "test");
+    for call in &calls[1..] {
+        let filters = call.strip_prefix("test --test tests -- ").unwrap();
+        assert_filters_select(&filters.split(' ').collect::<Vec<_>>());
+    }
+    for (variable, module) in [
+        ("SOAK", "operations/soak.rs"),
+        ("MANIFESTS", "models/manifests.rs"),
+        ("POWER_CUTS", "operations/power_cuts.rs"),
+    ] {
+        let seed = format!("{variable}_SEED");
+        assert!(block.contains(&seed) && file(&format!("tests/{module}")).contains(&seed), "{seed}");
+    }
 }
 
 pub fn the_benchmark_is_there(block: &str) {
     assert_eq!(cargo_calls(block), ["bench"]);
     assert!(has_target("bench", "bench") && block.contains("--quick"));
-    assert!(repository("tests/bench/plan.rs").contains("\"--quick\""));
+    assert!(file("tests/bench/plan.rs").contains("\"--quick\""));
 }
 
 /// `cargo` leaves the program that this test was built with.
@@ -74,7 +100,7 @@ pub fn the_release_build_serves(block: &str) {
 
 /// `.dist/build` is played by a script that leaves the files of the names which the real one makes.
 pub fn the_product_is_where_it_is_said_to_be(block: &str) {
-    let script = repository(".dist/build");
+    let script = file(".dist/build");
     let constants = |name: &&str| name.starts_with("readonly TARGET=") || name.starts_with("readonly DIST=");
     let constants: Vec<&str> = script.lines().filter(constants).collect();
     assert_eq!(constants.len(), 2);
@@ -82,7 +108,7 @@ pub fn the_product_is_where_it_is_said_to_be(block: &str) {
         script.contains("${DIST##*/}.sha256") && script.contains(".dist/loader.service .dist/loader.socket "),
         "the names have changed"
     );
-    assert!(repository(".ci/run").contains("\ncheck .dist/build\n"));
+    assert!(file(".ci/run").contains("\ncheck .dist/build\n"));
 
     let scene = Scene::new();
     let dist = "mkdir -p target/dist\ntouch $DIST $DIST.sha256 target/dist/loader.service target/dist/loader.socket";
@@ -92,6 +118,6 @@ pub fn the_product_is_where_it_is_said_to_be(block: &str) {
     let product = listed.lines().find(|name| !name.contains('.')).unwrap();
     assert!(block.contains(product) && block.contains(".sha256") && block.contains("loader.service"), "{listed}");
     assert!(listed.contains("loader.socket") && block.contains("loader.socket"), "{listed}");
-    assert!(readme().contains(&format!("\ninstall -m 755 {product} ")));
-    assert!(repository("Dockerfile").contains(&format!("ARG PROGRAM={product}\n")));
+    assert!(README.text().contains(&format!("\ninstall -m 755 {product} ")));
+    assert!(file("Dockerfile").contains(&format!("ARG PROGRAM={product}\n")));
 }
