@@ -28,8 +28,7 @@ fn said(output: &Output) -> (i32, String, String) {
 /// A docker that takes what it is given slowly, and then has every image.
 fn with_docker(builder: ServiceBuilder, dir: &Path) -> ServiceBuilder {
     let docker = dir.join("docker");
-    let script =
-        "#!/bin/sh\ncase $1 in\nload) sleep 1; cat >/dev/null; sleep 1;;\nimage) echo sha256:1;;\n*) echo 1;;\nesac\n";
+    let script = "#!/bin/sh\n[ -z \"$ENVIRONMENT\" ] || env >>\"$ENVIRONMENT\"\ncase $1 in\nload) sleep 1; cat >/dev/null; sleep 1;;\nimage) echo sha256:1;;\n*) echo 1;;\nesac\n";
     fs::write(&docker, script).unwrap();
     fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
     builder.env("PATH", format!("{}:{}", dir.display(), std::env::var("PATH").unwrap()))
@@ -175,6 +174,32 @@ fn unlock_is_followed_with_lines_elsewhere_and_fails_with_its_error() {
     assert!(out.contains("images        error: login failed"), "{out}");
     fs::remove_file(service.images_path()).unwrap();
     assert_eq!(unlock(PASSWORD), (1, String::new(), "loader: Encrypted archive not found\n".into()));
+}
+
+/// Whoever can look at the engine's client could read them there.
+#[test]
+fn docker_does_not_get_the_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let salt = dir.path().join("salt");
+    fs::write(&salt, "pepper").unwrap();
+    let api = ResourceApi::start();
+    api.set_key_fragment(FRAGMENT);
+    let builder = with_docker(Service::builder().api(&api), dir.path());
+    let service = builder
+        .env("CLIENT_TOKEN", "opensesame")
+        .env("API_KEY_SALT", "paprika")
+        .env("RESOURCE_KEY_SALT_FILE", &salt)
+        .env("ENVIRONMENT", dir.path().join("environment"))
+        .start();
+    let tar = saved_images(&["app:1.0"], 20_000, false);
+    fs::write(service.images_path(), protocol::encrypt(&tar, FRAGMENT)).unwrap();
+    let unlock = said(&service.run_with(&["unlock", EMAIL, "--password-stdin"], PASSWORD.as_bytes()));
+    assert_eq!(unlock.0, 0, "{}", unlock.2);
+    let environment = fs::read_to_string(dir.path().join("environment")).unwrap();
+    assert!(environment.contains("RESOURCE_API_URL="), "{environment}");
+    for secret in ["CLIENT_TOKEN", "opensesame", "SALT", "paprika", "pepper"] {
+        assert!(!environment.contains(secret), "{environment}");
+    }
 }
 
 #[test]

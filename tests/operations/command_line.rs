@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::world::process::VARIABLES;
+use crate::world::resource_api::{EMAIL, PASSWORD, ResourceApi};
 use crate::world::s3_fault::Fault;
 use crate::world::service::Service;
 use crate::world::{World, pattern};
@@ -94,6 +95,50 @@ fn default_salts_are_warned_about() {
     let service =
         Service::builder().env("HARDWARE_SALT", "a").env("API_KEY_SALT", "b").env("RESOURCE_KEY_SALT", "c").start();
     assert!(!service.log_text().contains("the default is public"));
+}
+
+/// As docker mounts them in `/run/secrets`, and systemd in `$CREDENTIALS_DIRECTORY`.
+#[test]
+fn secrets_come_from_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let api = ResourceApi::start();
+    api.put_file(
+        "",
+        "cdn.yaml",
+        "host: http://127.0.0.1:9\ndownloader_access_key: a\n\
+        downloader_access_secret: b\nuploader_access_key: c\nuploader_access_secret: d\n",
+    );
+    let service = Service::builder()
+        .api(&api)
+        .env("CLIENT_TOKEN_FILE", file("token", "open-sesame\n"))
+        // The Resource API of the tests has these salts: with others, the CDN configuration would not decrypt.
+        .env("HARDWARE_SALT_FILE", file("hardware", "dev-hardware-salt\n"))
+        .env("API_KEY_SALT_FILE", file("api_key", "dev-api-key-salt"))
+        .env("RESOURCE_KEY_SALT_FILE", file("resource_key", "pepper"))
+        .start();
+    assert_eq!(service.get("/status").status, 401);
+    let token = [("Authorization", "Bearer open-sesame")];
+    assert_eq!(service.call("GET", "/status", &token, b"").unwrap().status, 200);
+    // The commands read the token from the same file.
+    let login = service.run_with(&["login", EMAIL, "--password-stdin"], PASSWORD.as_bytes());
+    assert!(login.status.success(), "{}", String::from_utf8_lossy(&login.stderr));
+    let log = service.log_text();
+    assert!(log.contains("\"HARDWARE_SALT, API_KEY_SALT: the default is public") && !log.contains("pepper"), "{log}");
+
+    let path = file("both", "x");
+    let env = [("CLIENT_TOKEN", "x"), ("CLIENT_TOKEN_FILE", path.to_str().unwrap())];
+    let (status, _, err) = run_with(&[], &env);
+    assert_eq!(
+        (status, err.as_str()),
+        (2, "loader: CLIENT_TOKEN and CLIENT_TOKEN_FILE are both set; unset one of them\n")
+    );
+    let (status, _, err) = run_with(&[], &[("API_KEY_SALT_FILE", file("empty", "\n").to_str().unwrap())]);
+    assert!(status == 2 && err.contains("API_KEY_SALT_FILE names ") && err.contains("which is empty"), "{err}");
 }
 
 #[test]
