@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-pub use self::requests::request;
+pub use self::requests::{ENDPOINTS, NO_ENDPOINT, request};
 pub use self::text::Text;
 pub use self::transfer::{REPORT_EVERY, Transfer, report_transfer};
 

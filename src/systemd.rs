@@ -1,5 +1,5 @@
-//! What systemd hands to a service and wants to hear from it: sockets that it has opened already, the datagrams of
-//! `Type=notify`, the watchdog. Without systemd nothing here does anything.
+//! The interface to systemd: sockets that it has opened, the notifications of `Type=notify`, and its watchdog. Without systemd
+//! nothing here has any effect.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketType, sockopt};
@@ -23,10 +23,13 @@ pub const VARIABLES: [&str; 6] =
 /// The first descriptor that systemd passes; the others follow it.
 const FIRST_DESCRIPTOR: RawFd = 3;
 
-/// More sockets than a unit has any use for.
+/// More sockets than any unit needs.
 const MAX_SOCKETS: RawFd = 64;
 
-/// A listening socket from systemd. It stays systemd's: closing it turns no client away, and nobody removes its path.
+/// The longest time between two updates of the status line.
+const MAX_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A listening socket that systemd owns: closing it turns no client away, and nobody else may remove its path.
 #[derive(Debug)]
 pub enum Socket {
     /// `ListenStream=` with an address.
@@ -35,7 +38,7 @@ pub enum Socket {
     Unix(UnixListener),
 }
 
-/// A socket from systemd that cannot be served. Its text is one line that names `LISTEN_FDS`.
+/// A socket from systemd that cannot be used, as one line that names `LISTEN_FDS`.
 #[derive(Debug)]
 pub struct SocketsError(String);
 
@@ -47,31 +50,27 @@ impl fmt::Display for SocketsError {
 
 impl std::error::Error for SocketsError {}
 
-/// Tells systemd a state, such as `READY=1`, `WATCHDOG=1` or `STOPPING=1`; several are separated by line feeds. It never
-/// blocks.
+/// Sends systemd a state such as `READY=1`, or several that are separated by line feeds. It never blocks.
 pub fn notify(state: &str) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty()) else { return };
     if let Err(error) = send(&socket, state) {
-        log::warn!("systemd cannot be told \"{state}\" through {}: {error}", socket.display());
+        log::warn!("{state:?} cannot be sent to systemd at NOTIFY_SOCKET ({}): {error}", socket.display());
     }
 }
 
-/// The line that `systemctl status` shows, as a state for [`notify`]. Names in the text come from clients, and a line feed
-/// in one of them would be a state of its own.
-pub fn status(text: &str) -> String {
+/// The state for the line that `systemctl status` shows. The text may have names from clients, and a line feed in one of them
+/// would begin another state.
+fn status(text: &str) -> String {
     format!("STATUS={}", text.replace(char::is_control, " "))
 }
 
-/// How often systemd wants `WATCHDOG=1`: twice within the time after which it ends this process. None if it does not watch.
-pub fn watchdog_interval() -> Option<Duration> {
+/// How often systemd expects `WATCHDOG=1`: twice in the time after which it kills this process. None without a watchdog.
+fn watchdog_interval() -> Option<Duration> {
     let variable = |name| std::env::var(name).ok();
     interval(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"), std::process::id())
 }
 
-/// The sockets that systemd passed to this process, at the first call; none where it passed none.
-///
-/// # Errors
-/// A descriptor that is no stream socket that listens on TCP or a Unix path.
+/// The sockets that systemd has passed to this process. Only the first call returns them.
 pub fn sockets() -> Result<Option<Vec<Socket>>, SocketsError> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let variable = |name| std::env::var(name).ok();
@@ -82,6 +81,37 @@ pub fn sockets() -> Result<Option<Vec<Socket>>, SocketsError> {
         return Ok(None);
     }
     (FIRST_DESCRIPTOR..FIRST_DESCRIPTOR + count).map(adopt).collect::<Result<Vec<_>, _>>().map(Some)
+}
+
+/// Keeps systemd up to date about this service.
+pub struct Notifier {
+    watchdog: Option<Duration>,
+    updated: Instant,
+    summary: String,
+}
+
+impl Notifier {
+    /// The service is ready.
+    pub fn ready() -> Self {
+        notify("READY=1");
+        Self { watchdog: watchdog_interval(), updated: Instant::now(), summary: String::new() }
+    }
+
+    /// Feeds the watchdog and updates the status line, if it is time. To be called often.
+    pub fn update(&mut self, summary: impl FnOnce() -> String) {
+        if self.updated.elapsed() < self.watchdog.unwrap_or(MAX_INTERVAL).min(MAX_INTERVAL) {
+            return;
+        }
+        self.updated = Instant::now();
+        if self.watchdog.is_some() {
+            notify("WATCHDOG=1");
+        }
+        let summary = summary();
+        if self.summary != summary {
+            notify(&status(&summary));
+            self.summary = summary;
+        }
+    }
 }
 
 fn send(socket: &OsStr, state: &str) -> io::Result<()> {
@@ -103,9 +133,9 @@ fn interval(microseconds: Option<String>, pid: Option<String>, own: u32) -> Opti
     Some(Duration::from_micros(limit) / 2)
 }
 
-/// How many descriptors were passed to the process with this id.
+/// How many descriptors were passed to the process with the id `own`.
 fn passed(count: Option<String>, pid: Option<String>, own: u32) -> Result<Option<RawFd>, SocketsError> {
-    // A parent's variables that were inherited name the parent.
+    // If the variables are inherited, they name the parent process.
     if pid.is_none_or(|pid| pid != own.to_string()) {
         return Ok(None);
     }
@@ -121,22 +151,22 @@ fn adopt(descriptor: RawFd) -> Result<Socket, SocketsError> {
     if std::fs::symlink_metadata(format!("/proc/self/fd/{descriptor}")).is_err() {
         return Err(refuse("is not open"));
     }
-    // SAFETY: it is open, and LISTEN_PID says that systemd opened it for this process; `sockets` adopts each of them once.
-    #[expect(unsafe_code, reason = "nothing safe turns a number into a descriptor")]
+    // SAFETY: it is open, and by LISTEN_PID it was opened for this process. `sockets` adopts each descriptor once.
+    #[expect(unsafe_code, reason = "there is no safe way from a number to a descriptor")]
     let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
     listener(descriptor).map_err(|why| refuse(&why))
 }
 
 fn listener(descriptor: OwnedFd) -> Result<Socket, String> {
-    let family = sockopt::socket_domain(&descriptor).map_err(|_| "is no socket")?;
+    let family = sockopt::socket_domain(&descriptor).map_err(|_| "is not a socket")?;
     if sockopt::socket_type(&descriptor) != Ok(SocketType::STREAM) {
-        return Err("is no stream socket: the socket unit needs ListenStream=".to_owned());
+        return Err("is not a stream socket: the socket unit needs ListenStream=".to_owned());
     }
     if sockopt::socket_acceptconn(&descriptor) != Ok(true) {
         return Err("does not listen: the socket unit needs Accept=no".to_owned());
     }
-    // systemd passes descriptors that survive `exec`, and docker's children must not hold them.
-    rustix::io::fcntl_setfd(&descriptor, FdFlags::CLOEXEC).map_err(|error| format!("cannot be kept: {error}"))?;
+    // systemd passes descriptors that survive `exec`, but docker must not inherit them.
+    rustix::io::fcntl_setfd(&descriptor, FdFlags::CLOEXEC).map_err(|error| format!("cannot be closed on exec: {error}"))?;
     match family {
         AddressFamily::INET | AddressFamily::INET6 => Ok(Socket::Tcp(descriptor.into())),
         AddressFamily::UNIX => Ok(Socket::Unix(descriptor.into())),
@@ -165,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_reaches_a_path_and_an_abstract_name() {
+    fn a_state_is_sent_to_a_path_or_an_abstract_name() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let name = format!("loader-test-{}", std::process::id());
@@ -182,23 +212,23 @@ mod tests {
     }
 
     #[test]
-    fn a_service_manager_that_does_not_read_blocks_nobody() {
+    fn a_service_manager_that_does_not_read_does_not_block_the_service() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let _receiver = UnixDatagram::bind(&path).unwrap();
-        // The queue of a datagram socket holds far fewer.
+        // The queue of a datagram socket has room for far fewer.
         let refused = (0..100_000).find_map(|_| send(path.as_os_str(), "WATCHDOG=1").err());
         assert_eq!(refused.unwrap().kind(), io::ErrorKind::WouldBlock);
         assert!(send(OsStr::new("vsock:2:1"), "READY=1").is_err());
     }
 
     #[test]
-    fn a_name_in_the_status_is_no_state_of_its_own() {
+    fn a_line_feed_in_the_status_begins_no_other_state() {
         assert_eq!(status("a@b\nMAINPID=1\r"), "STATUS=a@b MAINPID=1 ");
     }
 
     #[test]
-    fn the_watchdog_is_asked_for_by_microseconds_and_process() {
+    fn the_watchdog_interval_is_half_of_the_limit_and_for_this_process_only() {
         assert_eq!(interval(text("30000000"), None, 7), Some(Duration::from_secs(15)));
         assert_eq!(interval(text("30000000"), text("7"), 7), Some(Duration::from_secs(15)));
         for (microseconds, pid) in [(None, None), (text("0"), None), (text("x"), None), (text("30000000"), text("8"))] {
@@ -232,9 +262,9 @@ mod tests {
 
         let connected = TcpStream::connect(address).unwrap();
         for (descriptor, why) in [
-            (OwnedFd::from(File::open("/proc/self/stat").unwrap()), "is no socket"),
-            (UdpSocket::bind("127.0.0.1:0").unwrap().into(), "is no stream socket"),
-            (UnixDatagram::bind(directory.path().join("datagrams")).unwrap().into(), "is no stream socket"),
+            (OwnedFd::from(File::open("/proc/self/stat").unwrap()), "is not a socket"),
+            (UdpSocket::bind("127.0.0.1:0").unwrap().into(), "is not a stream socket"),
+            (UnixDatagram::bind(directory.path().join("datagrams")).unwrap().into(), "is not a stream socket"),
             (connected.into(), "does not listen"),
             (UnixStream::pair().unwrap().0.into(), "does not listen"),
         ] {

@@ -1,4 +1,4 @@
-//! One request and the duty to answer it: its head, its body as a `Read`, and the connection that the answer goes to.
+//! One request and the duty to answer it.
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -7,35 +7,34 @@ use std::time::{Duration, Instant};
 use log::Level;
 use rustix::event::PollFlags;
 
-use super::body::Decoder;
-use super::connection::{Connection, Next};
-use super::gate::{Framing, Head, MAX_HEAD};
-use super::handlers::Place;
-use super::patience::Patience;
 use super::reply::{RETRY_AFTER_SECONDS, Reply, ReplyBody};
-use super::router::{Route, endpoint_of};
+use super::wire::body::Decoder;
+use super::wire::connection::{Connection, Next};
+use super::wire::head::{Framing, Head, MAX_HEAD};
+use super::wire::stall::{Slot, StallTimer};
 use crate::logging::{Current, RequestId};
-use crate::metrics::Transfer;
-use crate::metrics::{self, Stage};
+use crate::metrics::{self, NO_ENDPOINT, Stage, Transfer};
+
+/// What a handler does with a request.
+pub(super) type Task = Box<dyn FnOnce(Exchange) + Send>;
 
 /// A request that has to be answered. Dropping it without an answer, as a panic does, answers 500.
-pub struct Exchange {
+pub(super) struct Exchange {
     id: RequestId,
     head: Head,
     body: Decoder,
-    /// The body has failed: where the next request would begin is anybody's guess.
+    /// Reading the body has failed, so nobody knows where the next request would begin.
     broken: bool,
-    /// What has been read of the client and not yet used, from `used` on.
+    /// Bytes that were received from the client; those from `used` on have not been read yet.
     bytes: Vec<u8>,
     used: usize,
     connection: Arc<Connection>,
-    /// Where it leads, once that is known.
-    pub(super) route: Option<Route>,
-    /// Its place among the requests that are worked on.
-    place: Option<Place>,
-    patience: Patience,
-    stall_limit: Duration,
-    /// The rest of an answer that the socket did not take at once.
+    /// The pattern of the route, for logs and metrics.
+    endpoint: &'static str,
+    polled: bool,
+    pub(super) task: Option<Task>,
+    stall: StallTimer,
+    /// Status and bytes of an answer that the socket has not taken yet.
     unsent: Option<(u16, Vec<u8>)>,
     answered: bool,
     closes: bool,
@@ -43,8 +42,8 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// A request whose head was followed by `bytes`. Its client may keep a handler waiting for `stall_limit`.
-    pub(super) fn new(head: Head, bytes: Vec<u8>, connection: Arc<Connection>, stall_limit: Duration) -> Self {
+    /// A request whose head was followed by `bytes`.
+    pub(super) fn new(head: Head, bytes: Vec<u8>, connection: Arc<Connection>, stall_timeout: Duration) -> Self {
         Self {
             id: RequestId::next_for(connection.address),
             body: Decoder::new(head.framing),
@@ -54,10 +53,10 @@ impl Exchange {
             bytes,
             used: 0,
             connection,
-            route: None,
-            place: None,
-            patience: Patience::new(stall_limit),
-            stall_limit,
+            endpoint: NO_ENDPOINT,
+            polled: false,
+            task: None,
+            stall: StallTimer::new(stall_timeout),
             unsent: None,
             answered: false,
             started: Instant::now(),
@@ -69,25 +68,26 @@ impl Exchange {
         self.id
     }
 
-    /// The path with its query.
-    pub fn target(&self) -> &str {
-        &self.head.target
+    /// The value of a field in the query, as it stands there.
+    pub(super) fn query(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.target.split_once('?')?.1.split('&');
+        fields.find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
     }
 
     /// The first header with this name, which is in lower case.
-    pub fn header(&self, name: &'static str) -> Option<&str> {
+    pub(super) fn header(&self, name: &'static str) -> Option<&str> {
         self.head.field(name)
     }
 
-    /// The declared length of the body; none for a chunked one.
-    pub fn declared_length(&self) -> Option<u64> {
+    /// The declared length of the body; none if it is chunked.
+    pub(super) fn declared_length(&self) -> Option<u64> {
         match self.head.framing {
             Framing::Length(length) => Some(length),
             Framing::Chunked => None,
         }
     }
 
-    /// How long ago its head came.
+    /// The time since the head arrived.
     pub(super) fn age(&self) -> Duration {
         self.started.elapsed()
     }
@@ -96,49 +96,53 @@ impl Exchange {
         &self.connection
     }
 
+    /// How logs and metrics show this request.
+    pub(super) fn leads_to(&mut self, endpoint: &'static str, polled: bool) {
+        (self.endpoint, self.polled) = (endpoint, polled);
+    }
+
     /// Whether a handler could begin without waiting for the client.
     pub(super) fn body_has_begun(&self) -> bool {
         self.body == Decoder::Ended || self.used < self.bytes.len()
     }
 
-    /// Asks a client that waits for it to send the body.
-    pub(super) fn invite(&mut self) {
+    /// Sends `100 Continue` to a client that expects it before the body.
+    pub(super) fn send_continue(&mut self) {
         if std::mem::take(&mut self.head.awaits_continue) {
-            const INVITATION: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-            // The last answer has not been read where there is no room for so little.
-            if !self.connection.write_now(INVITATION).is_ok_and(|count| count == INVITATION.len()) {
+            const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+            // If there is no room for so little, the client has not read its previous answer.
+            if !self.connection.write_now(CONTINUE).is_ok_and(|count| count == CONTINUE.len()) {
                 self.connection.shut_down();
             }
         }
     }
 
     /// From here on a handler works on the request.
-    pub(super) fn begin_work(&mut self, place: Place) {
-        self.place = Some(place);
+    pub(super) fn begin_work(&mut self, slot: Box<dyn Slot>) {
+        self.stall.slot = Some(slot);
     }
 
-    /// Answers that there is no room for the request.
+    /// Answers that no handler has time for the request.
     pub(super) fn answer_busy(self) {
         metrics::QUEUE_FULL.add();
         let reply = Reply::error(503, "all handlers are busy; try again in a moment");
-        // Where the socket has no room for that either, dropping the exchange ends the connection.
+        // If the socket has no room for the answer, dropping the exchange ends the connection.
         drop(self.answer_at_once(reply.with_header("Retry-After", RETRY_AFTER_SECONDS)));
     }
 
-    /// Ends it without an answer: there is nobody to read one.
+    /// Ends the connection without an answer, because nobody would read it.
     pub(super) fn abandon(mut self) {
         self.answered = true;
         self.connection.give_back(Next::Close);
     }
 
-    /// Somebody else answers, or nobody can.
+    /// For the gate, when it has answered or closed the connection itself.
     pub(super) fn leave_unanswered(&mut self) {
         self.answered = true;
     }
 
-    /// Answers, and waits for the client to take the answer.
-    ///
-    /// A response that breaks off on its way ends the connection, so that the client cannot take it for complete.
+    /// Answers, and waits for the client to take the answer. If the answer breaks off, the connection ends, so that the
+    /// client cannot take it for complete.
     pub(super) fn answer(mut self, reply: Reply) {
         let reply = checked(reply);
         let status = reply.status;
@@ -146,7 +150,7 @@ impl Exchange {
         self.finish(status, &result);
     }
 
-    /// Answers without waiting. Gives itself back if the client has to be waited for, see [`Self::finish_answer`].
+    /// Answers without waiting. Returns itself if the socket did not take everything, see [`Self::finish_answer`].
     pub(super) fn answer_at_once(mut self, reply: Reply) -> Option<Self> {
         let status = reply.status;
         let mut bytes = self.head_of(&reply);
@@ -166,17 +170,16 @@ impl Exchange {
         None
     }
 
-    /// Writes what [`Self::answer_at_once`] left, if it left something; else gives itself back.
+    /// Sends what [`Self::answer_at_once`] left. Returns itself if there is nothing left to send.
     pub(super) fn finish_answer(mut self) -> Option<Self> {
         let Some((status, rest)) = self.unsent.take() else { return Some(self) };
-        self.patience = Patience::new(self.stall_limit);
         let result = self.write_all(&rest).map(|()| rest.len() as u64);
         self.finish(status, &result);
         None
     }
 
     fn send(&mut self, reply: Reply) -> io::Result<u64> {
-        self.patience = Patience::new(self.stall_limit);
+        self.stall.restart();
         let mut head = self.head_of(&reply);
         let head_only = self.head.method == "HEAD";
         let (length, mut reader) = match reply.body {
@@ -205,11 +208,11 @@ impl Exchange {
             transfer.moved(count as u64);
             reader.consume(count);
         }
-        if sent == length { Ok(sent) } else { Err(io::Error::other("the length was not the announced one")) }
+        if sent == length { Ok(sent) } else { Err(io::Error::other("the content had another length than was announced")) }
     }
 
     fn head_of(&mut self, reply: &Reply) -> Vec<u8> {
-        // What is left of a body would have to be read to find the next request.
+        // The rest of the body would have to be read to find the next request.
         self.closes |= self.broken || self.body != Decoder::Ended;
         let connection = match (self.closes, self.head.is_1_0) {
             (true, _) => Some("close"),
@@ -222,19 +225,14 @@ impl Exchange {
     fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let write = || self.connection.write(bytes);
-            let count = self.patience.transfer(&self.connection, self.place.as_ref(), PollFlags::OUT, write).map_err(
-                |error| match error.kind() {
-                    io::ErrorKind::TimedOut => io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading"),
-                    _ => error,
-                },
-            )?;
-            bytes = &bytes[count..];
+            let result = self.stall.transfer(&self.connection, PollFlags::OUT, write);
+            bytes = &bytes[result.map_err(|error| explained(error, "the client stopped reading"))?..];
         }
-        self.patience.begin_anew(self.place.as_ref());
+        self.stall.restart();
         Ok(())
     }
 
-    /// Writes the line in the log, and leaves the connection to the next request or ends it.
+    /// Records the answer, and gives the connection back.
     fn finish(&mut self, status: u16, result: &io::Result<u64>) {
         self.answered = true;
         self.record(status, result);
@@ -243,23 +241,21 @@ impl Exchange {
             Ok(_) if self.closes => Next::Linger,
             Ok(_) => Next::Head(self.bytes.split_off(self.used)),
         };
-        self.place = None;
+        self.stall.slot = None;
         self.connection.give_back(next);
     }
 
-    /// One line in the log, and one count in the metrics. Probes and pages that poll are seen at level debug only.
+    /// One line in the log and one count in the metrics. Successful answers to polling clients are logged at level debug.
     fn record(&self, status: u16, result: &io::Result<u64>) {
-        let time = self.started.elapsed();
-        let endpoint = endpoint_of(&self.head.target);
+        let (time, endpoint) = (self.started.elapsed(), self.endpoint);
         metrics::request(endpoint, status, time);
         let _current = Current::enter(self.id);
         let method = self.head.method.as_str();
         let path = self.head.target.split('?').next().unwrap_or_default();
         let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let polled = matches!(endpoint, "/health" | "/status" | "/unlock/status" | "/metrics");
         match result {
             Ok(bytes) => {
-                let level = if polled && status < 400 { Level::Debug } else { Level::Info };
+                let level = if self.polled && status < 400 { Level::Debug } else { Level::Info };
                 if log::log_enabled!(level) {
                     let client = self.connection.client();
                     log::log!(level, method, endpoint, path, status, bytes = *bytes, ms, client; "answered");
@@ -267,13 +263,13 @@ impl Exchange {
             }
             Err(error) => {
                 let client = self.connection.client();
-                log::warn!(method, endpoint, path, status, ms, client, error:%; "the answer was broken off");
+                log::warn!(method, endpoint, path, status, ms, client, error:%; "the answer broke off");
             }
         }
     }
 }
 
-/// The reply, or an error in its place: as long as no byte of a stream has been sent, its failure still is an answer.
+/// The reply, or an error in its place: until a byte of the stream has been sent, its failure can still be answered.
 fn checked(mut reply: Reply) -> Reply {
     let ReplyBody::Stream { reader, .. } = &mut reply.body else { return reply };
     match reader.fill_buf() {
@@ -285,34 +281,36 @@ fn checked(mut reply: Reply) -> Reply {
     }
 }
 
-/// Reading the exchange reads the request's body.
+/// Names the client as the cause of a timeout.
+fn explained(error: io::Error, cause: &'static str) -> io::Error {
+    if error.kind() == io::ErrorKind::TimedOut { io::Error::new(io::ErrorKind::TimedOut, cause) } else { error }
+}
+
+/// Reads the body of the request.
 impl Read for Exchange {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if self.broken {
-            return Err(io::Error::other("the request's body has failed before"));
+            return Err(io::Error::other("reading the body has failed before"));
         }
         let mut body = self.body;
         let result = body.read(&mut Input(self), out);
         self.body = body;
         match &result {
-            Ok(_) if body == Decoder::Ended => self.patience.begin_anew(self.place.as_ref()),
+            Ok(_) if body == Decoder::Ended => self.stall.restart(),
             Ok(_) => {}
             Err(_) => self.broken = true,
         }
-        result.map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => io::Error::new(io::ErrorKind::TimedOut, "the client stopped sending"),
-            _ => error,
-        })
+        result.map_err(|error| explained(error, "the client stopped sending"))
     }
 }
 
-/// The bytes of the client, of which some have been read with the head.
+/// The client's bytes: first those that arrived with the head.
 struct Input<'a>(&'a mut Exchange);
 
 impl Input<'_> {
     fn receive(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let Exchange { patience, connection, place, .. } = &mut *self.0;
-        patience.transfer(connection, place.as_ref(), PollFlags::IN, || connection.read(out))
+        let Exchange { stall, connection, .. } = &mut *self.0;
+        stall.transfer(connection, PollFlags::IN, || connection.read(out))
     }
 }
 

@@ -1,87 +1,85 @@
-//! The threads that work on requests which may have to wait: for the uplink, a disk, docker, or their own client.
+//! The threads that work on requests which may have to wait for the uplink, a disk, docker or their own client.
 //!
-//! `HANDLER_THREADS` requests are worked on at once. One whose client has stood still does not count, so that slow clients
-//! keep nobody else out: another request begins, up to [`STANDING_FACTOR`] times as many in all. Only when there is no room
-//! at all does the client that has stood still longest lose its place.
+//! `HANDLER_THREADS` requests are worked on at once. A request whose client has stalled does not count, so that slow clients
+//! keep nobody else out: another request begins, up to [`STALLED_FACTOR`] times as many in all. Only when all of these are
+//! taken, the client that has been stalled longest loses its slot.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::connection::Connection;
 use super::exchange::Exchange;
+use super::wire::connection::Connection;
+use super::wire::stall::Slot;
+use crate::logging::Current;
 use crate::metrics;
 use crate::threads::{self, lock};
 
-/// Requests that may wait for a handler, for each handler thread. More are answered 503.
+/// Requests that may wait, for each handler thread. Further ones are answered 503.
 const QUEUED_PER_HANDLER: usize = 16;
 
-/// So many times `HANDLER_THREADS` requests are worked on at once if the rest stand still.
-const STANDING_FACTOR: usize = 4;
+/// At most this many times `HANDLER_THREADS` requests are worked on at once, if the clients of the others have stalled.
+const STALLED_FACTOR: usize = 4;
 
-/// A client that has stood still for so long may lose its place to one that waits.
+/// A client that has been stalled for this long may lose its slot to a waiting request.
 const EVICTED_AFTER: Duration = Duration::from_secs(2);
 
-/// A request that has waited for so long is forgotten if its client has left. Before, the client may only have closed its
-/// sending side.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
-
-/// What a handler does with a request.
-type Work = Box<dyn Fn(Box<Exchange>) + Send + Sync>;
+/// A request that has waited for this long is dropped if its client has left. A client that left sooner may only have closed
+/// its sending side.
+const DROPPED_AFTER: Duration = Duration::from_secs(1);
 
 /// The pool of handler threads.
 pub(super) struct Handlers {
-    threads: usize,
-    work: Work,
+    /// `HANDLER_THREADS`.
+    limit: usize,
     state: Mutex<State>,
-    work_waits: Condvar,
+    wake: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     queue: VecDeque<Box<Exchange>>,
-    at_work: HashMap<u64, AtWork>,
+    active: HashMap<u64, Active>,
     next_id: u64,
     threads: usize,
     closing: bool,
 }
 
 /// A request that is being worked on.
-struct AtWork {
+struct Active {
     connection: Arc<Connection>,
-    /// Since when its client has stood still.
-    still_since: Option<Instant>,
+    stalled_since: Option<Instant>,
     evicted: bool,
 }
 
-/// The place of one request among those that are worked on.
-pub(super) struct Place {
+struct HandlerSlot {
     handlers: Arc<Handlers>,
     id: u64,
 }
 
 impl State {
     fn moving(&self) -> usize {
-        self.at_work.values().filter(|request| request.still_since.is_none() && !request.connection.has_left()).count()
+        self.active.values().filter(|request| request.stalled_since.is_none() && !request.connection.has_left()).count()
     }
 }
 
 impl Handlers {
-    pub(super) fn new(threads: usize, work: Work) -> Arc<Self> {
-        let handlers = Arc::new(Self { threads, work, state: Mutex::default(), work_waits: Condvar::new() });
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        let handlers = Arc::new(Self { limit, state: Mutex::default(), wake: Condvar::new() });
         let mut state = lock(&handlers.state);
-        for _ in 0..threads {
+        for _ in 0..limit {
             handlers.start_thread(&mut state);
         }
         drop(state);
         handlers
     }
 
-    /// Has a handler work on the request as soon as one may. Gives it back if too many wait already.
+    /// Queues the request for a handler. Gives it back if too many are waiting.
     pub(super) fn submit(self: &Arc<Self>, exchange: Box<Exchange>) -> Result<(), Box<Exchange>> {
         let mut state = lock(&self.state);
-        if state.queue.len() >= self.threads * QUEUED_PER_HANDLER {
+        if state.queue.len() >= self.limit * QUEUED_PER_HANDLER {
             return Err(exchange);
         }
         exchange.connection().watch_for_hangup();
@@ -92,7 +90,7 @@ impl Handlers {
 
     /// Whether another request may begin now.
     fn has_room(&self, state: &State) -> bool {
-        state.at_work.len() < self.threads * STANDING_FACTOR && state.moving() < self.threads
+        state.active.len() < self.limit * STALLED_FACTOR && state.moving() < self.limit
     }
 
     /// Wakes or starts a thread for the next request, if it may begin.
@@ -100,8 +98,8 @@ impl Handlers {
         if state.queue.is_empty() || !self.has_room(state) {
             return;
         }
-        if state.threads > state.at_work.len() {
-            self.work_waits.notify_one();
+        if state.threads > state.active.len() {
+            self.wake.notify_one();
         } else {
             self.start_thread(state);
         }
@@ -109,14 +107,14 @@ impl Handlers {
 
     fn start_thread(self: &Arc<Self>, state: &mut State) {
         let handlers = Arc::clone(self);
-        match threads::spawn("handler", move || handlers.live()) {
+        match threads::spawn("handler", move || handlers.run()) {
             Ok(_) => state.threads += 1,
-            Err(error) => log::warn!("no thread can be started for a request, which waits for another: {error}"),
+            Err(error) => log::warn!("no handler thread can be started; requests wait for the others: {error}"),
         }
     }
 
-    /// The life of a handler thread.
-    fn live(self: &Arc<Self>) {
+    /// The main function of a handler thread.
+    fn run(self: &Arc<Self>) {
         let _thread = metrics::HANDLERS.during();
         let mut state = lock(&self.state);
         loop {
@@ -126,34 +124,32 @@ impl Handlers {
                 let id = state.next_id;
                 state.next_id += 1;
                 let connection = Arc::clone(exchange.connection());
-                state.at_work.insert(id, AtWork { connection, still_since: None, evicted: false });
-                // The one after it may find room as well.
+                state.active.insert(id, Active { connection, stalled_since: None, evicted: false });
+                // There may be room for the next request as well.
                 self.begin(&mut state);
                 drop(state);
-                exchange.begin_work(Place { handlers: Arc::clone(self), id });
-                let busy = metrics::HANDLERS_BUSY.during();
-                (self.work)(exchange);
-                drop(busy);
+                exchange.begin_work(Box::new(HandlerSlot { handlers: Arc::clone(self), id }));
+                work(exchange);
                 state = lock(&self.state);
                 continue;
             }
-            // Threads beyond the usual number go when the clients that stood still have.
-            if state.threads > self.threads || (state.closing && state.queue.is_empty()) {
+            // Threads beyond the limit end when the stalled clients are gone.
+            if state.threads > self.limit || (state.closing && state.queue.is_empty()) {
                 state.threads -= 1;
                 return;
             }
-            state = self.work_waits.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Forgets waiting requests whose clients have left, and ends the transfers that have stood still longest if requests wait
-    /// and there is no room. To be called often.
+    /// Drops waiting requests whose clients have left. If requests wait and there is no room, ends the transfers whose
+    /// clients have been stalled longest. The gate calls this several times a second.
     pub(super) fn make_room(self: &Arc<Self>) {
         let mut state = lock(&self.state);
         for _ in 0..state.queue.len() {
             match state.queue.pop_front() {
-                Some(exchange) if exchange.connection().has_left() && exchange.age() >= FORGOTTEN_AFTER => {
-                    exchange.abandon()
+                Some(exchange) if exchange.connection().has_left() && exchange.age() >= DROPPED_AFTER => {
+                    exchange.abandon();
                 }
                 Some(exchange) => state.queue.push_back(exchange),
                 None => {}
@@ -161,36 +157,32 @@ impl Handlers {
         }
         self.begin(&mut state);
         let waiting = state.queue.len();
-        if waiting == 0 || state.at_work.len() < self.threads * STANDING_FACTOR || state.moving() >= self.threads {
+        if waiting == 0 || state.active.len() < self.limit * STALLED_FACTOR || state.moving() >= self.limit {
             return;
         }
-        let leaving = state.at_work.values().filter(|request| request.evicted).count();
-        let mut still: Vec<&mut AtWork> = state
-            .at_work
-            .values_mut()
-            .filter(|request| {
-                !request.evicted && request.still_since.is_some_and(|since| since.elapsed() >= EVICTED_AFTER)
-            })
-            .collect();
-        still.sort_by_key(|request| request.still_since);
-        for request in still.into_iter().take(waiting.saturating_sub(leaving)) {
+        let leaving = state.active.values().filter(|request| request.evicted).count();
+        let is_stalled = |request: &&mut Active| {
+            !request.evicted && request.stalled_since.is_some_and(|since| since.elapsed() >= EVICTED_AFTER)
+        };
+        let mut stalled: Vec<&mut Active> = state.active.values_mut().filter(is_stalled).collect();
+        stalled.sort_by_key(|request| request.stalled_since);
+        for request in stalled.into_iter().take(waiting.saturating_sub(leaving)) {
             request.evicted = true;
             request.connection.shut_down();
             let client = request.connection.client();
-            log::warn!(client; "a transfer was cut off: its client stood still while others waited");
+            log::warn!(client; "cut off a transfer whose client had stalled, because other requests were waiting");
         }
     }
 
-    /// No more requests come. Waits until those that are there have ended, but no longer than `patience`. Answers whether
-    /// they have.
-    pub(super) fn finish_within(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+    /// Waits until all requests have ended, at most for `limit`. Returns whether they have. No more may be submitted.
+    pub(super) fn finish_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
         loop {
             {
                 let mut state = lock(&self.state);
                 state.closing = true;
-                self.work_waits.notify_all();
-                if state.queue.is_empty() && state.at_work.is_empty() {
+                self.wake.notify_all();
+                if state.queue.is_empty() && state.active.is_empty() {
                     return true;
                 }
             }
@@ -202,21 +194,36 @@ impl Handlers {
     }
 }
 
-impl Place {
-    /// The client has stood still since then, or moves again.
-    pub(super) fn set_still(&self, since: Option<Instant>) {
+/// Does what the request asks for, or sends what is left of its answer. After a panic, dropping the exchange answers 500.
+fn work(exchange: Box<Exchange>) {
+    let _busy = metrics::HANDLERS_BUSY.during();
+    let _current = Current::enter(exchange.id());
+    let work = || {
+        if let Some(mut exchange) = exchange.finish_answer()
+            && let Some(task) = exchange.task.take()
+        {
+            task(exchange);
+        }
+    };
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        log::error!("a handler panicked; its client has been answered that the request failed");
+    }
+}
+
+impl Slot for HandlerSlot {
+    fn set_stalled(&self, since: Option<Instant>) {
         let mut state = lock(&self.handlers.state);
-        if let Some(request) = state.at_work.get_mut(&self.id) {
-            request.still_since = since;
+        if let Some(request) = state.active.get_mut(&self.id) {
+            request.stalled_since = since;
         }
         self.handlers.begin(&mut state);
     }
 }
 
-impl Drop for Place {
+impl Drop for HandlerSlot {
     fn drop(&mut self) {
         let mut state = lock(&self.handlers.state);
-        state.at_work.remove(&self.id);
+        state.active.remove(&self.id);
         self.handlers.begin(&mut state);
     }
 }

@@ -1,4 +1,4 @@
-//! JSON bodies: read whole up to a limit, and refused with a sentence that repeats nothing of them.
+//! JSON bodies. They have a size limit, and an error never quotes them, since they may hold a password.
 
 use std::io::Read;
 
@@ -8,10 +8,11 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::exchange::Exchange;
 use super::reply::Reply;
+use super::service::Service;
 use crate::constants::MAX_JSON_BYTES;
 
-/// Refuses a body that is not JSON, or too long, before the client is asked to send it.
-pub(super) fn admit_json(exchange: &Exchange) -> Result<(), Reply> {
+/// Refuses a body that is not declared as JSON or is declared too long.
+pub(super) fn admit_json(_: &Service, exchange: &Exchange, _: &str) -> Result<(), Reply> {
     let content_type = exchange.header("content-type").unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
@@ -23,36 +24,33 @@ pub(super) fn admit_json(exchange: &Exchange) -> Result<(), Reply> {
     Ok(())
 }
 
-/// Reads a body whose `fields` are texts into a `T`. [`admit_json`] has admitted it.
-///
-/// # Errors
-/// The reply to give: 422, 413 beyond 64 KiB, or what [`Reply::unreadable`] says.
+/// Reads a body that [`admit_json`] has admitted and whose `fields` are texts.
 pub(super) fn read_json<T: DeserializeOwned>(exchange: &mut Exchange, fields: &[&str]) -> Result<T, Reply> {
-    // It may hold a password, and a vector that grows leaves copies of its beginning in freed memory.
+    // A vector that grows leaves copies of its content in freed memory, and the content may be a password.
     let length = exchange.declared_length().unwrap_or(MAX_JSON_BYTES);
     let mut json = Zeroizing::new(Vec::with_capacity(length as usize + 64));
     exchange.take(MAX_JSON_BYTES + 1).read_to_end(&mut json).map_err(|error| Reply::unreadable(&error))?;
     if json.len() as u64 > MAX_JSON_BYTES {
         return Err(too_large());
     }
-    serde_json::from_slice(&json).map_err(|error| Reply::error(422, why_not(&json, &error, fields)))
+    serde_json::from_slice(&json).map_err(|error| Reply::error(422, explain(&json, &error, fields)))
 }
 
 fn too_large() -> Reply {
     Reply::error(413, format!("a JSON body may have {MAX_JSON_BYTES} bytes at most"))
 }
 
-/// serde's own sentences quote values, and a value may be a password of the wrong type.
-fn why_not(json: &[u8], error: &serde_json::Error, fields: &[&str]) -> String {
+/// The errors of serde quote values, and a value may be a password of the wrong type.
+fn explain(json: &[u8], error: &serde_json::Error, fields: &[&str]) -> String {
     let Ok(mut value) = serde_json::from_slice::<Value>(json) else {
         return format!("the body is not valid JSON (line {}, column {})", error.line(), error.column());
     };
-    let reason = why_not_value(&value, fields);
+    let reason = explain_value(&value, fields);
     wipe(&mut value);
     reason
 }
 
-fn why_not_value(value: &Value, fields: &[&str]) -> String {
+fn explain_value(value: &Value, fields: &[&str]) -> String {
     let Value::Object(object) = value else { return "the body must be a JSON object".into() };
     let of_wrong_type = |field: &&&str| object.get(**field).is_some_and(|value| !value.is_string() && !value.is_null());
     if let Some(field) = fields.iter().find(of_wrong_type) {
@@ -64,7 +62,7 @@ fn why_not_value(value: &Value, fields: &[&str]) -> String {
     "a field appears twice".into()
 }
 
-/// Any text in it may be a password.
+/// Any text in the value may be a password.
 fn wipe(value: &mut Value) {
     match value {
         Value::String(text) => text.zeroize(),

@@ -1,4 +1,4 @@
-//! `multipart/form-data` (RFC 7578) as a stream: one buffer, whatever the size of the parts.
+//! Reads `multipart/form-data` (RFC 7578) as a stream, with one buffer for parts of any size.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -10,16 +10,16 @@ use crate::constants::CHUNK;
 /// The longest boundary that RFC 2046 allows.
 const MAX_BOUNDARY: usize = 70;
 
-/// The most bytes of a part's headers.
+/// The size limit of a part's headers.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// The most bytes before the first boundary.
+/// The size limit of what comes before the first boundary.
 const MAX_PREAMBLE: u64 = 64 * 1024;
 
-/// What is wrong with a body, or with reading it.
+/// Why a form cannot be read.
 #[derive(Debug)]
 pub enum MultipartError {
-    /// The body is not what its content type says.
+    /// The body breaks the rules of its content type.
     Malformed(&'static str),
     /// The client stopped sending, or the connection broke.
     Io(io::Error),
@@ -38,7 +38,7 @@ impl std::error::Error for MultipartError {}
 
 impl From<io::Error> for MultipartError {
     fn from(error: io::Error) -> Self {
-        // A part's `Read` can only pass its own errors inside of one of these.
+        // `Multipart::read` wraps its own errors in an `io::Error`.
         match error.downcast::<Self>() {
             Ok(inner) => inner,
             Err(error) => Self::Io(error),
@@ -68,12 +68,12 @@ pub fn boundary(content_type: &str) -> Option<String> {
     valid.then_some(boundary)
 }
 
-/// The headers of a part, as far as they matter.
+/// The relevant headers of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartHead {
     /// The form field's name.
     pub name: String,
-    /// The file name; a field with one is a file.
+    /// The file name, which files have.
     pub file_name: Option<String>,
 }
 
@@ -117,7 +117,7 @@ fn parameter(mut parameters: &str, wanted: &str) -> Option<String> {
     }
 }
 
-/// The text up to the closing quote, and what follows it. Only a quote and a backslash are escaped: some clients send
+/// The text up to the closing quote, and what follows it. Only quotes and backslashes are unescaped, since some clients send
 /// Windows paths as they are.
 fn unquote(quoted: &str) -> Option<(String, &str)> {
     let mut value = String::new();
@@ -135,10 +135,10 @@ fn unquote(quoted: &str) -> Option<(String, &str)> {
     None
 }
 
-/// Reads a form part by part: [`next_part`](Self::next_part) leads to a part, reading gives its content.
+/// Reads a form part by part: [`next_part`](Self::next_part) goes to a part, reading returns its content.
 pub struct Multipart<R> {
     source: R,
-    /// `CRLF -- boundary`: what ends a part.
+    /// `CRLF -- boundary`, which ends a part.
     delimiter: Finder<'static>,
     buffer: Box<[u8]>,
     start: usize,
@@ -150,7 +150,7 @@ pub struct Multipart<R> {
 enum State {
     Preamble,
     InPart,
-    /// At the bytes behind a delimiter.
+    /// Just after a delimiter.
     BetweenParts,
     Finished,
 }
@@ -159,7 +159,7 @@ impl<R: Read> Multipart<R> {
     /// Reads the form in `source` whose parts are separated by `boundary`.
     pub fn new(source: R, boundary: &str) -> Self {
         let mut buffer = vec![0; CHUNK].into_boxed_slice();
-        // The first delimiter may stand at the very beginning, without the line break that belongs to the others.
+        // The first delimiter may be at the very beginning, without the line break of the others.
         buffer[..2].copy_from_slice(b"\r\n");
         Self {
             source,
@@ -171,10 +171,7 @@ impl<R: Read> Multipart<R> {
         }
     }
 
-    /// Goes to the next part, over what has not been read of the current one. None at the end of the form.
-    ///
-    /// # Errors
-    /// See [`MultipartError`].
+    /// Skips the rest of the current part and goes to the next one. None at the end of the form.
     pub fn next_part(&mut self) -> Result<Option<PartHead>, MultipartError> {
         match self.state {
             State::Finished => return Ok(None),
@@ -189,7 +186,7 @@ impl<R: Read> Multipart<R> {
                 io::copy(self, &mut io::sink())?;
             }
         }
-        // Two hyphens end the form; what follows them is of no interest, not even a line break.
+        // Two hyphens end the form, whatever follows them.
         if self.at_least(2)? && self.buffer[self.start..].starts_with(b"--") {
             self.state = State::Finished;
             return Ok(None);
@@ -205,18 +202,17 @@ impl<R: Read> Multipart<R> {
         PartHead::parse(&head).map(Some)
     }
 
-    /// The header lines up to the empty one. The line break behind the boundary counts as the end of a line before them, so
-    /// that a part without headers is found as well.
+    /// The header lines up to the empty line. They begin with the line break after the boundary, so that a part without
+    /// headers has an empty line as well.
     fn read_head(&mut self) -> Result<Vec<u8>, MultipartError> {
         let mut wanted = 4;
         loop {
             if !self.at_least(wanted)? {
-                return Err(MultipartError::Malformed("it ends inside of a part's headers"));
+                return Err(MultipartError::Malformed("it ends within a part's headers"));
             }
             if let Some(length) = memchr::memmem::find(&self.buffer[self.start..self.end], b"\r\n\r\n") {
                 let head = self.buffer[self.start..self.start + length].to_vec();
                 self.start += length + 4;
-                // An empty content has its delimiter's line break taken by the head's end.
                 return Ok(head);
             }
             wanted = self.end - self.start + 1;
@@ -226,7 +222,7 @@ impl<R: Read> Multipart<R> {
         }
     }
 
-    /// Makes sure that so many bytes are in the buffer. False if the body ends before.
+    /// Reads until this many bytes are in the buffer. False if the body ends first.
     fn at_least(&mut self, count: usize) -> io::Result<bool> {
         while self.end - self.start < count {
             if !self.fill()? {
@@ -236,7 +232,7 @@ impl<R: Read> Multipart<R> {
         Ok(true)
     }
 
-    /// Reads once behind what is in the buffer. False at the end of the body.
+    /// Reads once, after what is in the buffer. False at the end of the body.
     fn fill(&mut self) -> io::Result<bool> {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -249,7 +245,7 @@ impl<R: Read> Multipart<R> {
     }
 }
 
-/// Reads the content of the current part; its end is the end of the part.
+/// Reads the content of the current part.
 impl<R: Read> Read for Multipart<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if self.state != State::InPart || out.is_empty() {
@@ -258,7 +254,7 @@ impl<R: Read> Read for Multipart<R> {
         let delimiter = self.delimiter.needle().len();
         loop {
             let found = self.delimiter.find(&self.buffer[self.start..self.end]);
-            // Without a delimiter in sight, its beginning may be at the end of the buffer.
+            // If there is no delimiter, one may begin at the end of the buffer.
             let content = found.unwrap_or((self.end - self.start).saturating_sub(delimiter - 1));
             if content > 0 {
                 let count = content.min(out.len());
@@ -307,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_out_whatever_portions_they_arrive_in() {
+    fn parts_are_read_whatever_portions_they_arrive_in() {
         let body = b"--XX\r\nContent-Disposition: form-data; name=\"folder\"\r\n\r\nmodels\r\n\
                      --XX \t\r\ncontent-type: a/b\r\ncontent-disposition:form-data;filename=x;name=data\r\n\r\n\
                      \r\n-\r\n--X\r\n--XY\r\r\n\r\n--XX--";
@@ -345,7 +341,7 @@ mod tests {
             ("--XX".into(), "not followed by a line break"),
             ("--XXY\r\n".into(), "not followed by a line break"),
             ("--XX\nContent-Disposition: form-data; name=a\n\nx\n--XX--".into(), "not followed by a line break"),
-            ("--XX\r\nContent-Disposition: form-data; name=a\r\n".into(), "inside of a part's headers"),
+            ("--XX\r\nContent-Disposition: form-data; name=a\r\n".into(), "within a part's headers"),
             (format!("--XX\r\n{}", "h".repeat(20_000)), "headers are too long"),
             (format!("{head}data"), "ends before its last boundary"),
             (format!("{head}data\r\n--XX"), "not followed by a line break"),

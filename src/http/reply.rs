@@ -1,4 +1,4 @@
-//! What a route answers.
+//! The answer to a request, as an endpoint makes it.
 
 use std::fmt::Write;
 use std::io::{self, BufRead};
@@ -10,15 +10,13 @@ use crate::api_client::Plaintext;
 use crate::constants::AGENT;
 use crate::logging::RequestId;
 
-/// When to come back after a 503.
+/// When a client should come back after a 503.
 pub(super) const RETRY_AFTER_SECONDS: &str = "2";
 
-/// A response: status, headers and body.
-pub struct Reply {
-    /// The status code.
-    pub status: u16,
-    /// Headers besides those that every response has.
-    pub headers: Vec<(&'static str, String)>,
+pub(super) struct Reply {
+    pub(super) status: u16,
+    /// In addition to the headers that every answer has.
+    headers: Vec<(&'static str, String)>,
     pub(super) body: ReplyBody,
 }
 
@@ -28,41 +26,41 @@ pub(super) enum ReplyBody {
 }
 
 impl Reply {
-    /// A JSON document.
-    pub fn json(status: u16, document: &impl Serialize) -> Self {
-        // The documents are this program's own types, which all have a JSON form.
+    fn whole(status: u16, content_type: &'static str, bytes: Vec<u8>) -> Self {
+        Self { status, headers: Vec::new(), body: ReplyBody::Whole { content_type, bytes } }
+    }
+
+    pub(super) fn json(status: u16, document: &impl Serialize) -> Self {
+        // The documents are types of this program, and serializing them does not fail.
         let bytes = serde_json::to_vec(document).unwrap_or_default();
-        Self { status, headers: Vec::new(), body: ReplyBody::Whole { content_type: "application/json", bytes } }
+        Self::whole(status, "application/json", bytes)
     }
 
-    /// A text of this program.
-    pub fn text(content_type: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
-        Self { status: 200, headers: Vec::new(), body: ReplyBody::Whole { content_type, bytes: bytes.into() } }
+    pub(super) fn text(content_type: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
+        Self::whole(200, content_type, bytes.into())
     }
 
-    /// The methods that a resource has, the answer to `OPTIONS`.
+    /// The answer to `OPTIONS`.
     pub(super) fn options(allow: impl Into<String>) -> Self {
-        let body = ReplyBody::Whole { content_type: "", bytes: Vec::new() };
-        Self { status: 204, headers: Vec::new(), body }.with_header("Allow", allow)
+        Self::whole(204, "", Vec::new()).with_header("Allow", allow)
     }
 
-    /// A page for people: a browser takes nothing into it but the scripts and styles that `policy`, a
-    /// `Content-Security-Policy`, names.
-    pub fn page(html: &'static str, policy: &'static str) -> Self {
+    /// A page for people. `policy` is its `Content-Security-Policy`.
+    pub(super) fn page(html: &'static str, policy: &'static str) -> Self {
         Self::text("text/html; charset=utf-8", html)
             .with_header("Content-Security-Policy", policy)
             .with_header("X-Content-Type-Options", "nosniff")
             .with_header("Referrer-Policy", "no-referrer")
-            // A page of the version before would not know this one's answers.
+            // After an update, the old page would not understand the new answers.
             .with_header("Cache-Control", "no-cache")
     }
 
     /// `{"detail": …}`, the body of every error.
-    pub fn error(status: u16, detail: impl ToString) -> Self {
+    pub(super) fn error(status: u16, detail: impl ToString) -> Self {
         Self::json(status, &serde_json::json!({ "detail": detail.to_string() }))
     }
 
-    /// The body could not be read: the client was too slow (408), broke the rules of chunks (400), or went away (422).
+    /// The body could not be read: the client was too slow (408), sent malformed chunks (400) or left (422).
     pub(super) fn unreadable(error: &io::Error) -> Self {
         let status = match error.kind() {
             io::ErrorKind::TimedOut => 408,
@@ -73,16 +71,16 @@ impl Reply {
     }
 
     /// `{"status": "ok"}`.
-    pub fn ok() -> Self {
+    pub(super) fn ok() -> Self {
         Self::json(200, &serde_json::json!({ "status": "ok" }))
     }
 
     /// A model or a range of it, streamed.
-    pub fn model(plaintext: Plaintext) -> Self {
+    pub(super) fn model(plaintext: Plaintext) -> Self {
         let Plaintext { length, range, tag, reader } = plaintext;
         let sent = range.as_ref().map_or(length, |range| range.end - range.start);
-        let body = ReplyBody::Stream { length: sent, reader };
-        let reply = Self { status: if range.is_some() { 206 } else { 200 }, headers: Vec::new(), body };
+        let status = if range.is_some() { 206 } else { 200 };
+        let reply = Self { status, headers: Vec::new(), body: ReplyBody::Stream { length: sent, reader } };
         let reply = reply.with_header("Accept-Ranges", "bytes").with_header("ETag", tag);
         match range {
             Some(range) => {
@@ -92,8 +90,7 @@ impl Reply {
         }
     }
 
-    /// The same with one more header.
-    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(super) fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
@@ -108,7 +105,7 @@ impl Reply {
             ReplyBody::Whole { content_type, bytes } => (*content_type, bytes.len() as u64),
             ReplyBody::Stream { length, .. } => ("application/octet-stream", *length),
         };
-        // A `String` takes everything.
+        // Writing to a `String` does not fail.
         if self.status != 204 {
             let _ = write!(head, "Content-Type: {content_type}\r\nContent-Length: {length}\r\n");
         }
@@ -123,7 +120,7 @@ impl Reply {
         head.into_bytes()
     }
 
-    /// The whole of an answer after which the connection ends.
+    /// All bytes of an answer after which the connection ends.
     pub(super) fn into_last_answer(self, id: RequestId) -> Vec<u8> {
         let mut answer = self.head(id, Some("close"));
         if let ReplyBody::Whole { bytes, .. } = self.body {

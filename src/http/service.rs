@@ -1,4 +1,4 @@
-//! What the handlers work with.
+//! What requests work with.
 
 use std::sync::Arc;
 
@@ -9,18 +9,15 @@ use crate::unlock::Unlock;
 
 /// The parts of the program that requests reach.
 pub struct Service {
-    /// Logs in, loads and uploads.
-    pub client: Arc<ApiClient>,
-    /// Loads the container images.
-    pub unlock: Arc<Unlock>,
-    /// What the environment decides.
-    pub configuration: Configuration,
+    pub(super) client: Arc<ApiClient>,
+    pub(super) unlock: Arc<Unlock>,
+    pub(super) configuration: Configuration,
 }
 
 impl Service {
-    /// A service as configured; the error is one line that names the variable whose file cannot be used.
+    /// A service as configured. The error is one line that names the variable whose file cannot be used.
     pub fn new(configuration: Configuration) -> Result<Self, String> {
-        // The clock starts with the first question.
+        // The first call starts the clock.
         let _ = metrics::uptime();
         let client = Arc::new(ApiClient::new(&configuration)?);
         let unlock = Arc::new(Unlock::new(&configuration, Arc::clone(&client)));
@@ -28,13 +25,13 @@ impl Service {
     }
 
     /// What the service is doing, in one line for `systemctl status`.
-    pub fn summary(&self) -> String {
+    pub(super) fn summary(&self) -> String {
         let login = if self.client.user().is_some() { "logged in" } else { "not logged in" };
         let downloads = metrics::under_way(Stage::Download).get();
         format!("{login}; images: {}; downloads: {downloads}", self.unlock.status().state)
     }
 
-    /// Puts everything away before the process ends.
+    /// Stops all work before the process ends.
     pub fn stop(&self) {
         self.unlock.stop();
         self.client.stop();

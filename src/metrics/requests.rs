@@ -6,55 +6,56 @@ use std::time::Duration;
 
 use super::{Text, microseconds};
 
-/// Every status that the service answers; the last place counts what should not be there.
-const STATUSES: [u16; 21] =
-    [200, 204, 206, 304, 400, 401, 403, 404, 405, 408, 413, 414, 416, 417, 422, 431, 500, 501, 503, 505, 0];
-
-/// Upper bounds of the histogram's buckets in microseconds: an answer from memory, a call, a transfer, a long one.
-const BUCKETS: [(&str, u64); 6] =
-    [("0.001", 1_000), ("0.01", 10_000), ("0.1", 100_000), ("1", 1_000_000), ("10", 10_000_000), ("100", 100_000_000)];
+/// The name for requests that reach no endpoint.
+pub const NO_ENDPOINT: &str = "other";
 
 /// More than there are endpoints.
-const PLACES: usize = 24;
+pub const ENDPOINTS: usize = 24;
+
+/// Each status has its own place. The unused pages of the table take no memory.
+const STATUSES: usize = 600;
+
+/// The upper bounds of the histogram's buckets, in seconds and in microseconds.
+const BUCKETS: [(&str, u64); 6] =
+    [("0.001", 1_000), ("0.01", 10_000), ("0.1", 100_000), ("1", 1_000_000), ("10", 10_000_000), ("100", 100_000_000)];
 
 struct Endpoint {
     /// Set by the first request.
     name: OnceLock<&'static str>,
-    statuses: [AtomicU64; STATUSES.len()],
-    /// Not cumulative; the last is beyond all bounds.
+    statuses: [AtomicU64; STATUSES],
+    /// Not cumulative. The last is for times beyond all bounds.
     buckets: [AtomicU64; BUCKETS.len() + 1],
     microseconds: AtomicU64,
 }
 
-static ENDPOINTS: [Endpoint; PLACES] = [const {
+static COUNTS: [Endpoint; ENDPOINTS] = [const {
     Endpoint {
         name: OnceLock::new(),
-        statuses: [const { AtomicU64::new(0) }; STATUSES.len()],
+        statuses: [const { AtomicU64::new(0) }; STATUSES],
         buckets: [const { AtomicU64::new(0) }; BUCKETS.len() + 1],
         microseconds: AtomicU64::new(0),
     }
-}; PLACES];
+}; ENDPOINTS];
 
-/// A request to `endpoint`, the pattern of its path, has been answered.
+/// Counts an answer. `endpoint` is the pattern of the route, or [`NO_ENDPOINT`].
 pub fn request(endpoint: &'static str, status: u16, time: Duration) {
-    let mine = |place: &&Endpoint| *place.name.get_or_init(|| endpoint) == endpoint;
-    let Some(place) = ENDPOINTS.iter().find(mine) else { return };
-    let known = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len() - 1);
+    let is_same = |counts: &&Endpoint| *counts.name.get_or_init(|| endpoint) == endpoint;
+    let Some(counts) = COUNTS.iter().find(is_same) else { return };
     let time = microseconds(time);
     let bucket = BUCKETS.iter().position(|(_, bound)| time <= *bound).unwrap_or(BUCKETS.len());
-    place.statuses[known].fetch_add(1, Ordering::Relaxed);
-    place.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-    place.microseconds.fetch_add(time, Ordering::Relaxed);
+    counts.statuses[usize::from(status)].fetch_add(1, Ordering::Relaxed);
+    counts.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+    counts.microseconds.fetch_add(time, Ordering::Relaxed);
 }
 
 fn used() -> impl Iterator<Item = (&'static str, &'static Endpoint)> {
-    ENDPOINTS.iter().map_while(|place| Some((*place.name.get()?, place)))
+    COUNTS.iter().map_while(|counts| Some((*counts.name.get()?, counts)))
 }
 
 pub(super) fn write(text: &mut Text) {
     text.family("loader_http_requests_total", "counter", "Requests answered, by endpoint and status.");
-    for (endpoint, place) in used() {
-        for (status, count) in STATUSES.iter().zip(&place.statuses) {
+    for (endpoint, counts) in used() {
+        for (status, count) in counts.statuses.iter().enumerate() {
             let count = count.load(Ordering::Relaxed);
             if count > 0 {
                 text.sample("", &[("endpoint", endpoint), ("status", &status.to_string())], count);
@@ -64,16 +65,16 @@ pub(super) fn write(text: &mut Text) {
     text.family(
         "loader_http_request_duration_seconds",
         "histogram",
-        "Seconds from a request to the end of its answer.",
+        "Seconds from the request head to the end of the answer.",
     );
-    for (endpoint, place) in used() {
+    for (endpoint, counts) in used() {
         let mut count = 0;
         let bounds = BUCKETS.iter().map(|(bound, _)| *bound).chain(["+Inf"]);
-        for (bound, bucket) in bounds.zip(&place.buckets) {
+        for (bound, bucket) in bounds.zip(&counts.buckets) {
             count += bucket.load(Ordering::Relaxed);
             text.sample("_bucket", &[("endpoint", endpoint), ("le", bound)], count);
         }
-        let sum = Duration::from_micros(place.microseconds.load(Ordering::Relaxed)).as_secs_f64();
+        let sum = Duration::from_micros(counts.microseconds.load(Ordering::Relaxed)).as_secs_f64();
         text.sample("_sum", &[("endpoint", endpoint)], sum);
         text.sample("_count", &[("endpoint", endpoint)], count);
     }

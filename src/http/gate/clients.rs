@@ -1,36 +1,36 @@
-//! The connections that the gate keeps, and what each is waited for.
+//! The connections that the gate owns, and what it expects of each.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::connection::Connection;
-use super::super::exchange::Exchange;
-use super::head::{Head, HeadBuffer, Refusal};
+use crate::http::exchange::Exchange;
+use crate::http::wire::connection::Connection;
+use crate::http::wire::head::{Head, HeadBuffer, Refusal};
 
-/// A connection, and what it is waited for since when.
 pub(super) struct Client {
     pub(super) connection: Arc<Connection>,
     pub(super) state: State,
+    /// When it entered this state.
     pub(super) since: Instant,
-    /// It has not had a request yet.
+    /// It has not sent a request yet.
     is_new: bool,
 }
 
 pub(super) enum State {
     /// Between requests.
     Idle,
-    /// A head has begun.
+    /// The beginning of a head has arrived.
     Head(HeadBuffer),
-    /// The body has not begun.
+    /// The request waits for the first byte of its body.
     Body(Box<Exchange>),
-    /// The last answer is being read. So many bytes have come since.
+    /// The client reads its last answer. It has sent this many bytes since.
     Lingering(usize),
-    /// A request has it.
+    /// A request uses the connection.
     Lent,
 }
 
-/// What a client is waited for.
+/// The states that have a time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
     Idle,
@@ -58,13 +58,13 @@ impl State {
     }
 }
 
-/// All of them, by the numbers of their connections.
+/// All clients, by the numbers of their connections.
 #[derive(Default)]
 pub(super) struct Clients {
     all: HashMap<u64, Client>,
-    /// Those that are waited for, for each [`Wait`] the longest first.
+    /// The waiting clients by [`Wait`], with the longest wait first.
     waiting: [BTreeSet<(Instant, u64)>; 4],
-    /// The memory of heads that are not whole.
+    /// The memory that incomplete heads use.
     pub(super) head_bytes: usize,
     lingering: usize,
 }
@@ -74,12 +74,11 @@ impl Clients {
         self.all.len()
     }
 
-    /// Those that are not just reading their last answer.
+    /// All that are not just reading their last answer.
     pub(super) fn in_use(&self) -> usize {
         self.all.len() - self.lingering
     }
 
-    /// A newcomer.
     pub(super) fn add(&mut self, connection: Arc<Connection>) {
         let token = connection.token;
         self.all.insert(token, Client { connection, state: State::Lent, since: Instant::now(), is_new: true });
@@ -90,7 +89,7 @@ impl Clients {
         self.all.get_mut(&token)
     }
 
-    /// Changes what a client is waited for. Answers what it was waited for before.
+    /// Changes the state of a client, and returns the previous one.
     pub(super) fn set(&mut self, token: u64, state: State) -> Option<State> {
         let client = self.all.get_mut(&token)?;
         if let Some(wait) = client.state.wait() {
@@ -107,8 +106,8 @@ impl Clients {
         Some(std::mem::replace(&mut client.state, state))
     }
 
-    /// Adds bytes to a client's head, whose time runs from its first byte. Answers the head, once it is whole, with what follows
-    /// it.
+    /// Adds bytes to a client's head, whose time limit runs from the first byte. Returns the head and the bytes after it, once
+    /// it is complete.
     pub(super) fn add_to_head(&mut self, token: u64, bytes: &[u8]) -> Result<Option<(Head, Vec<u8>)>, Refusal> {
         let Some(client) = self.all.get_mut(&token) else { return Ok(None) };
         if !matches!(client.state, State::Head(_)) {
@@ -122,13 +121,13 @@ impl Clients {
         whole
     }
 
-    /// Forgets a client, and closes its connection unless a request has it.
+    /// Forgets a client, which closes its connection unless a request uses it.
     pub(super) fn remove(&mut self, token: u64) -> bool {
         self.set(token, State::Lent);
         self.all.remove(&token).is_some()
     }
 
-    /// The numbers of those that wait between two requests.
+    /// The clients that have had an answer and have not sent another request.
     pub(super) fn between_requests(&self) -> Vec<u64> {
         self.waiting[Wait::Idle as usize]
             .iter()
@@ -137,13 +136,13 @@ impl Clients {
             .collect()
     }
 
-    /// Whether somebody's first request is still to come.
+    /// Whether a client has not sent its first request yet.
     pub(super) fn has_newcomers(&self) -> bool {
         let waits = [Wait::Idle, Wait::Head].map(|wait| &self.waiting[wait as usize]);
         waits.into_iter().flatten().any(|(_, token)| self.all[token].is_new)
     }
 
-    /// The number of the client that has been waited for longest, and since when.
+    /// The client that has been waiting longest, and since when.
     pub(super) fn longest(&self, wait: Wait) -> Option<(Instant, u64)> {
         self.waiting[wait as usize].first().copied()
     }

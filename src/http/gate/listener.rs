@@ -11,14 +11,13 @@ use std::time::Duration;
 
 use rustix::net::{SocketFlags, sockopt};
 
-use super::super::connection::Socket;
 use crate::configuration::BindAddress;
+use crate::http::wire::connection::Socket;
 
-/// Connections that the kernel accepts before the gate does, as many as it allows (`net.core.somaxconn`): a client that finds
-/// no place there tries again after a second.
+/// The backlog, as long as the kernel allows (`net.core.somaxconn`): a client that finds it full tries again after a second.
 const BACKLOG: i32 = 4096;
 
-/// A TCP client that answers no probe is dead after about so long.
+/// A TCP client that answers no probe for about this long is dead.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// A socket that accepts connections.
@@ -32,21 +31,18 @@ pub enum Listener {
 
 impl Listener {
     /// Starts to listen.
-    ///
-    /// # Errors
-    /// The operating system's, such as an address that is in use.
     pub fn bind(address: &BindAddress) -> io::Result<Self> {
         match address {
             BindAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
             BindAddress::Unix(path) => {
-                // A socket that a killed process left behind refuses connections; one that answers is in use.
+                // A socket that answers is in use; a socket of a process that was killed refuses connections.
                 if UnixStream::connect(path).is_ok() {
                     return Err(io::ErrorKind::AddrInUse.into());
                 }
                 if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
                     fs::remove_file(path)?;
                 }
-                // Nobody connects before the mode is right.
+                // Nobody can connect before the mode is right.
                 let mut hidden = path.clone().into_os_string();
                 hidden.push("~");
                 let hidden = PathBuf::from(hidden);
@@ -60,10 +56,7 @@ impl Listener {
         .prepared()
     }
 
-    /// The same for a socket that listens already. Accepted connections inherit its options.
-    ///
-    /// # Errors
-    /// The operating system's, such as for a socket that does not listen.
+    /// Sets the options of a listening socket, which accepted connections inherit.
     pub fn prepared(self) -> io::Result<Self> {
         rustix::net::listen(&self, BACKLOG)?;
         match &self {
@@ -79,7 +72,7 @@ impl Listener {
         Ok(self)
     }
 
-    /// Where it listens, as clients name it: the port is the real one if the configuration left it to the system.
+    /// The address for clients, with the real port if the configuration left it to the system.
     pub fn address(&self) -> String {
         match self {
             Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
@@ -92,7 +85,7 @@ impl Listener {
         }
     }
 
-    /// Whether clients of other machines can reach it.
+    /// Whether clients on other machines can reach it.
     pub fn is_open_to_the_network(&self) -> bool {
         match self {
             Self::Tcp(listener) => {
@@ -102,7 +95,7 @@ impl Listener {
         }
     }
 
-    /// The next client's socket, and its address over TCP.
+    /// The socket of the next client, and its address if it came over TCP.
     pub(super) fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, address) = rustix::net::acceptfrom_with(self, flags)?;
@@ -133,7 +126,7 @@ impl Drop for Listener {
     }
 }
 
-/// An address to connect to for one to listen on: a service on all addresses is reached on the loopback one.
+/// The address at which a client on this machine reaches a listener: the loopback address for a listener on all addresses.
 pub fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

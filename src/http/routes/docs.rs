@@ -1,14 +1,15 @@
-//! `GET /docs`: the same description for people, a page without scripts. A test makes it from the document.
+//! `GET /docs`: the OpenAPI document as a page for people, without scripts. A test generates it.
 
-use crate::http::Reply;
+use crate::http::reply::Reply;
+use crate::http::service::Service;
 
 static HTML: &str = include_str!("docs.html");
 
-/// With the hash of the page's style.
+/// Names the hash of the style.
 const POLICY: &str = "default-src 'none'; style-src 'sha256-lgv5Q9WH1G7S+eyCDYrD3yZSasVQSWd2or8ulPHIrtg='; img-src data:; base-uri 'none'; \
     form-action 'none'; frame-ancestors 'none'";
 
-pub(in crate::http) fn docs() -> Reply {
+pub(super) fn docs(_: &Service) -> Reply {
     Reply::page(HTML, POLICY)
 }
 
@@ -32,14 +33,13 @@ th,td{padding:.2rem 1rem .2rem 0;text-align:left;vertical-align:top}
 code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
 ";
 
-    /// The page, made from the document.
     struct Page {
         document: Value,
         html: String,
     }
 
     impl Page {
-        fn made() -> String {
+        fn generate() -> String {
             let document: Value = serde_json::from_str(DOCUMENT).unwrap();
             let mut page = Self { document: document.clone(), html: String::new() };
             page.html = format!(
@@ -111,7 +111,7 @@ code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
             writeln!(self.html, "{own}<tr><th>also<td>{}\n</table>", common.join(", ")).unwrap();
         }
 
-        /// The named objects, field by field.
+        /// The named schemas.
         fn objects(&mut self) {
             let schemas = self.document["components"]["schemas"].as_object().unwrap().clone();
             for (name, schema) in &schemas {
@@ -125,7 +125,7 @@ code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
             }
         }
 
-        /// What a value is: its type, or its fields, the optional ones with a question mark.
+        /// The type of a value, or its fields, of which the optional ones have a question mark.
         fn fields(&self, schema: &Value) -> String {
             if let Some(name) = schema["$ref"].as_str().and_then(|to| to.strip_prefix("#/components/schemas/")) {
                 return format!("<a href=\"#{name}\">{name}</a>");
@@ -164,27 +164,27 @@ code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
         escaped(value.as_str().unwrap())
     }
 
-    /// Text in HTML, with what stands between backquotes as code.
+    /// Text as HTML, in which backquotes become code.
     fn escaped(text: &str) -> String {
         let text = text.replace('&', "&amp;").replace('<', "&lt;");
         let pieces = text.split('`').enumerate();
         pieces.map(|(i, piece)| if i % 2 == 1 { format!("<code>{piece}</code>") } else { piece.to_owned() }).collect()
     }
 
-    /// `UPDATE_DOCS=1 cargo test docs` writes the page anew.
+    /// `UPDATE_DOCS=1 cargo test docs` generates the page.
     #[test]
-    fn the_docs_are_those_of_the_document() {
-        let made = Page::made();
+    fn the_page_is_generated_from_the_document() {
+        let made = Page::generate();
         assert!(!made.contains("<script") && !made.contains("://"));
         if std::env::var_os("UPDATE_DOCS").is_some() {
             let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/http/routes/docs.html");
             return std::fs::write(path, &made).unwrap();
         }
-        assert!(HTML == made, "docs.html is not that of openapi.json; UPDATE_DOCS=1 cargo test docs makes it");
+        assert!(HTML == made, "docs.html is not up to date with openapi.json; run UPDATE_DOCS=1 cargo test docs");
     }
 
     #[test]
-    fn the_policy_of_the_docs_names_their_style() {
+    fn the_policy_names_the_style_of_the_page() {
         assert_policy_fits(HTML, POLICY, &["style"]);
     }
 }

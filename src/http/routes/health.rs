@@ -1,7 +1,8 @@
 //! `GET /health`: the liveness probe.
 
-use crate::http::Reply;
+use crate::http::reply::Reply;
+use crate::http::service::Service;
 
-pub(in crate::http) fn health() -> Reply {
+pub(super) fn health(_: &Service) -> Reply {
     Reply::json(200, &serde_json::json!({ "status": "healthy" }))
 }

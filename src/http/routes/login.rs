@@ -1,18 +1,14 @@
 //! `POST /login`: proves credentials and loads the CDN configuration.
 
+use crate::http::exchange::Exchange;
 use crate::http::json::read_json;
-use crate::http::{Exchange, Reply, Service};
+use crate::http::reply::Reply;
+use crate::http::service::Service;
 
-pub(in crate::http) fn login(service: &Service, exchange: &mut Exchange) -> Reply {
-    let credentials = match read_json(exchange, &["email", "password"]) {
-        Ok(credentials) => credentials,
-        Err(reply) => return reply,
-    };
-    match service.client.login(credentials) {
-        Ok(()) => Reply::ok(),
-        Err(error) => {
-            log::warn!("{error}");
-            Reply::error(401, error)
-        }
-    }
+pub(super) fn login(service: &Service, exchange: &mut Exchange, _: &str) -> Result<Reply, Reply> {
+    let credentials = read_json(exchange, &["email", "password"])?;
+    service.client.login(credentials).map(|()| Reply::ok()).map_err(|error| {
+        log::warn!("{error}");
+        Reply::error(401, error)
+    })
 }

@@ -1,15 +1,16 @@
 //! `GET /metrics`: the state of the service in numbers, for Prometheus.
 
-use crate::http::{Reply, Service};
+use crate::http::reply::Reply;
+use crate::http::service::Service;
 use crate::metrics::{self, Text};
 use crate::unlock_state::UnlockState;
 
-pub(in crate::http) fn metrics(service: &Service) -> Reply {
+pub(super) fn metrics(service: &Service) -> Reply {
     let mut text = Text::default();
     metrics::write(&mut text);
 
     let unlock = service.unlock.status();
-    text.family("loader_unlock_state", "gauge", "1 for the state that the unlock is in.");
+    text.family("loader_unlock_state", "gauge", "1 for the state of the unlock, else 0.");
     for state in UnlockState::ALL {
         text.sample("", &[("state", &state.to_string())], u8::from(state == unlock.state));
     }
@@ -21,7 +22,7 @@ pub(in crate::http) fn metrics(service: &Service) -> Reply {
     text.single(
         "loader_authenticated",
         "gauge",
-        "1 if somebody is logged in.",
+        "1 if a user is logged in, else 0.",
         u8::from(service.client.user().is_some()),
     );
     Reply::text(Text::CONTENT_TYPE, text.into_bytes())

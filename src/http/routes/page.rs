@@ -1,16 +1,17 @@
-//! `GET /`: the status page. It holds no data: its script fetches them from `/status` and `/unlock/status`, with the client
-//! token where one is needed.
+//! `GET /`: the status page. It has no data of its own: its script fetches `/status` and `/unlock/status`, with the client
+//! token if one is needed.
 
-use crate::http::Reply;
+use crate::http::reply::Reply;
+use crate::http::service::Service;
 
 static HTML: &str = include_str!("page.html");
 
-/// With the hashes of the page's one script and one style, so that nothing else in the page is ever run.
+/// Names the hashes of the only script and the only style, so that a browser runs nothing else in the page.
 const POLICY: &str = "default-src 'none'; script-src 'sha256-DCkO7D2smdbHDJE7x3gnxki5UkqGT2jDm3Z4s8pcXw8='; \
     style-src 'sha256-L97SBDJ6o03yMqmvSb5hvrienUMO877Xws2JMDXw94w='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-pub(in crate::http) fn page() -> Reply {
+pub(super) fn page(_: &Service) -> Reply {
     Reply::page(HTML, POLICY)
 }
 
@@ -21,8 +22,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// The policy must name the hash of each of the page's `elements`, of which there is one each, and no page may have
-    /// what the policy would stop.
+    /// The page must have one of each of the `elements`, the policy must name its hash, and the page must have nothing else
+    /// that the policy blocks.
     pub(in super::super) fn assert_policy_fits(html: &str, policy: &str, elements: &[&str]) {
         for element in elements {
             let parts: Vec<&str> = html.split(&format!("<{element}>")).collect();
@@ -30,18 +31,18 @@ pub(super) mod tests {
             let content = parts[1].split(&format!("</{element}>")).next().unwrap();
             let hash = Base64::encode_to_string(Sha256::digest(content)).unwrap();
             let source = format!("{element}-src 'sha256-{hash}'");
-            assert!(policy.contains(&source), "the policy must say {source}");
+            assert!(policy.contains(&source), "the policy must have {source}");
         }
         assert_eq!(policy.matches("sha256-").count(), elements.len());
         assert!(!policy.contains("unsafe") && policy.starts_with("default-src 'none'"), "{policy}");
         assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
-        for stopped in [" style=", " onclick=", " onload=", " src=", "href=\"http", "@import", "javascript:"] {
-            assert!(!html.contains(stopped), "{stopped}");
+        for blocked in [" style=", " onclick=", " onload=", " src=", "href=\"http", "@import", "javascript:"] {
+            assert!(!html.contains(blocked), "{blocked}");
         }
     }
 
     #[test]
-    fn the_policy_of_the_page_names_its_script_and_its_style() {
+    fn the_policy_names_the_script_and_the_style_of_the_page() {
         assert_policy_fits(HTML, POLICY, &["script", "style"]);
     }
 

@@ -1,8 +1,9 @@
-//! `GET /status`: who is logged in, and what is cached. It is answered from memory.
+//! `GET /status`: who is logged in, and what is cached.
 
 use serde::Serialize;
 
-use crate::http::{Reply, Service};
+use crate::http::reply::Reply;
+use crate::http::service::Service;
 use crate::metrics;
 use crate::model_cache::CacheSummary;
 
@@ -24,7 +25,7 @@ struct User {
     role: String,
 }
 
-pub(in crate::http) fn status(service: &Service) -> Reply {
+pub(super) fn status(service: &Service) -> Reply {
     let user = service.client.user().map(|user| User { email: user.email, role: user.role.to_string() });
     Reply::json(
         200,

@@ -1,32 +1,43 @@
-//! `POST /upload/{filename}`: a form with the file and, before or after it or in the query, its folder. Where the folder is
-//! known first, the file goes on to the CDN while it is received.
+//! `POST /upload/{filename}`: a form with the file and its folder. The folder may also be in the query. If it comes before the
+//! file, the file goes to the CDN while it is being received.
 
 use std::io::{self, Read};
 
-use super::folder_in_query;
 use crate::api_client::{ReceivedUpload, UploadError};
-use crate::constants::DEFAULT_FOLDER;
+use crate::constants::{CHUNK, DEFAULT_FOLDER};
+use crate::http::exchange::Exchange;
 use crate::http::multipart::{Multipart, MultipartError, boundary};
-use crate::http::{Exchange, Reply, Service};
-use crate::metrics::Stage;
-use crate::metrics::Transfer;
-use crate::names::{FileName, Folder, ModelName};
+use crate::http::reply::Reply;
+use crate::http::service::Service;
+use crate::metrics::{Stage, Transfer};
+use crate::names::{FileName, Folder, ModelName, NameError};
 
-/// The most that a form may have besides its file, in bytes.
+/// The size limit of a form without its file.
 const FORM_OVERHEAD: u64 = 64 * 1024;
 
-/// The longest folder field that is read; a longer one is no folder.
+/// A longer folder field cannot be a folder, and is cut.
 const MAX_FOLDER: u64 = 256;
 
-pub(in crate::http) fn upload(service: &Service, exchange: &mut Exchange, path_name: String) -> Reply {
-    let (upload, model) = match receive(service, exchange, path_name) {
-        Ok(received) => received,
-        Err(reply) => return reply,
-    };
-    match service.client.publish(upload, &model) {
-        Ok(()) => Reply::ok(),
-        Err(error) => failed(&error),
+pub(super) fn admit(service: &Service, exchange: &Exchange, path_name: &str) -> Result<(), Reply> {
+    FileName::new(path_name.to_owned()).map_err(bad_name)?;
+    if boundary(exchange.header("content-type").unwrap_or_default()).is_none() {
+        let detail = "the body must be a form with Content-Type: multipart/form-data and its boundary";
+        return Err(Reply::error(422, detail));
     }
+    let limit = service.configuration.max_upload_bytes;
+    if exchange.declared_length().is_some_and(|length| length > limit.saturating_add(FORM_OVERHEAD)) {
+        return Err(too_large(limit));
+    }
+    Ok(())
+}
+
+pub(super) fn upload(service: &Service, exchange: &mut Exchange, path_name: &str) -> Result<Reply, Reply> {
+    let (upload, model) = receive(service, exchange, path_name)?;
+    service.client.publish(upload, &model).map(|()| Reply::ok()).map_err(|error| failed(&error))
+}
+
+fn bad_name(error: NameError) -> Reply {
+    Reply::error(422, error)
 }
 
 fn failed(error: &UploadError) -> Reply {
@@ -45,38 +56,22 @@ fn too_large(limit: u64) -> Reply {
     Reply::error(413, format!("the file has more than MAX_UPLOAD_BYTES ({limit}) bytes"))
 }
 
-/// Refuses what can be told from the head, before the client is asked to send the body.
-pub(in crate::http) fn admit_upload(service: &Service, exchange: &Exchange, path_name: &str) -> Result<(), Reply> {
-    FileName::new(path_name.to_owned()).map_err(|error| Reply::error(422, error))?;
-    if boundary(exchange.header("content-type").unwrap_or_default()).is_none() {
-        let detail = "the body must be a form with Content-Type: multipart/form-data and its boundary";
-        return Err(Reply::error(422, detail));
-    }
-    let limit = service.configuration.max_upload_bytes;
-    if exchange.declared_length().is_some_and(|length| length > limit.saturating_add(FORM_OVERHEAD)) {
-        return Err(too_large(limit));
-    }
-    Ok(())
-}
-
-/// Reads the form. What can be refused is refused before anything is written.
+/// Reads the form. Whatever can be refused is refused before anything is written.
 fn receive(
     service: &Service,
     exchange: &mut Exchange,
-    path_name: String,
+    path_name: &str,
 ) -> Result<(ReceivedUpload, ModelName), Reply> {
-    let file = FileName::new(path_name).map_err(|error| Reply::error(422, error))?;
+    let file = FileName::new(path_name.to_owned()).map_err(bad_name)?;
     let boundary = boundary(exchange.header("content-type").unwrap_or_default()).unwrap_or_default();
     let limit = service.configuration.max_upload_bytes;
 
-    // What the form has besides its file is little, so the length of the file is nearly known.
+    // The rest of the form is small, so its length tells about how long the file is.
     let declared = exchange.declared_length();
     let (shortest, longest) =
         (declared.unwrap_or(0).saturating_sub(FORM_OVERHEAD), declared.unwrap_or(limit).min(limit));
-    let bad_name = |error| Reply::error(422, error);
-    let in_query = folder_in_query(exchange.target()).map(|text| Folder::new(text.to_owned())).transpose();
-    let in_query = in_query.map_err(bad_name)?;
-    let transfer = Transfer::begin(Stage::Receive, &*file, 0, exchange.declared_length());
+    let in_query = exchange.query("folder").map(|text| Folder::new(text.to_owned())).transpose().map_err(bad_name)?;
+    let transfer = Transfer::begin(Stage::Receive, &*file, 0, declared);
     let mut form = Multipart::new(exchange, &boundary);
     let (mut upload, mut folder) = (None, None);
     while let Some(part) = form.next_part().map_err(|error| unreadable(&error))? {
@@ -96,29 +91,25 @@ fn receive(
                 let mut text = Vec::new();
                 let content = (&mut form).take(MAX_FOLDER).read_to_end(&mut text);
                 content.map_err(|error| unreadable(&error.into()))?;
-                let text = String::from_utf8(text).unwrap_or_default();
-                let named = Folder::new(text).map_err(bad_name)?;
+                let named = Folder::new(String::from_utf8(text).unwrap_or_default()).map_err(bad_name)?;
                 if in_query.as_ref().is_some_and(|folder| **folder != *named) {
-                    return Err(Reply::error(422, "the folder of the form is another than that of the query"));
+                    return Err(Reply::error(422, "the form and the query name different folders"));
                 }
                 folder = Some(named);
             }
             "data" | "folder" => return Err(Reply::error(422, format!("the form has two fields named {}", part.name))),
-            // Browsers and frameworks send fields of their own.
+            // Browsers and frameworks add fields of their own.
             _ => {}
         }
     }
     let upload = upload.ok_or_else(|| Reply::error(422, "the form has no file field named data"))?;
-    let folder = match in_query.or(folder) {
-        Some(folder) => folder,
-        None => Folder::new(DEFAULT_FOLDER).map_err(bad_name)?,
-    };
+    let folder = in_query.or(folder).map_or_else(|| Folder::new(DEFAULT_FOLDER).map_err(bad_name), Ok)?;
     Ok((upload, ModelName { folder, file }))
 }
 
-/// Copies, and tells a client that fails (422) from local storage or a CDN that fails (500).
+/// Copies the file. A client that fails is answered 422, local storage or a CDN that fails 500.
 fn copy(content: &mut impl Read, sink: &mut impl io::Write, transfer: &Transfer) -> Result<u64, Reply> {
-    let mut buffer = vec![0; crate::constants::CHUNK];
+    let mut buffer = vec![0; CHUNK];
     let mut copied = 0;
     loop {
         let count = content.read(&mut buffer).map_err(|error| unreadable(&error.into()))?;

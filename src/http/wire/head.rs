@@ -1,26 +1,25 @@
-//! A request's head, checked against RFC 9110 and RFC 9112 before anything else sees it.
+//! Request heads, checked against RFC 9110 and RFC 9112 before anything else sees them.
 
 use httparse::{EMPTY_HEADER, Status};
 
-/// The largest request line with headers.
+use super::target::{self, is_authority};
+
+/// The size limit of a request line with its headers.
 pub(in crate::http) const MAX_HEAD: usize = 16 * 1024;
 
-/// The longest request target.
 const MAX_TARGET: usize = 8000;
 
-/// The most empty lines before a request line.
 const MAX_EMPTY_LINES: usize = 8;
 
-/// The most header fields.
 const MAX_FIELDS: usize = 100;
 
-/// Methods that are known, so that an endpoint which lacks one answers 405. Others are not implemented. `CONNECT` is for proxies.
+/// Methods that an endpoint without them answers with 405. Any other is 501, and so is `CONNECT`, which is for proxies.
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY"];
 
-/// Fields of which a second one would leave open which of the two counts.
+/// Fields that must not appear twice, since it would be unclear which of the two counts.
 const SINGLE_FIELDS: [&str; 5] = ["host", "content-length", "content-type", "authorization", "origin"];
 
-/// Why a head is refused: the status and the sentence of the answer. The connection ends with it.
+/// The last answer on a connection, given by the gate instead of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::http) struct Refusal {
     pub(in crate::http) status: u16,
@@ -35,25 +34,24 @@ const TOO_LARGE: Refusal = refusal(431, "the request line and headers may have 1
 const TOO_MANY_FIELDS: Refusal = refusal(431, "a request may have 100 header fields at most");
 const TARGET_TOO_LONG: Refusal = refusal(414, "the request target may have 8000 bytes at most");
 
-/// How the body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::http) enum Framing {
     Length(u64),
     Chunked,
 }
 
-/// A request head that keeps to the rules.
+/// A valid request head.
 #[derive(Debug)]
 pub(in crate::http) struct Head {
     pub(in crate::http) method: String,
     /// In origin form (`/path?query`), or `*`.
     pub(in crate::http) target: String,
-    /// HTTP/1.0, whose connections end after one answer unless the client asks for more.
+    /// The client speaks HTTP/1.0, so the connection ends after one answer unless it asks to keep it.
     pub(in crate::http) is_1_0: bool,
     pub(in crate::http) framing: Framing,
     pub(in crate::http) keep_alive: bool,
     pub(in crate::http) awaits_continue: bool,
-    /// Names in lower case.
+    /// Names are in lower case.
     fields: Vec<(String, String)>,
 }
 
@@ -74,11 +72,11 @@ impl Head {
     }
 }
 
-/// The bytes of a head as they arrive. They are looked at once each, however small the portions.
+/// The bytes of a head as they arrive. Each is scanned once, however small the portions.
 #[derive(Debug, Default)]
 pub(in crate::http) struct HeadBuffer {
     bytes: Vec<u8>,
-    /// No fault and no end before here.
+    /// Up to here there is neither a fault nor the end of the head.
     scanned: usize,
     empty_lines: usize,
 }
@@ -88,15 +86,12 @@ impl HeadBuffer {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// How much memory it takes.
+    /// The memory in use.
     pub(in crate::http) fn size(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// The head, once it is whole, with what follows it. None until then.
-    ///
-    /// # Errors
-    /// The refusal that must be the last answer on the connection.
+    /// The head and the bytes after it, once it is complete.
     pub(in crate::http) fn take_head(&mut self) -> Result<Option<(Head, Vec<u8>)>, Refusal> {
         let Some(end) = self.find_end()? else {
             return match self.bytes.len() {
@@ -113,10 +108,10 @@ impl HeadBuffer {
         parse(&mut bytes).map(|head| Some((head, rest)))
     }
 
-    /// Where the head ends. A lone CR or LF would end a line for some readers and not for others, and a control character
-    /// has no place in a head; neither is waited for more of.
+    /// Where the head ends, if it does. A lone CR or LF ends a line for some parsers and not for others, and control characters
+    /// have no place in a head, so these are refused as soon as they arrive.
     fn find_end(&mut self) -> Result<Option<usize>, Refusal> {
-        // An empty line or two before the request line are left over from some client's last request (RFC 9112, 2.2).
+        // Some clients send an empty line after their last request (RFC 9112, 2.2).
         if self.scanned == 0 {
             let empty = self.bytes.chunks_exact(2).take_while(|pair| pair == b"\r\n").count();
             self.bytes.drain(..empty * 2);
@@ -148,7 +143,7 @@ impl HeadBuffer {
     }
 }
 
-/// Parses a whole head, whose lines end in CRLF and which has no control characters.
+/// Parses a complete head whose lines end in CRLF and which has no control characters.
 fn parse(bytes: &mut [u8]) -> Result<Head, Refusal> {
     let line_end = bytes.iter().position(|byte| *byte == b'\r').unwrap_or(bytes.len());
     serve_minor_versions_as_1_1(&mut bytes[..line_end])?;
@@ -190,10 +185,26 @@ fn parse(bytes: &mut [u8]) -> Result<Head, Refusal> {
     }
     for name in SINGLE_FIELDS {
         if head.all(name).nth(1).is_some() {
-            return Err(refusal(400, "a header field that must be single appears twice"));
+            return Err(refusal(400, "a header field that is allowed once appears twice"));
         }
     }
-    check_target(&mut head, target)?;
+    if target.len() > MAX_TARGET {
+        return Err(TARGET_TOO_LONG);
+    }
+    match head.field("host") {
+        None if !is_1_0 => return Err(refusal(400, "the request has no Host header")),
+        Some(host) if !is_authority(host) => {
+            return Err(refusal(400, "the Host header is not a host name or address with an optional port"));
+        }
+        _ => {}
+    }
+    let (authority, path) = target::parse(target, head.method == "OPTIONS").map_err(|detail| refusal(400, detail))?;
+    head.target = path;
+    if let Some(authority) = authority {
+        // It replaces the Host header (RFC 9112, 3.2.2).
+        head.fields.retain(|(name, _)| name != "host");
+        head.fields.push(("host".to_owned(), authority.to_owned()));
+    }
     head.framing = framing(&head)?;
     head.keep_alive = is_kept_alive(&head);
     if !is_1_0 && head.field("expect").is_some() {
@@ -205,8 +216,7 @@ fn parse(bytes: &mut [u8]) -> Result<Head, Refusal> {
     Ok(head)
 }
 
-/// A client of HTTP/1.2 or later minor versions is served as one of 1.1 (RFC 9110, 2.5); another major version speaks another
-/// language.
+/// A client of a later minor version than HTTP/1.1 is served as if it spoke 1.1 (RFC 9110, 2.5).
 fn serve_minor_versions_as_1_1(line: &mut [u8]) -> Result<(), Refusal> {
     let malformed = refusal(400, "the request line is not of the form METHOD target HTTP/1.1");
     let start = line.len().checked_sub(8).ok_or(malformed)?;
@@ -222,61 +232,7 @@ fn serve_minor_versions_as_1_1(line: &mut [u8]) -> Result<(), Refusal> {
     }
 }
 
-/// Checks target and host (RFC 9112, 3.2 and 3.3). The authority of an absolute form replaces `Host`.
-fn check_target(head: &mut Head, target: &str) -> Result<(), Refusal> {
-    if target.len() > MAX_TARGET {
-        return Err(TARGET_TOO_LONG);
-    }
-    if !head.is_1_0 && head.field("host").is_none() {
-        return Err(refusal(400, "the request has no Host header"));
-    }
-    if head.field("host").is_some_and(|host| !is_authority(host)) {
-        return Err(refusal(400, "the Host header is not a host name or address with an optional port"));
-    }
-    if target.contains('#') {
-        return Err(refusal(400, "the request target has a fragment"));
-    }
-    let scheme = ["http://", "https://"]
-        .into_iter()
-        .find(|scheme| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
-    head.target = match scheme {
-        Some(scheme) => {
-            let rest = &target[scheme.len()..];
-            let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-            if !is_authority(authority) {
-                return Err(refusal(400, "the request target's host is not a name or address with an optional port"));
-            }
-            head.fields.retain(|(name, _)| name != "host");
-            head.fields.push(("host".to_owned(), authority.to_owned()));
-            if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
-        }
-        None if target.starts_with('/') || (target == "*" && head.method == "OPTIONS") => target.to_owned(),
-        None => return Err(refusal(400, "the request target is neither a path nor a URL of this service")),
-    };
-    Ok(())
-}
-
-/// `host[:port]`, not empty, with the characters of RFC 3986, 3.2.2.
-fn is_authority(authority: &str) -> bool {
-    let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((literal, rest)) => {
-            if literal.parse::<std::net::Ipv6Addr>().is_err() {
-                return false;
-            }
-            match rest.strip_prefix(':') {
-                Some(port) => ("literal", port),
-                None => ("literal", if rest.is_empty() { "" } else { return false }),
-            }
-        }
-        None => authority.split_once(':').unwrap_or((authority, "")),
-    };
-    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte);
-    let is_encoded = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
-    let valid = host.bytes().all(of_name) && host.split('%').skip(1).all(is_encoded);
-    !host.is_empty() && valid && port.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// RFC 9112, 6: what would leave two readers with two ideas of where the body ends is refused.
+/// Refuses any framing on which two parsers could disagree (RFC 9112, 6).
 fn framing(head: &Head) -> Result<Framing, Refusal> {
     let length = match head.field("content-length") {
         Some(digits) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -304,7 +260,7 @@ fn framing(head: &Head) -> Result<Framing, Refusal> {
     }
 }
 
-/// A coding that somebody may implement.
+/// Whether some other server may implement this coding.
 fn is_foreign(coding: &str) -> bool {
     !coding.is_empty() && coding != "chunked"
 }
@@ -314,7 +270,7 @@ fn is_kept_alive(head: &Head) -> bool {
     !has("close") && (!head.is_1_0 || has("keep-alive"))
 }
 
-/// For the fuzz target: a head comes out the same whatever portions it arrives in.
+/// For the fuzz target: the outcome must not depend on the portions in which a head arrives.
 pub(in crate::http) fn fuzz(bytes: &[u8]) {
     let outcome = |portion: usize| {
         let mut buffer = HeadBuffer::default();
@@ -381,30 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_names_or_addresses_with_a_port() {
-        for (host, valid) in [
-            ("box", true),
-            ("box:", true),
-            ("127.0.0.1:80", true),
-            ("[::1]:80", true),
-            ("[::1]", true),
-            ("", false),
-            (":80", false),
-            ("a b", false),
-            ("user@box", false),
-            ("box:80:81", false),
-            ("box:x", false),
-            ("[::1", false),
-            ("[::1]x", false),
-            ("[box]", false),
-            ("b\u{f6}x", false),
-        ] {
-            assert_eq!(is_authority(host), valid, "{host}");
-        }
-    }
-
-    #[test]
-    fn what_is_too_large_is_refused_before_its_end() {
+    fn an_oversized_head_is_refused_before_it_is_complete() {
         let long = "x".repeat(20_000);
         assert_eq!(head(&format!("GET /{long}")).unwrap_err(), 414);
         assert_eq!(head(&format!("GET / HTTP/1.1\r\nX: {long}")).unwrap_err(), 431);

@@ -1,4 +1,4 @@
-//! The thread behind the gate.
+//! The thread of the gate.
 
 use std::io;
 use std::net::IpAddr;
@@ -9,129 +9,133 @@ use std::time::{Duration, Instant};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::super::connection::{Connection, Next, Socket};
-use super::super::exchange::Exchange;
-use super::super::handlers::Handlers;
-use super::super::pulse::{Pulse, Watch};
-use super::super::reply::{RETRY_AFTER_SECONDS, Reply};
-use super::super::router::NO_ENDPOINT;
 use super::clients::{Clients, State, Wait};
 use super::feed::{Feed, write_head};
-use super::head::{MAX_HEAD, Refusal};
+use super::limits::{Limits, OVERFLOW};
 use super::listener::Listener;
-use super::{OVERFLOW, Shared};
+use super::state::Gate;
+use crate::http::exchange::Exchange;
+use crate::http::handlers::Handlers;
+use crate::http::heartbeat::Watchdog;
+use crate::http::reply::{RETRY_AFTER_SECONDS, Reply};
+use crate::http::wire::connection::{Connection, Next, Socket};
+use crate::http::wire::head::{MAX_HEAD, Refusal};
 use crate::logging::{Current, RequestId};
 use crate::metrics;
 use crate::threads::lock;
 
-/// A head must be whole within this time, or the stall limit if that is shorter.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// A head must be complete within this time, or within the stall timeout if that is shorter.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The memory of all heads that are not whole yet. An honest head arrives at once and takes none of it.
+/// The memory for all incomplete heads. An honest head arrives at once and needs none of it.
 const MAX_HEADS: usize = 4 << 20;
 
-/// A client that sends on after its last answer gets so long, and so many bytes, to read that answer. Closing at once would
-/// reset the connection, and a reset overtakes the answer.
+/// A client that sends on after its last answer gets this much time, and this many bytes, to read that answer. Closing at once
+/// would reset the connection, and the client might lose the answer.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 << 20;
 
-/// How long, and how often, a newcomer waits for requests that are answered in no time.
+/// How long, and how often, a new client waits for requests that are answered in no time.
 const MOMENT: Duration = Duration::from_micros(200);
 const MOMENTS: usize = 25;
 
-/// At the end, how long those who were let in may take to send their first request.
+/// When the service stops, clients that were accepted may send their first request for this long.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// How often limits of time are looked at.
+/// How often time limits are checked.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Accepted or handled in one go.
+/// The most connections or events that are handled in one go.
 const BATCH: usize = 256;
 
 /// Both directions have ended.
 const GONE: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
 
-/// What events are about: a listener by its number, a wake-up, or a client's connection.
-pub(super) const WAKE: u64 = 1 << 16;
+/// The data of an event is the number of a listener, a wake-up, or the token of a connection.
+const WAKE: u64 = 1 << 16;
 const FIRST_CLIENT: u64 = WAKE + 1;
 
 const TIMED_OUT: Refusal = Refusal { status: 408, detail: "the request did not arrive in time" };
 const NO_ROOM: Refusal = Refusal { status: 503, detail: "there are too many connections; try again in a moment" };
 
-/// The state of that thread.
-pub(super) struct Keeper {
+/// The state of the thread.
+pub(super) struct EventLoop {
     listeners: Vec<Listener>,
     max_clients: usize,
-    stall_limit: Duration,
-    shared: Arc<Shared>,
+    stall_timeout: Duration,
+    gate: Arc<Gate>,
     handlers: Arc<Handlers>,
     feed: Feed,
-    /// Heads for `tiny_http` of this round.
+    /// The heads of this round for `tiny_http`.
     heads: Vec<u8>,
     clients: Clients,
     next_token: u64,
-    /// What is read goes here first.
-    scratch: Vec<u8>,
+    /// What sockets are read into.
+    buffer: Vec<u8>,
     stop: Arc<AtomicBool>,
-    /// Since when it closes.
-    closing: Option<Instant>,
+    closing_since: Option<Instant>,
 }
 
-impl Keeper {
+impl EventLoop {
     pub(super) fn new(
         listeners: Vec<Listener>,
-        max_clients: usize,
-        stall_limit: Duration,
-        shared: Arc<Shared>,
+        limits: &Limits,
+        gate: Arc<Gate>,
         handlers: Arc<Handlers>,
         feed: Feed,
         stop: Arc<AtomicBool>,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        let events = &gate.events;
+        epoll::add(&events.epoll, &events.wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        for (number, listener) in listeners.iter().enumerate() {
+            let flags = EventFlags::IN | EventFlags::ONESHOT;
+            epoll::add(&events.epoll, listener, EventData::new_u64(number as u64), flags)?;
+        }
+        Ok(Self {
             listeners,
-            max_clients,
-            stall_limit,
-            shared,
+            max_clients: limits.capacity(),
+            stall_timeout: limits.stall,
+            gate,
             handlers,
             feed,
             heads: Vec::new(),
             clients: Clients::default(),
             next_token: FIRST_CLIENT,
-            scratch: vec![0; MAX_HEAD],
+            buffer: vec![0; MAX_HEAD],
             stop,
-            closing: None,
-        }
+            closing_since: None,
+        })
     }
 
-    /// Goes on as long as the process. Only a fault that nothing can be done about ends it.
-    pub(super) fn keep(&mut self, pulse: &Pulse, mut accept_loop: Watch) -> io::Result<()> {
+    /// Runs as long as the process, unless an error ends it for which there is no remedy.
+    pub(super) fn run(&mut self, mut accept_loop: Watchdog) -> io::Result<()> {
         let mut events = Vec::with_capacity(BATCH);
         let mut last_tick = Instant::now();
         let tick = Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos() as _ };
-        let shared = Arc::clone(&self.shared);
+        let gate = Arc::clone(&self.gate);
         loop {
-            match epoll::wait(&shared.returns.epoll, rustix::buffer::spare_capacity(&mut events), Some(&tick)) {
+            match epoll::wait(&gate.events.epoll, rustix::buffer::spare_capacity(&mut events), Some(&tick)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            // Before the events: one of a connection that has been returned finds it here.
-            self.take_returns();
-            for exchange in shared.awaiting.take_all() {
+            // First of all, so that an event of a connection finds it returned.
+            self.take_returned();
+            for exchange in gate.awaiting.take_all() {
                 self.clients.set(exchange.connection().token, State::Body(exchange));
             }
             for event in events.drain(..) {
                 match event.data.u64() {
-                    WAKE => drop(rustix::io::read(&shared.returns.wake, &mut [0; 8]).ok()),
+                    WAKE => drop(rustix::io::read(&gate.events.wake, &mut [0; 8]).ok()),
                     number if number < WAKE => self.accept(number as usize),
-                    token => self.heard(token, event.flags),
+                    token => self.on_event(token, event.flags),
                 }
             }
             self.flush()?;
             if last_tick.elapsed() >= TICK {
                 last_tick = Instant::now();
                 self.tick();
-                pulse.beat();
-                accept_loop.look();
+                gate.heartbeat.beat();
+                accept_loop.check();
             }
         }
     }
@@ -142,12 +146,12 @@ impl Keeper {
             match listener.accept() {
                 Ok((socket, address)) => self.admit(socket, address),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // The client has gone already.
+                // The client has left already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     log::error!("a connection cannot be accepted: {error}");
                     self.make_room();
-                    // It is tried again with the next tick.
+                    // The next tick tries again.
                     return;
                 }
             }
@@ -158,9 +162,9 @@ impl Keeper {
     fn listen(&self, number: usize) {
         let (data, events) = (EventData::new_u64(number as u64), EventFlags::IN | EventFlags::ONESHOT);
         if let Some(listener) = self.listeners.get(number)
-            && let Err(error) = epoll::modify(&self.shared.returns.epoll, listener, data, events)
+            && let Err(error) = epoll::modify(&self.gate.events.epoll, listener, data, events)
         {
-            log::error!("connections cannot be waited for: {error}");
+            log::error!("connections cannot be accepted: epoll: {error}");
         }
     }
 
@@ -172,18 +176,17 @@ impl Keeper {
         }
         let token = self.next_token;
         self.next_token += 1;
-        let returns = Arc::clone(&self.shared.returns);
-        let connection = Arc::new(Connection::new(token, socket, address, returns));
+        let connection = Arc::new(Connection::new(token, socket, address, Arc::clone(&self.gate.events)));
         let data = EventData::new_u64(token);
-        if let Err(error) = epoll::add(&self.shared.returns.epoll, &connection.socket, data, EventFlags::ONESHOT) {
-            log::error!("a connection cannot be waited for: {error}");
+        if let Err(error) = epoll::add(&self.gate.events.epoll, &connection.socket, data, EventFlags::ONESHOT) {
+            log::error!("a connection cannot be served: epoll: {error}");
             return;
         }
         self.clients.add(connection);
         metrics::CONNECTIONS.add();
         if has_room {
-            // Its request may have come with it: then it is not the idle connection that the next newcomer ends.
-            self.heard(token, EventFlags::IN);
+            // If its request has arrived with it, it is not an idle connection that the next client replaces.
+            self.on_event(token, EventFlags::IN);
         } else {
             self.refuse(token, NO_ROOM);
         }
@@ -193,14 +196,14 @@ impl Keeper {
         self.clients.in_use() < self.max_clients
     }
 
-    /// Requests on their way to the accept loop may be answered, and their connections free, in a moment.
+    /// Requests on their way to the accept loop may be answered, and their connections idle, in a moment.
     fn wait_for_room(&mut self) -> bool {
         for _ in 0..MOMENTS {
-            if lock(&self.shared.passed).is_empty() || self.flush().is_err() {
+            if lock(&self.gate.passed).is_empty() || self.flush().is_err() {
                 break;
             }
             std::thread::sleep(MOMENT);
-            self.take_returns();
+            self.take_returned();
             if self.has_room() || self.make_room() {
                 return true;
             }
@@ -208,7 +211,7 @@ impl Keeper {
         false
     }
 
-    /// Hands the heads of this round to `tiny_http`.
+    /// Passes the heads of this round to `tiny_http`.
     fn flush(&mut self) -> io::Result<()> {
         if !self.heads.is_empty() {
             self.feed.pass(&self.heads)?;
@@ -217,8 +220,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Ends the connection that is missed least. False if all are in use. An honest head is whole when it is read, so that one
-    /// which is not can go, however young it is.
+    /// Ends the connection that will be missed least. False if all are in use. An honest head is complete when it is read, so
+    /// an incomplete one may go, however young it is.
     fn make_room(&mut self) -> bool {
         if let Some((_, token)) = self.clients.longest(Wait::Idle) {
             self.drop_client(token);
@@ -236,16 +239,16 @@ impl Keeper {
         }
     }
 
-    /// Answers in the place of the service, and ends the connection when the client has read that.
+    /// Answers in place of an endpoint, and ends the connection when the client has read the answer.
     fn refuse(&mut self, token: u64, refusal: Refusal) {
         let Some(client) = self.clients.get_mut(token) else { return };
         let (connection, since) = (Arc::clone(&client.connection), client.since);
         let id = RequestId::next_for(connection.address);
         let _current = Current::enter(id);
         let (status, client) = (refusal.status, connection.client());
-        metrics::request(NO_ENDPOINT, status, since.elapsed());
+        metrics::request(metrics::NO_ENDPOINT, status, since.elapsed());
         log::info!(status, client; "refused: {}", refusal.detail);
-        // The request of a body that has not begun must not answer, too.
+        // A request that waits for its body must not answer as well.
         if let Some(State::Body(mut exchange)) = self.clients.set(token, State::Lingering(0)) {
             exchange.leave_unanswered();
         }
@@ -260,13 +263,13 @@ impl Keeper {
         }
     }
 
-    fn take_returns(&mut self) {
-        for (token, next) in self.shared.returns.mailbox.take_all() {
+    fn take_returned(&mut self) {
+        for (token, next) in self.gate.events.returned.take_all() {
             self.returned(token, next);
         }
     }
 
-    /// A request has ended.
+    /// A request has given its connection back.
     fn returned(&mut self, token: u64, next: Next) {
         match next {
             Next::Close => self.drop_client(token),
@@ -286,10 +289,10 @@ impl Keeper {
         }
     }
 
-    /// Something has come on a connection, or its client has gone.
-    fn heard(&mut self, token: u64, flags: EventFlags) {
+    /// A connection has bytes to read, or its client has left.
+    fn on_event(&mut self, token: u64, flags: EventFlags) {
         let Some(client) = self.clients.get_mut(token) else { return };
-        let mut bytes = std::mem::take(&mut self.scratch);
+        let mut bytes = std::mem::take(&mut self.buffer);
         match &mut client.state {
             State::Lent => client.connection.hung_up(),
             State::Idle | State::Head(_) => match client.connection.read(&mut bytes) {
@@ -303,7 +306,7 @@ impl Keeper {
             }
             State::Body(_) => self.pass_on(token),
             State::Lingering(read) => match client.connection.read(&mut bytes) {
-                // One portion at a time, however much there is: others have their turn.
+                // One portion at a time, so that other clients get their turn.
                 Ok(count @ 1..) if *read < LINGER_BYTES => {
                     *read += count;
                     self.watch(token);
@@ -312,10 +315,10 @@ impl Keeper {
                 _ => self.drop_client(token),
             },
         }
-        self.scratch = bytes;
+        self.buffer = bytes;
     }
 
-    /// The body has begun: a handler's turn.
+    /// Passes a request whose body has begun to a handler.
     fn pass_on(&mut self, token: u64) {
         if let Some(State::Body(exchange)) = self.clients.set(token, State::Lent)
             && let Err(exchange) = self.handlers.submit(exchange)
@@ -324,15 +327,15 @@ impl Keeper {
         }
     }
 
-    /// Bytes of a request's head.
+    /// Takes bytes of a request head.
     fn take_bytes(&mut self, token: u64, bytes: &[u8]) {
         match self.clients.add_to_head(token, bytes) {
             Ok(Some((head, rest))) => {
                 let Some(client) = self.clients.get_mut(token) else { return };
                 write_head(&mut self.heads, &head.method, &head.target, token);
-                let exchange = Exchange::new(head, rest, Arc::clone(&client.connection), self.stall_limit);
+                let exchange = Exchange::new(head, rest, Arc::clone(&client.connection), self.stall_timeout);
                 self.clients.set(token, State::Lent);
-                lock(&self.shared.passed).insert(token, Box::new(exchange));
+                lock(&self.gate.passed).insert(token, Box::new(exchange));
             }
             Ok(None) => {
                 if self.clients.head_bytes > MAX_HEADS
@@ -346,26 +349,26 @@ impl Keeper {
         }
     }
 
-    /// Takes no more connections. Who has been let in and has not had an answer yet gets one: it cannot know that it came too
-    /// late, and with a socket from systemd it would have been served by the next process.
+    /// Accepts no more connections. Clients that were accepted and have had no answer yet still get one: if they had been left
+    /// in the backlog of a systemd socket, the next process would have served them.
     fn close(&mut self) {
         self.listeners.clear();
         for token in self.clients.between_requests() {
             self.drop_client(token);
         }
-        let since = *self.closing.get_or_insert_with(Instant::now);
-        let is_quiet = !self.clients.has_newcomers() && lock(&self.shared.passed).is_empty();
+        let since = *self.closing_since.get_or_insert_with(Instant::now);
+        let is_quiet = !self.clients.has_newcomers() && lock(&self.gate.passed).is_empty();
         if is_quiet || since.elapsed() >= CLOSING {
-            self.shared.closed.store(true, Ordering::Relaxed);
+            self.gate.closed.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Looks at all limits of time.
+    /// Enforces the time limits.
     fn tick(&mut self) {
         let limits = [
-            (Wait::Idle, self.stall_limit),
-            (Wait::Head, self.stall_limit.min(HEAD_LIMIT)),
-            (Wait::Body, self.stall_limit),
+            (Wait::Idle, self.stall_timeout),
+            (Wait::Head, self.stall_timeout.min(HEAD_TIMEOUT)),
+            (Wait::Body, self.stall_timeout),
             (Wait::Lingering, LINGER),
         ];
         for (wait, limit) in limits {

@@ -1,8 +1,8 @@
-//! The framing of a request's body: what a length or chunks leave of the bytes that a client sends.
+//! The framing of a request's body: finds the content in the bytes that a client sends.
 
 use std::io::{self, BufRead};
 
-use super::gate::Framing;
+use super::head::Framing;
 
 /// The longest chunk-size line, and the longest trailer section, in bytes.
 const MAX_LINE: usize = 1024;
@@ -10,21 +10,21 @@ const MAX_LINE: usize = 1024;
 /// The most trailer fields.
 const MAX_TRAILERS: usize = 32;
 
-/// A body, as far as it has been read.
+/// What is left to read of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decoder {
-    /// So many bytes are missing.
+pub(in crate::http) enum Decoder {
+    /// This many bytes.
     Length(u64),
-    /// At the beginning of a chunk-size line.
+    /// A chunk-size line comes next.
     Size,
-    /// So many bytes are missing of a chunk.
+    /// This many bytes of the current chunk, and further chunks.
     Chunk(u64),
-    /// All of it has been read.
+    /// Nothing.
     Ended,
 }
 
 impl Decoder {
-    pub(super) fn new(framing: Framing) -> Self {
+    pub(in crate::http) fn new(framing: Framing) -> Self {
         match framing {
             Framing::Length(0) => Self::Ended,
             Framing::Length(length) => Self::Length(length),
@@ -32,12 +32,9 @@ impl Decoder {
         }
     }
 
-    /// Reads what comes next of the body from the client's bytes. Zero at its end.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::InvalidData`] for chunks that break the rules, [`io::ErrorKind::UnexpectedEof`] for a body that is cut
-    /// off, and whatever `source` fails with.
-    pub(super) fn read(&mut self, source: &mut impl BufRead, out: &mut [u8]) -> io::Result<usize> {
+    /// Reads content from the client's bytes, none at the end of the body. Malformed chunks are
+    /// [`io::ErrorKind::InvalidData`], a body that is cut off is [`io::ErrorKind::UnexpectedEof`].
+    pub(in crate::http) fn read(&mut self, source: &mut impl BufRead, out: &mut [u8]) -> io::Result<usize> {
         if out.is_empty() {
             return Ok(0);
         }
@@ -77,21 +74,21 @@ fn malformed(what: &'static str) -> io::Error {
 }
 
 fn cut_off() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the client's body ended early")
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the body ended early")
 }
 
-/// A chunk's size: hexadecimal digits and nothing else. Extensions are ignored.
+/// Accepts nothing but hexadecimal digits. Chunk extensions are ignored.
 fn chunk_size(source: &mut impl BufRead) -> io::Result<u64> {
     let line = line(source, MAX_LINE)?;
     let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
-    // Only before an extension may white space follow the digits (RFC 9112, 7.1.1).
+    // White space after the digits is allowed only before an extension (RFC 9112, 7.1.1).
     let digits = if digits.len() < line.len() { digits.trim_ascii_end() } else { digits };
     let valid = !digits.is_empty() && digits.iter().all(u8::is_ascii_hexdigit);
     let size = std::str::from_utf8(digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
     size.filter(|_| valid).ok_or_else(|| malformed("a chunk's size is not a hexadecimal number"))
 }
 
-/// Trailers are read over: no field of them could be trusted like one of the head.
+/// Trailer fields are checked and ignored: they must not be trusted like fields of the head.
 fn skip_trailers(source: &mut impl BufRead) -> io::Result<()> {
     let mut trailers = Vec::new();
     loop {
@@ -108,7 +105,7 @@ fn skip_trailers(source: &mut impl BufRead) -> io::Result<()> {
     }
 }
 
-/// A line without its CRLF, of at most `limit` bytes.
+/// Reads a line of at most `limit` bytes and its CRLF, which is left out.
 fn line(source: &mut impl BufRead, limit: usize) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     loop {
@@ -130,8 +127,8 @@ fn line(source: &mut impl BufRead, limit: usize) -> io::Result<Vec<u8>> {
     }
 }
 
-/// For the fuzz target: a chunked body comes out the same whatever portions it is read in.
-pub(super) fn fuzz(body: &[u8]) {
+/// For the fuzz target: the content must not depend on the portions in which the body is read.
+pub(in crate::http) fn fuzz(body: &[u8]) {
     let outcome = |portion: usize| {
         let mut source = io::BufReader::with_capacity(portion, body);
         let (mut decoder, mut content, mut buffer) = (Decoder::Size, Vec::new(), vec![0; portion]);
@@ -139,7 +136,6 @@ pub(super) fn fuzz(body: &[u8]) {
             match decoder.read(&mut source, &mut buffer) {
                 Ok(0) => return Ok(content),
                 Ok(count) => content.extend_from_slice(&buffer[..count]),
-                // The last portion goes with the fault after it.
                 Err(error) => return Err(error.kind()),
             }
         }
@@ -168,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_come_out_whatever_portions_they_arrive_in() {
+    fn chunks_are_decoded_whatever_portions_they_arrive_in() {
         let body = b"3\r\nabc\r\n0A ;x=\"y\"\r\ndefghijklm\r\n000\r\nTrailer: x\r\n\r\nGET";
         for portion in [1, 2, 3, 64] {
             assert_eq!(decode(body, portion).unwrap(), (b"abcdefghijklm".to_vec(), b"GET".to_vec()));
@@ -176,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_chunks_are_refused() {
+    fn malformed_chunks_are_refused() {
         let long = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(2000));
         let trailers = format!("0\r\n{}\r\n", "a: b\r\n".repeat(400));
         for body in [
