@@ -166,7 +166,8 @@ fn listener(descriptor: OwnedFd) -> Result<Socket, String> {
         return Err("does not listen: the socket unit needs Accept=no".to_owned());
     }
     // systemd passes descriptors that survive `exec`, but docker must not inherit them.
-    rustix::io::fcntl_setfd(&descriptor, FdFlags::CLOEXEC).map_err(|error| format!("cannot be closed on exec: {error}"))?;
+    rustix::io::fcntl_setfd(&descriptor, FdFlags::CLOEXEC)
+        .map_err(|error| format!("cannot be closed on exec: {error}"))?;
     match family {
         AddressFamily::INET | AddressFamily::INET6 => Ok(Socket::Tcp(descriptor.into())),
         AddressFamily::UNIX => Ok(Socket::Unix(descriptor.into())),

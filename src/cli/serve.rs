@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 
 use super::{Failure, configuration};
 use crate::configuration::BindAddress;
-use crate::http::{Listener, Server, Service};
+use crate::http::{self, Listener, Service};
 use crate::{logging, systemd, threads};
 
 /// How long running transfers may go on after a signal.
@@ -38,10 +38,9 @@ pub(super) fn serve() -> Result<(), Failure> {
             listener.address()
         );
     }
-    let running = Server::new(Arc::clone(&service), listeners, stop)
-        .serve()
+    let draining = http::serve(Arc::clone(&service), listeners, stop)
         .map_err(|error| Failure::runtime(format!("requests cannot be served: {error}")))?;
-    if !running.finish_within(FINISH_LIMIT) {
+    if !draining.finish_within(FINISH_LIMIT) {
         log::warn!("transfers that did not finish within {} s are cut off", FINISH_LIMIT.as_secs());
     }
     service.stop();

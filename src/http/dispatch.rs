@@ -58,12 +58,7 @@ impl Dispatcher {
 
     /// The request's route and path parameter. Whatever the head alone shows to be wrong is refused before the client is
     /// asked for the body.
-    fn admit(
-        &self,
-        method: &Method,
-        target: &str,
-        exchange: &mut Exchange,
-    ) -> Result<(&'static Route, String), Reply> {
+    fn admit(&self, method: &Method, target: &str, exchange: &mut Exchange) -> Result<(&'static Route, String), Reply> {
         if (method, target) == (&Method::Options, "*") {
             return Err(Reply::options(routes::all_methods()));
         }

@@ -208,7 +208,11 @@ impl Exchange {
             transfer.moved(count as u64);
             reader.consume(count);
         }
-        if sent == length { Ok(sent) } else { Err(io::Error::other("the content had another length than was announced")) }
+        if sent == length {
+            Ok(sent)
+        } else {
+            Err(io::Error::other("the content had another length than was announced"))
+        }
     }
 
     fn head_of(&mut self, reply: &Reply) -> Vec<u8> {

@@ -147,7 +147,13 @@ mod tests {
 
     /// A request of a program on this machine, without marks of a browser.
     fn program(host: &str) -> Origin<'_> {
-        Origin { site: None, origin: None, host: Some(host), user_agent: Some("curl/8.5.0"), transport: Transport::Loopback }
+        Origin {
+            site: None,
+            origin: None,
+            host: Some(host),
+            user_agent: Some("curl/8.5.0"),
+            transport: Transport::Loopback,
+        }
     }
 
     fn objects_to(request: &Origin<'_>, is_safe: bool) -> bool {
@@ -217,7 +223,10 @@ mod tests {
     fn a_browser_must_use_a_name_that_nobody_else_can_have() {
         for transport in [Transport::Loopback, Transport::Network] {
             for host in OWN {
-                assert!(!objects_to(&Origin { site: Some("same-origin"), transport, ..program(host) }, false), "{host}");
+                assert!(
+                    !objects_to(&Origin { site: Some("same-origin"), transport, ..program(host) }, false),
+                    "{host}"
+                );
             }
             for host in PRIVATE.into_iter().chain(FOREIGN).chain(["", ":80"]) {
                 let origin = format!("http://{host}");
@@ -272,7 +281,8 @@ mod tests {
         assert!(!from(Some("same-origin"), Some("https://box.example"), host));
         assert!(!from(Some("none"), None, host));
         // A proxy in front of a Unix socket passes on what browsers send.
-        let proxied = Origin { origin: Some("http://evil.example"), transport: Transport::UnixSocket, ..program("box.example") };
+        let proxied =
+            Origin { origin: Some("http://evil.example"), transport: Transport::UnixSocket, ..program("box.example") };
         assert!(objects_to(&proxied, false) && objects_to(&proxied, true));
         assert!(!objects_to(&Origin { transport: Transport::UnixSocket, ..program("box.example") }, true));
     }

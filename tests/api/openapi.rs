@@ -110,15 +110,27 @@ fn every_answer_is_one_that_the_document_has() {
         let method = operations.as_object().unwrap().keys().next().unwrap();
         let target = path.replace("{filename}", "m.bin");
         document.has(method, path, &service.call("DELETE", &target, &[], b"").unwrap());
-        // A length that contradicts itself.
-        let request = format!(
-            "{} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 1\r\n\r\n",
-            method.to_uppercase()
-        );
-        let answer = exchange(service.connect(), request.as_bytes());
-        let reply = read_reply(&mut &answer[..], "POST").unwrap();
-        assert_eq!(reply.status, 400);
-        document.has(method, path, &reply);
+        // Refused by the gate.
+        let method_name = method.to_uppercase();
+        let long = "x".repeat(20_000);
+        for (request, status) in [
+            (
+                format!("{method_name} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 1\r\n\r\n"),
+                400,
+            ),
+            (format!("{method_name} {target}?{long}"), 414),
+            (format!("{method_name} {target} HTTP/1.1\r\nHost: x\r\nExpect: a-lot\r\n\r\n"), 417),
+            (format!("{method_name} {target} HTTP/1.1\r\nHost: x\r\nX: {long}"), 431),
+            (format!("BREW {target} HTTP/1.1\r\nHost: x\r\n\r\n"), 501),
+            (format!("{method_name} {target} HTTP/2.0\r\nHost: x\r\n\r\n"), 505),
+        ] {
+            let answer = exchange(service.connect(), request.as_bytes());
+            let reply = read_reply(&mut &answer[..], "POST").unwrap();
+            assert_eq!(reply.status, status);
+            document.has(method, path, &reply);
+            let sample = format!("loader_http_requests_total{{endpoint=\"other\",status=\"{status}\"}}");
+            assert!(service.get("/metrics").text().contains(&sample), "{sample}");
+        }
     }
 }
 

@@ -57,11 +57,7 @@ fn too_large(limit: u64) -> Reply {
 }
 
 /// Reads the form. Whatever can be refused is refused before anything is written.
-fn receive(
-    service: &Service,
-    exchange: &mut Exchange,
-    path_name: &str,
-) -> Result<(ReceivedUpload, ModelName), Reply> {
+fn receive(service: &Service, exchange: &mut Exchange, path_name: &str) -> Result<(ReceivedUpload, ModelName), Reply> {
     let file = FileName::new(path_name.to_owned()).map_err(bad_name)?;
     let boundary = boundary(exchange.header("content-type").unwrap_or_default()).unwrap_or_default();
     let limit = service.configuration.max_upload_bytes;

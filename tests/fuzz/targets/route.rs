@@ -4,9 +4,8 @@
 use std::path::{Component, Path};
 
 use libfuzzer_sys::fuzz_target;
-use loader::http::{Route, route};
+use loader::http::fuzz_route;
 use loader::names::{FileName, Folder};
-use tiny_http::Method;
 
 /// A name is one component of a path, whatever it was made of.
 fn is_one_component(name: &str) {
@@ -26,10 +25,8 @@ fn names(text: &str) {
 }
 
 fuzz_target!(|text: &str| {
-    for method in [Method::Get, Method::Head, Method::Post, Method::Options] {
-        if let Ok(Route::Load(name) | Route::Upload(name)) = route(&method, text) {
-            names(&name);
-        }
+    if let Some(parameter) = fuzz_route(text) {
+        names(&parameter);
     }
     names(text);
 });
