@@ -1,7 +1,6 @@
 //! The unlock, against a real Docker engine.
 
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,28 +8,27 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::world::docker::{Engine, GREETING, encrypted, engine_or_skip, saved_images};
-use crate::world::protocol;
 use crate::world::resource_api::{EMAIL, Fault, PASSWORD, ResourceApi};
 use crate::world::service::{Service, ServiceBuilder};
 
-const FRAGMENT: &[u8] = b"the key fragment of these tests";
+pub(super) const FRAGMENT: &[u8] = b"the key fragment of these tests";
 
 /// A tag that no other test has.
-fn unique(name: &str) -> String {
+pub(super) fn unique(name: &str) -> String {
     format!("loader-test-{name}-{}:1.0", std::process::id())
 }
 
-struct Unlocker {
-    api: ResourceApi,
-    service: Service,
+pub(super) struct Unlocker {
+    pub(super) api: ResourceApi,
+    pub(super) service: Service,
 }
 
 impl Unlocker {
-    fn new(engine: &Engine) -> Self {
+    pub(super) fn new(engine: &Engine) -> Self {
         Self::with(engine, |builder| builder)
     }
 
-    fn with(engine: &Engine, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
+    pub(super) fn with(engine: &Engine, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
         let api = ResourceApi::start();
         api.set_key_fragment(FRAGMENT);
         let mut builder = Service::builder().api(&api);
@@ -40,18 +38,18 @@ impl Unlocker {
         Self { service: configure(builder).start(), api }
     }
 
-    fn archive(&self, encrypted: &[u8]) {
+    pub(super) fn archive(&self, encrypted: &[u8]) {
         std::fs::write(self.service.images_path(), encrypted).unwrap();
     }
 
-    fn start(&self) -> Value {
+    pub(super) fn start(&self) -> Value {
         let reply = self.service.post_json("/unlock", json!({"email": EMAIL, "password": PASSWORD}));
         assert_eq!(reply.status, 200, "{}", reply.text());
         reply.json()
     }
 
     /// Waits for the end; checks on the way that the status is answered at once and that progress never goes back.
-    fn finish(&self) -> Value {
+    pub(super) fn finish(&self) -> Value {
         let (mut done, mut took) = (0, Vec::new());
         let deadline = Instant::now() + Duration::from_secs(240);
         loop {
@@ -73,13 +71,13 @@ impl Unlocker {
         }
     }
 
-    fn unlocks(&self) {
+    pub(super) fn unlocks(&self) {
         self.start();
         let status = self.finish();
         assert_eq!((&status["state"], &status["error"]), (&json!("ready"), &Value::Null), "{status}");
     }
 
-    fn fails(&self) -> String {
+    pub(super) fn fails(&self) -> String {
         self.start();
         let status = self.finish();
         assert_eq!(status["state"], "error", "{status}");
@@ -88,7 +86,7 @@ impl Unlocker {
     }
 
     /// No child process, and no file but the archive, the logs and the record.
-    fn left_nothing(&self) {
+    pub(super) fn left_nothing(&self) {
         let children =
             std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.service.pid())).unwrap_or_default();
         assert_eq!(children.trim(), "", "child processes are left");
@@ -99,11 +97,11 @@ impl Unlocker {
     }
 }
 
-fn openssl(tar: &[u8]) -> Vec<u8> {
+pub(super) fn openssl(tar: &[u8]) -> Vec<u8> {
     encrypted(tar, FRAGMENT)
 }
 
-fn packed(tar: &[u8]) -> Vec<u8> {
+pub(super) fn packed(tar: &[u8]) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     let key = directory.path().join("fragment");
     std::fs::write(&key, FRAGMENT).unwrap();
@@ -112,7 +110,7 @@ fn packed(tar: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-fn gzipped(tar: &[u8]) -> Vec<u8> {
+pub(super) fn gzipped(tar: &[u8]) -> Vec<u8> {
     let mut child = Command::new("gzip").arg("-1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let tar = tar.to_vec();
@@ -217,98 +215,6 @@ fn api_version_must_be_a_tag_of_the_archive() {
 }
 
 #[test]
-fn every_failure_says_which_and_leaves_nothing_and_a_good_unlock_follows() {
-    let Some(engine) = engine_or_skip("unlock failures") else { return };
-    let unlocker = Unlocker::new(engine);
-    let tag = unique("failures");
-    let whole = packed(&saved_images(&[&tag], 20_000_000, false));
-    let length = whole.len();
-    unlocker.archive(&whole);
-
-    let reply = unlocker.service.post_json("/unlock", json!({"email": EMAIL, "password": "wrong-horse"}));
-    assert_eq!(reply.status, 200);
-    let error = unlocker.finish()["error"].as_str().unwrap().to_owned();
-    assert!(
-        error.contains("login failed") && error.contains("Passwords do not match") && !error.contains("wrong-horse"),
-        "{error}"
-    );
-
-    unlocker.api.fault("/binary-split", Fault::Status(500, String::new()), None);
-    assert!(unlocker.fails().contains("key fragment cannot be fetched"));
-    unlocker.api.clear_faults();
-
-    unlocker.api.set_key_fragment(b"of another archive");
-    assert!(unlocker.fails().contains("the key fragment does not fit"));
-    unlocker.api.set_key_fragment(FRAGMENT);
-
-    for cut in [1, 100, length / 2, length - 16, length - 1] {
-        unlocker.archive(&whole[..cut]);
-        let error = unlocker.fails();
-        assert!(error.contains("truncated") && error.contains(&cut.to_string()), "cut at {cut}: {error}");
-        assert!(!engine.has(&tag));
-    }
-
-    let mut flipped = whole.clone();
-    flipped[length / 2 / 16 * 16] ^= 0xff;
-    unlocker.archive(&flipped);
-    let error = unlocker.fails();
-    assert!(error.contains("docker load failed"), "{error}");
-    assert!(!engine.has(&tag));
-
-    unlocker.archive(&whole);
-    unlocker.unlocks();
-    engine.remove(&tag);
-}
-
-/// It takes the three tries of 30 seconds each that any call to the API takes.
-#[test]
-fn an_api_that_hangs_ends_in_error() {
-    let Some(engine) = engine_or_skip("unlock with a hung API") else { return };
-    let unlocker = Unlocker::new(engine);
-    unlocker.archive(&packed(&saved_images(&["never:1"], 1000, false)));
-    unlocker.api.fault("/login", Fault::Hang, None);
-    let error = unlocker.fails();
-    assert!(error.contains("sent or took nothing for 30 seconds"), "{error}");
-}
-
-#[test]
-fn half_an_archive_of_images_is_not_left_behind() {
-    let Some(engine) = engine_or_skip("unlock rollback") else { return };
-    let unlocker = Unlocker::new(engine);
-    let (first, second) = (unique("half-a"), unique("half-b"));
-    let tar = saved_images(&[&first, &second], 5_000_000, false);
-    let mut encrypted = packed(&tar);
-    // In the second image's layer: docker has taken the first one by then.
-    let at = encrypted.len() * 3 / 4 / 16 * 16;
-    encrypted[at] ^= 0xff;
-    unlocker.archive(&encrypted);
-    assert!(unlocker.fails().contains("docker load failed"));
-    assert!(!engine.has(&first) && !engine.has(&second));
-}
-
-#[test]
-fn a_missing_docker_and_a_missing_engine_read_differently() {
-    let api = ResourceApi::start();
-    api.set_key_fragment(FRAGMENT);
-    let archive = packed(&saved_images(&["x:1"], 1000, false));
-    let run = |name: &str, value: &str| {
-        let service = Service::builder().api(&api).env(name, value).start();
-        let unlocker = Unlocker { api: ResourceApi::start(), service };
-        unlocker.archive(&archive);
-        unlocker.fails()
-    };
-    let error = run("PATH", "/nonexistent");
-    assert!(error.contains("the docker command is not installed"), "{error}");
-    let have_docker = Command::new("docker").arg("--version").output().is_ok();
-    if have_docker || std::env::var_os("CI").is_some() {
-        let error = run("DOCKER_HOST", "unix:///nonexistent/docker.sock");
-        assert!(error.contains("the Docker engine does not answer"), "{error}");
-    } else {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: unlock without an engine needs the docker command");
-    }
-}
-
-#[test]
 fn fifty_concurrent_unlocks_start_one_docker_load() {
     let Some(engine) = engine_or_skip("concurrent unlocks") else { return };
     let tag = unique("fifty");
@@ -339,70 +245,6 @@ fn fifty_concurrent_unlocks_start_one_docker_load() {
 }
 
 #[test]
-fn an_engine_that_dies_in_the_middle_or_is_full_ends_in_error() {
-    if engine_or_skip("unlock with a dying engine").is_none() {
-        return;
-    }
-    let own = match Engine::start(Some(150 << 20)) {
-        Ok(own) => own,
-        Err(why) => {
-            assert!(std::env::var_os("CI").is_none(), "{why}");
-            let _ = writeln!(std::io::stderr(), "SKIPPED: unlock with a dying engine ({why})");
-            return;
-        }
-    };
-    let unlocker = Unlocker::new(&own);
-    let tag = unique("dying");
-    unlocker.archive(&packed(&saved_images(&[&tag], 300_000_000, false)));
-    let error = unlocker.fails();
-    assert!(error.contains("docker load failed") && error.contains("no space left on device"), "{error}");
-    assert!(!own.has(&tag));
-
-    unlocker.archive(&packed(&saved_images(&[&tag], 40_000_000, false)));
-    unlocker.start();
-    while unlocker.service.get("/unlock/status").json()["progress"]["done"] == 0 {
-        thread::yield_now();
-    }
-    crate::world::process::signal(own.pid.unwrap(), libc::SIGKILL);
-    let status = unlocker.finish();
-    // It may just have been done.
-    assert!(status["state"] == "error" || status["state"] == "ready", "{status}");
-    let error = status["error"].as_str().unwrap_or("docker");
-    assert!(error.contains("docker") || error.contains("Docker"), "{error}");
-    unlocker.left_nothing();
-}
-
-#[test]
-fn a_docker_that_stops_reading_is_killed() {
-    use loader::unlock::docker::{Docker, DockerError};
-    let directory = tempfile::tempdir().unwrap();
-    let fake = directory.path().join("docker");
-    std::fs::write(&fake, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let docker = Docker::new(fake.to_str().unwrap(), Duration::from_millis(500));
-    let mut load = docker.load().unwrap();
-    let started = Instant::now();
-    while load.write_all(&[0; 65_536]).is_ok() {
-        assert!(started.elapsed() < Duration::from_secs(10));
-    }
-    assert!(matches!(load.why(), DockerError::Stalled(_)));
-}
-
-#[test]
-fn sigterm_kills_docker_load() {
-    let Some(engine) = engine_or_skip("unlock and SIGTERM") else { return };
-    let unlocker = Unlocker::new(engine);
-    let tag = unique("sigterm");
-    unlocker.archive(&packed(&saved_images(&[&tag], 200_000_000, false)));
-    unlocker.start();
-    while unlocker.service.get("/unlock/status").json()["progress"]["done"] == 0 {
-        thread::yield_now();
-    }
-    assert_eq!(unlocker.service.terminate().code(), Some(0));
-    assert!(!engine.has(&tag));
-}
-
-#[test]
 fn loads_work_while_an_unlock_runs() {
     let Some(engine) = engine_or_skip("unlock beside loads") else { return };
     let s3 = crate::world::s3::S3::start();
@@ -422,31 +264,4 @@ fn loads_work_while_an_unlock_runs() {
     assert!(loads > 0);
     assert_eq!(unlocker.finish()["state"], "ready");
     engine.remove(&tag);
-}
-
-#[test]
-fn pack_says_what_is_wrong() {
-    let run = |arguments: &[&str], input: &[u8]| {
-        let output = Service::builder().run(arguments, input);
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    let directory = tempfile::tempdir().unwrap();
-    let file = |name: &str, content: &[u8]| {
-        let path = directory.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let (key, empty, input) = (file("key", FRAGMENT), file("empty", b""), file("in", b"tar"));
-    let (status, err) = run(&["pack"], b"");
-    assert!(status == Some(2) && err.contains("--key-file is missing"), "{err}");
-    let (status, err) = run(&["pack", "--key-file", "/no/such/key"], b"x");
-    assert!(status == Some(1) && err.contains("/no/such/key"), "{err}");
-    let (status, err) = run(&["pack", "--key-file", &empty], b"x");
-    assert!(status == Some(1) && err.contains("is empty"), "{err}");
-    let output = directory.path().join("out").to_str().unwrap().to_owned();
-    let (status, err) = run(&["pack", "--key-file", &key, &empty, &output], b"");
-    assert!(status == Some(1) && err.contains("/empty is empty; did docker save fail?"), "{err}");
-    assert!(!Path::new(&output).exists() && !Path::new(&format!("{output}.partial")).exists());
-    assert_eq!(run(&["pack", "--key-file", &key, &input, &output], b"").0, Some(0));
-    assert_eq!(protocol::decrypt(&std::fs::read(&output).unwrap(), FRAGMENT).unwrap(), b"tar");
 }

@@ -8,5 +8,6 @@ mod image;
 mod logs;
 mod metrics;
 mod power_cuts;
+mod secrets;
 mod soak;
 mod systemd;

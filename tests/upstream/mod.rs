@@ -7,4 +7,5 @@ mod resumption;
 mod s3_servers;
 mod site_cache;
 mod tls;
+mod trouble;
 mod uplink;

@@ -7,93 +7,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::world::resource_api::{EMAIL, Fault as ApiFault, PASSWORD};
+use super::trouble::{OF_ALL_CALLS, OF_RANGES, Trouble};
+use crate::world::resource_api::{EMAIL, PASSWORD};
 use crate::world::s3_fault::{Fault as CdnFault, Purpose};
 use crate::world::s3_proxy::S3Proxy;
 use crate::world::{World, pattern, protocol};
+use Trouble::{Garbage, GarbledByte, Hang, Refused, Reset, Status500, Truncated};
 
 const FRAGMENT: &[u8] = b"the key fragment of these tests";
-
-/// What goes wrong, on whichever server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
-    Refused,
-    Hang,
-    Status500,
-    TooManyRequests,
-    Reset,
-    ResetAfterServed,
-    Truncated,
-    Garbage,
-    Trickle,
-    Redirect,
-    IgnoredRange,
-    WrongContentRange,
-    MissingContentRange,
-    WrongTotal,
-    LateRange,
-    GarbledByte,
-}
-
-use Trouble::{
-    Garbage, GarbledByte, Hang, IgnoredRange, LateRange, MissingContentRange, Redirect, Refused, Reset,
-    ResetAfterServed, Status500, TooManyRequests, Trickle, Truncated, WrongContentRange, WrongTotal,
-};
-
-/// Those that any call can meet, without the wait for the stall limit.
-const OF_ALL_CALLS: [Trouble; 9] =
-    [Refused, Status500, TooManyRequests, Reset, ResetAfterServed, Truncated, Garbage, Trickle, Redirect];
-/// Those that a call with `Range` can meet besides.
-const OF_RANGES: [Trouble; 6] =
-    [IgnoredRange, WrongContentRange, MissingContentRange, WrongTotal, LateRange, GarbledByte];
-
-impl Trouble {
-    fn of_api(self) -> ApiFault {
-        match self {
-            Hang => ApiFault::Hang,
-            Status500 => ApiFault::Status(500, String::new()),
-            TooManyRequests => ApiFault::StatusWithRetryAfter(429, 1),
-            Reset => ApiFault::Reset,
-            ResetAfterServed => ApiFault::ResetAfterServed,
-            Truncated => ApiFault::Truncate,
-            Garbage => ApiFault::Garbage,
-            Trickle => ApiFault::Trickle(1000),
-            Redirect => ApiFault::Redirect("http://127.0.0.1:9/".into()),
-            other => unreachable!("{other:?} is no fault of the Resource API"),
-        }
-    }
-
-    fn of_cdn(self) -> CdnFault {
-        match self {
-            Hang => CdnFault::HangBeforeResponse,
-            Status500 => CdnFault::Status(500),
-            TooManyRequests => CdnFault::StatusWithRetryAfter(429, 1),
-            Reset => CdnFault::Reset,
-            ResetAfterServed => CdnFault::ResetAfterServed,
-            Truncated => CdnFault::CutAtHalf,
-            Garbage => CdnFault::Garbage,
-            Trickle => CdnFault::Trickle(100_000),
-            Redirect => CdnFault::Redirect("http://127.0.0.1:9/".into()),
-            IgnoredRange => CdnFault::IgnoreRange,
-            WrongContentRange => CdnFault::WrongContentRange,
-            MissingContentRange => CdnFault::DropContentRange,
-            WrongTotal => CdnFault::WrongTotal,
-            LateRange => CdnFault::ShiftRange(7),
-            GarbledByte => CdnFault::CorruptByteAt(9),
-            Refused => unreachable!("nobody answers"),
-        }
-    }
-
-    /// Whether a call that meets it once and is repeated succeeds.
-    fn passes(self) -> bool {
-        matches!(self, Refused | Hang | Status500 | TooManyRequests | Reset | ResetAfterServed | Truncated | Garbage)
-    }
-
-    /// Whether it only costs time, however often it comes.
-    fn is_harmless(self) -> bool {
-        matches!(self, Trickle | IgnoredRange)
-    }
-}
 
 /// The kinds of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

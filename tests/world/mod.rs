@@ -27,6 +27,7 @@ pub mod resource_api;
 pub mod resource_server;
 pub mod s3;
 pub mod s3_fault;
+mod s3_forward;
 pub mod s3_proxy;
 pub mod s3_server;
 pub mod s3_servers;

@@ -1,6 +1,6 @@
 //! Clients that mean harm: floods, requests hidden in bodies, and clients that take what others need.
 //!
-//! What single misbehaving clients may cost is in `clients::misuse`.
+//! What one misbehaving client may cost is in `clients::slow` and `clients::descriptors`.
 
 mod fairness;
 mod floods;

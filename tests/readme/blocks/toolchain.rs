@@ -63,7 +63,7 @@ pub fn what_can_be_run_is_there(block: &str) {
         assert_filters_select(&filters.split(' ').collect::<Vec<_>>());
     }
     for (variable, module) in [
-        ("SOAK", "operations/soak.rs"),
+        ("SOAK", "operations/soak/mod.rs"),
         ("MANIFESTS", "models/manifests.rs"),
         ("POWER_CUTS", "operations/power_cuts.rs"),
     ] {

@@ -1,5 +1,7 @@
 //! The real `loader` program as a process of its own, in directories of its own.
 
+mod builder;
+
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
@@ -12,26 +14,19 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use builder::ServiceBuilder;
+
 use super::client::{self, Download};
 use super::multipart::Form;
 use super::process::{Captured, command, memory_kib, reset_peak, run_to_end, signal, spawn};
 use super::raw::{Reply, Stream, request_from};
-use super::resource_api::{EMAIL, PASSWORD, ResourceApi};
-use super::tcp::{free_port, lock};
+use super::resource_api::{EMAIL, PASSWORD};
+use super::tcp::lock;
 
 /// How long a start may take.
 const START: Duration = Duration::from_secs(10);
 /// How long an orderly end may take: the 10 s that running transfers get, and some.
 const END: Duration = Duration::from_secs(20);
-
-/// How to start a [`Service`].
-pub struct ServiceBuilder {
-    binary: PathBuf,
-    env: Vec<(OsString, OsString)>,
-    unix: bool,
-    host: &'static str,
-    timeout: Duration,
-}
 
 /// A running loader; it is killed when dropped.
 pub struct Service {
@@ -42,84 +37,6 @@ pub struct Service {
     timeout: Duration,
     child: Mutex<Child>,
     output: Captured,
-}
-
-impl ServiceBuilder {
-    /// Another program than the one Cargo built.
-    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
-        self.binary = path.into();
-        self
-    }
-
-    /// Sets a variable of the process; it wins over the builder's own.
-    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
-        self
-    }
-
-    /// The Resource API to use.
-    pub fn api(self, api: &ResourceApi) -> Self {
-        self.env("RESOURCE_API_URL", api.url())
-    }
-
-    /// Listens on a Unix socket in the service's directory.
-    pub fn unix(mut self) -> Self {
-        self.unix = true;
-        self
-    }
-
-    /// Listens on all addresses of this machine instead of the loopback one.
-    pub fn on_all_addresses(mut self) -> Self {
-        self.host = "0.0.0.0";
-        self
-    }
-
-    /// How long one HTTP call of the test may take as a whole (60 s).
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Starts it and waits until `/health` answers; panics with what it wrote otherwise.
-    pub fn start(self) -> Service {
-        self.try_start().unwrap_or_else(|why| panic!("{why}"))
-    }
-
-    /// As [`start`](Self::start); the error is what went wrong and all that the process wrote.
-    pub fn try_start(self) -> Result<Service, String> {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        for tries in 0.. {
-            let bind = self.bind(dir.path());
-            let output = Captured::default();
-            let child = Mutex::new(spawn(&self.binary, dir.path(), &self.env, &bind, &output));
-            match wait_until_healthy(&child, &bind, &output) {
-                Ok(()) => {
-                    let Self { binary, env, timeout, .. } = self;
-                    let env = Mutex::new(env);
-                    return Ok(Service { dir, binary, env, bind, timeout, child, output });
-                }
-                // Another process took the port between the look and the bind.
-                Err(why) if why.contains("in use") && tries < 3 => {}
-                Err(why) => return Err(why),
-            }
-        }
-        unreachable!("the loop returns")
-    }
-
-    /// Runs the program to its end with these arguments and this standard input: for subcommands and failing starts.
-    pub fn run(self, args: &[&str], stdin: &[u8]) -> Output {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let command = command(&self.binary, dir.path(), &self.env, &self.bind(dir.path()));
-        run_to_end(command, args, stdin, START + END)
-    }
-
-    fn bind(&self, dir: &Path) -> String {
-        if self.unix {
-            format!("unix:{}", dir.join("loader.sock").display())
-        } else {
-            format!("{}:{}", self.host, free_port())
-        }
-    }
 }
 
 impl Service {
