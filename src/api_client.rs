@@ -27,7 +27,7 @@ use crate::hardware_service;
 use crate::http_client::HttpClient;
 use crate::keyed_lock::KeyedLock;
 use crate::manifest::ManifestKeys;
-use crate::model_cache::{CacheSummary, CachedModel, KeptParts, ModelCache, Refusal};
+use crate::model_cache::{CacheSummary, CachedModel, ModelCache, OfflineError, OfflineParts};
 use crate::names::ModelName;
 use crate::security::AesKey;
 use crate::threads::lock;
@@ -49,7 +49,7 @@ pub enum LoginError {
     /// The Resource API refused, or could not be asked.
     Api(ApiError),
     /// The Resource API is away, and the login without it failed.
-    Offline(ApiError, Refusal),
+    Offline(ApiError, OfflineError),
     /// Logged in, but the CDN configuration could not be fetched.
     CdnConfigUnavailable(String),
     /// Logged in, but the CDN configuration is not one.
@@ -99,7 +99,7 @@ pub struct ApiClient {
     /// Whether uploads set the plain key.
     old_readers: bool,
     cache: ModelCache,
-    kept: Arc<KeptParts>,
+    offline_parts: Arc<OfflineParts>,
     /// One upload of a model at a time takes the steps: two at once could end with the small part of one and the plain key of
     /// the other.
     uploads: KeyedLock<ModelName, ()>,
@@ -120,8 +120,8 @@ impl ApiClient {
             configuration.require_manifest,
         )?);
         let cache = ModelCache::open(&configuration.model_cache_dir, Arc::clone(&manifest_keys))?;
-        let kept = Arc::new(KeptParts::open(&configuration.model_cache_dir, configuration.offline_limit));
-        offline::start_removing_expired(&kept);
+        let offline_parts = Arc::new(OfflineParts::open(&configuration.model_cache_dir, configuration.offline_limit));
+        offline::start_removing_expired(&offline_parts);
         Ok(Self {
             api: Arc::new(ResourceApi {
                 http: http.clone(),
@@ -136,7 +136,7 @@ impl ApiClient {
             manifest_keys,
             old_readers: configuration.old_readers,
             cache,
-            kept,
+            offline_parts,
             uploads: KeyedLock::default(),
             login: RwLock::new(None),
         })
@@ -148,7 +148,7 @@ impl ApiClient {
     }
 
     /// Proves the credentials and loads the CDN configuration; then they replace those that were in force. While the Resource
-    /// API is away, a kept small part can prove them.
+    /// API is away, a stored small part can prove them.
     pub fn login(&self, credentials: Credentials) -> Result<(), LoginError> {
         let login = match self.open_session(&credentials) {
             Ok(session) => {

@@ -12,10 +12,12 @@
 //! - `.spool/`: uploads that are being received. No folder can have this name.
 
 mod catalog;
+mod chunk_stream;
 mod clock;
 mod download;
+mod durable;
 mod entry;
-mod kept;
+mod offline_parts;
 mod reader;
 mod record;
 mod spool;
@@ -25,7 +27,7 @@ mod version;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use self::catalog::Catalog;
 use self::record::{OldObject, PartRecord, Record};
@@ -40,7 +42,7 @@ use crate::threads::lock;
 
 pub use self::catalog::{CacheSummary, CachedModel};
 pub use self::entry::Entry;
-pub use self::kept::{KeptParts, Refusal};
+pub use self::offline_parts::{OfflineError, OfflineParts};
 pub use self::spool::Spool;
 pub use self::verify::{Verified, VerifyError};
 pub use self::version::{Evidence, Remote, Version};
@@ -94,7 +96,7 @@ impl ModelCache {
         Entry::new(&self.root, model, Arc::clone(&self.catalog))
     }
 
-    /// The version of `subject`, if any of it is here with a manifest to compare it with.
+    /// The version of `subject`, if any of its chunks are cached together with what proves them.
     pub fn find(&self, entry: &Entry, subject: Subject<'_>, remote: &Remote) -> Option<Arc<Version>> {
         let found = self.find_any(entry, subject, remote);
         if found.is_none() && !entry.big.exists() {
@@ -109,56 +111,45 @@ impl ModelCache {
     }
 
     fn find_any(&self, entry: &Entry, subject: Subject<'_>, remote: &Remote) -> Option<Arc<Version>> {
-        let slot = self.versions.of(entry.model.clone());
-        let mut versions = lock(&slot);
+        let siblings = self.versions.of(entry.model.clone());
+        let mut versions = lock(&siblings);
         if let Some(version) = running(&mut versions, subject.small) {
             drop(versions);
             version.set_remote(remote.clone());
-            // A file that is whole has its name and record in a moment.
+            // A finished download gets its name and record in a moment.
             version.wait_until_named();
             return Some(version);
         }
-        let keys = &self.keys;
-        let manifest_of = |record: &Record| {
-            let text = record.manifest.as_deref()?;
-            let manifest =
-                if record.old.is_some() { keys.verify_own(text, subject) } else { keys.verify(text, subject) };
-            manifest.inspect_err(|error| log::warn!("the cached manifest of {} {error}", entry.big.display())).ok()
+        let is_requested = |record: &Record| record.small_sha256 == subject.small;
+        let is_read = !versions.is_empty();
+        let mut open = |record, manifest, files| {
+            let known = self.known(entry, &siblings, record, manifest, subject.small_length);
+            let version = Arc::new(Version::new(known, files, remote.clone()));
+            versions.push(Arc::downgrade(&version));
+            version
         };
-        let is_asked_for = |record: &Record| record.small_sha256 == subject.small;
-        let version = |record, manifest, files| {
-            let known = Known { record, manifest, small_length: subject.small_length };
-            Arc::new(Version::new(entry.clone(), known, files, remote.clone(), Arc::clone(keys), Arc::clone(&slot)))
-        };
-
-        let is_free = !versions.iter().any(|version| version.strong_count() > 0);
-        // The part first: were it not for a power cut, it would have the name already.
-        if is_free
-            && let Some(record) = Record::read(&entry.part_source()).filter(is_asked_for)
+        // The part file first: after a power cut it may be whole, and newer than the big part.
+        if !is_read
+            && let Some(record) = Record::read(&entry.part_source()).filter(is_requested)
             && let Some(part) = PartRecord::read(&entry.part_record())
             && part.small_sha256 == subject.small
-            && let Some(manifest) = part_manifest(&record, manifest_of)
+            && let Some(manifest) = self.manifest_of_part(entry, &record, subject)
             && let Ok(file) = open_private(&entry.part(), false)
         {
-            let resumed = version(record, manifest, Files { file: Some(file), place: Place::Part, stored: None });
-            resumed.resume(&part);
-            versions.push(Arc::downgrade(&resumed));
-            return Some(resumed);
+            let version = open(record, manifest, Files { file: Some(file), place: Place::Part, is_whole: false });
+            durable::resume(&version, &part);
+            return Some(version);
         }
-        let record = Record::read(&entry.record()).filter(is_asked_for)?;
-        let manifest = manifest_of(&record)?;
-        // On a file system that has become read-only, what is there is as good as ever.
+        let record = Record::read(&entry.record()).filter(is_requested)?;
+        let manifest = self.manifest_of(entry, &record, subject)?;
         let file = open_existing(&entry.big).ok()?;
-        let stored = Some(vec![true; manifest.chunks.hashes.len()]);
-        let cached = version(record, Some(manifest), Files { file: Some(file), place: Place::Big, stored });
-        versions.push(Arc::downgrade(&cached));
-        Some(cached)
+        Some(open(record, Some(manifest), Files { file: Some(file), place: Place::Big, is_whole: true }))
     }
 
-    /// The version of `subject` that nothing is here of yet. Its chunks come into the cache as they are read.
+    /// A version of `subject` of which nothing is cached yet. Its chunks are cached as they are read.
     pub fn create(&self, entry: &Entry, subject: Subject<'_>, evidence: Evidence, remote: Remote) -> Arc<Version> {
-        let slot = self.versions.of(entry.model.clone());
-        let mut versions = lock(&slot);
+        let siblings = self.versions.of(entry.model.clone());
+        let mut versions = lock(&siblings);
         if let Some(version) = running(&mut versions, subject.small).filter(|version| evidence.is_of(version)) {
             version.set_remote(remote);
             return version;
@@ -174,38 +165,38 @@ impl ModelCache {
                 (Record { small_sha256, manifest: None, old: Some(old) }, None)
             }
         };
-        let files = self.files(entry, &record, manifest.as_ref(), &versions);
-        let known = Known { record, manifest, small_length: subject.small_length };
-        let version =
-            Arc::new(Version::new(entry.clone(), known, files, remote, Arc::clone(&self.keys), Arc::clone(&slot)));
+        let files = new_files(entry, &record, manifest.as_ref(), &versions);
+        let known = self.known(entry, &siblings, record, manifest, subject.small_length);
+        let version = Arc::new(Version::new(known, files, remote));
         versions.push(Arc::downgrade(&version));
         version
     }
 
-    /// Where the chunks of a new version go.
-    fn files(&self, entry: &Entry, record: &Record, manifest: Option<&Manifest>, versions: &[Weak<Version>]) -> Files {
-        // A file whose record was lost, or is an older program's, may still be the right one: each chunk will tell.
-        if let Some(manifest) = manifest
-            && Record::read(&entry.record()).is_none()
-            && let Ok(file) = open_existing(&entry.big)
-            && file.metadata().is_ok_and(|metadata| metadata.len() == manifest.chunks.length)
-            && record.write(&entry.record()).is_ok()
-        {
-            entry.is_cached(manifest.chunks.length);
-            let stored = Some(vec![true; manifest.chunks.hashes.len()]);
-            return Files { file: Some(file), place: Place::Big, stored };
-        }
-        // Another version is on its way into the same file.
-        if versions.iter().filter_map(Weak::upgrade).any(|version| version.uses_part()) {
-            return Files::none();
-        }
-        entry.discard_part();
-        match create_parent(&entry.big).and_then(|()| open_private(&entry.part(), true)) {
-            Ok(file) => Files { file: Some(file), place: Place::Part, stored: None },
-            Err(error) => {
-                log::warn!("{} is loaded without the cache: {error}", entry.big.display());
-                Files::none()
-            }
+    fn known(
+        &self,
+        entry: &Entry,
+        siblings: &Arc<Mutex<Versions>>,
+        record: Record,
+        manifest: Option<Manifest>,
+        small_length: Option<u64>,
+    ) -> Known {
+        let (keys, siblings) = (Arc::clone(&self.keys), Arc::clone(siblings));
+        Known { entry: entry.clone(), record, manifest, small_length, keys, siblings }
+    }
+
+    /// The manifest in a record, if it is accepted.
+    fn manifest_of(&self, entry: &Entry, record: &Record, subject: Subject<'_>) -> Option<Manifest> {
+        let text = record.manifest.as_deref()?;
+        let is_old = record.old.is_some();
+        let manifest = if is_old { self.keys.verify_own(text, subject) } else { self.keys.verify(text, subject) };
+        manifest.inspect_err(|error| log::warn!("the cached manifest of {} {error}", entry.big.display())).ok()
+    }
+
+    /// The manifest of an unfinished download. An old upload has none yet, but its object must be recognizable.
+    fn manifest_of_part(&self, entry: &Entry, record: &Record, subject: Subject<'_>) -> Option<Option<Manifest>> {
+        match &record.old {
+            Some(old) => old.is_identified().then_some(None),
+            None => self.manifest_of(entry, record, subject).map(Some),
         }
     }
 
@@ -214,31 +205,30 @@ impl ModelCache {
         self.catalog.models(usize::MAX)
     }
 
-    /// What is cached, without a look at the disk.
+    /// A summary of what is cached, from memory.
     pub fn summary(&self) -> CacheSummary {
         self.catalog.summary()
     }
 
-    /// A place to receive an upload.
+    /// A file to receive an upload.
     pub fn spool(&self) -> io::Result<Spool> {
         Spool::create(&self.root.join(SPOOL_DIR))
     }
 
-    /// Makes an upload that has been committed the cached big part.
-    /// After an error the cache has the old file or none.
+    /// Makes a committed upload the cached big part. After an error the cache has the old file or none.
     pub fn adopt(&self, entry: &Entry, spool: Spool, small: SmallHash, manifest: String) -> io::Result<()> {
         create_parent(&entry.big)?;
         entry.remember_proven();
         let record = Record { small_sha256: small, manifest: Some(manifest), old: None };
         let length = spool.file().metadata()?.len();
-        // In this order, as for a download.
+        // The record goes first, as for a download.
         record.write(&entry.record())?;
         spool.move_to(&entry.big)?;
         entry.is_cached(length);
         Ok(())
     }
 
-    /// Removes uploads that were not received to their end.
+    /// Removes the spool files of unfinished uploads.
     pub fn remove_spooled(&self) {
         let spool = self.root.join(SPOOL_DIR);
         if let Err(error) = fs::remove_dir_all(&spool)
@@ -250,19 +240,38 @@ impl ModelCache {
 }
 
 /// The version of this small part that somebody is reading.
-fn running(versions: &mut Vec<Weak<Version>>, small: SmallHash) -> Option<Arc<Version>> {
+fn running(versions: &mut Versions, small: SmallHash) -> Option<Arc<Version>> {
     versions.retain(|version| version.strong_count() > 0);
     versions.iter().filter_map(Weak::upgrade).find(|version| version.is_of(small) && version.is_there())
 }
 
-/// The manifest of a download: none yet for an old upload, but then its object must be known again.
-fn part_manifest(record: &Record, manifest_of: impl Fn(&Record) -> Option<Manifest>) -> Option<Option<Manifest>> {
-    match &record.old {
-        Some(old) => old.is_identified().then_some(None),
-        None => manifest_of(record).map(Some),
+/// The file for the chunks of a new version.
+fn new_files(entry: &Entry, record: &Record, manifest: Option<&Manifest>, versions: &[Weak<Version>]) -> Files {
+    // A file whose record was lost, or was written by an older program, may still be the right one: each chunk is checked.
+    if let Some(manifest) = manifest
+        && Record::read(&entry.record()).is_none()
+        && let Ok(file) = open_existing(&entry.big)
+        && file.metadata().is_ok_and(|metadata| metadata.len() == manifest.chunks.length)
+        && record.write(&entry.record()).is_ok()
+    {
+        entry.is_cached(manifest.chunks.length);
+        return Files { file: Some(file), place: Place::Big, is_whole: true };
+    }
+    // Another version is being downloaded into the same file.
+    if versions.iter().filter_map(Weak::upgrade).any(|version| version.uses_part()) {
+        return Files::none();
+    }
+    entry.discard_part();
+    match create_parent(&entry.big).and_then(|()| open_private(&entry.part(), true)) {
+        Ok(file) => Files { file: Some(file), place: Place::Part, is_whole: false },
+        Err(error) => {
+            log::warn!("{} is loaded without the cache: {error}", entry.big.display());
+            Files::none()
+        }
     }
 }
 
+/// Opens a cached file for writing too, so that it can be repaired. On a read-only file system it can still be read.
 fn open_existing(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).open(path).or_else(|_| File::open(path))
 }

@@ -14,7 +14,7 @@ use super::{ApiClient, Login};
 use crate::cdn_manager::{BigObject, CdnManager};
 use crate::manifest::{MAX_BIG_PART, Subject};
 use crate::metrics;
-use crate::model_cache::{Entry, Evidence, Refusal, Remote, Verified, VerifyError, Version};
+use crate::model_cache::{Entry, Evidence, OfflineError, Remote, Verified, VerifyError, Version};
 use crate::names::ModelName;
 use crate::security::{BLOCK, DecryptError, DecryptReader, HELD_BACK, SmallHash, plain_length, sha256_hex};
 
@@ -161,10 +161,10 @@ impl Load<'_> {
     /// The cached version that can be used while the Resource API is away.
     fn offline_version(&self, cached: Option<Arc<Version>>, away: super::ApiError) -> Result<Arc<Version>, LoadError> {
         let Some(version) = cached.filter(|version| version.is_complete()) else {
-            return Err(LoadError::Offline(away, Refusal::DoesNotOpen));
+            return Err(LoadError::Offline(away, OfflineError::DoesNotOpen));
         };
         match self.missing_manifest(&version) {
-            Some(reason) => Err(LoadError::Offline(away, Refusal::NoManifest(reason))),
+            Some(reason) => Err(LoadError::Offline(away, OfflineError::NoManifest(reason))),
             None => {
                 log::warn!("{} is loaded offline: {away}", self.entry.model);
                 Ok(version)

@@ -6,7 +6,7 @@ use std::io;
 use super::{ApiError, LoginError};
 use crate::cdn_manager::CdnError;
 use crate::manifest::ManifestError;
-use crate::model_cache::Refusal;
+use crate::model_cache::OfflineError;
 use crate::security::DecryptError;
 
 /// Why a model could not be loaded.
@@ -17,7 +17,7 @@ pub enum LoadError {
     /// The small part could not be fetched.
     Small(ApiError),
     /// The Resource API is away, and the model cannot be loaded offline.
-    Offline(ApiError, Refusal),
+    Offline(ApiError, OfflineError),
     /// The requested range begins past the end.
     NoSuchRange {
         /// Length of the plaintext in bytes.

@@ -18,7 +18,7 @@ use super::load_error::LoadError;
 use super::session::{Fetched, Session};
 use super::{ApiClient, ApiError, Login, LoginError, small_name};
 use crate::credentials::Credentials;
-use crate::model_cache::{Entry, KeptParts, Refusal, Version};
+use crate::model_cache::{Entry, OfflineError, OfflineParts, Version};
 use crate::security::{AesKey, SmallHash, decrypt_whole};
 use crate::threads;
 
@@ -41,7 +41,7 @@ pub(super) enum SmallSource {
 
 /// A small part that is worth storing once its big part is in the cache.
 pub(super) struct OfflineCopy {
-    kept: Arc<KeptParts>,
+    parts: Arc<OfflineParts>,
     entry: Entry,
     encrypted: Zeroizing<Vec<u8>>,
     key: AesKey,
@@ -49,12 +49,12 @@ pub(super) struct OfflineCopy {
 
 impl OfflineCopy {
     pub(super) fn store(&self) {
-        if !self.kept.is_on() {
+        if !self.parts.is_on() {
             return;
         }
         let hash = hash_with(&self.key);
         let expected = hash(&self.encrypted);
-        self.kept.keep(&self.entry, &self.encrypted, |old| hash(old) == expected);
+        self.parts.store(&self.entry, &self.encrypted, |old| hash(old) == expected);
     }
 
     /// Stores the copy when `big` has been read to its end, if the whole version is in the cache then.
@@ -88,15 +88,15 @@ fn hash_with(key: &AesKey) -> impl Fn(&[u8]) -> Option<SmallHash> {
 }
 
 /// Starts the thread that removes expired small parts, if any are stored.
-pub(super) fn start_removing_expired(kept: &Arc<KeptParts>) {
-    if !kept.is_on() {
+pub(super) fn start_removing_expired(parts: &Arc<OfflineParts>) {
+    if !parts.is_on() {
         return;
     }
-    let kept = Arc::clone(kept);
+    let parts = Arc::clone(parts);
     let thread = threads::spawn("offline", move || {
         loop {
             thread::sleep(REMOVE_EXPIRED_EVERY);
-            if let Err(error @ Refusal::Storage(_)) = kept.remove_expired() {
+            if let Err(error @ OfflineError::Storage(_)) = parts.remove_expired() {
                 log::warn!("{error}");
             }
         }
@@ -112,18 +112,18 @@ impl ApiClient {
     /// Logs in at the Resource API. Credentials that it refuses open nothing from then on, not even offline.
     pub(super) fn open_session(&self, credentials: &Credentials) -> Result<Session, ApiError> {
         Session::open(Arc::clone(&self.api), credentials.clone()).inspect_err(|error| {
-            if self.kept.is_on() && matches!(error, ApiError::Business { .. } | ApiError::Unauthorized(_)) {
-                self.kept.revoke(hash_with(&self.api.api_key(credentials)));
+            if self.offline_parts.is_on() && matches!(error, ApiError::Business { .. } | ApiError::Unauthorized(_)) {
+                self.offline_parts.revoke(hash_with(&self.api.api_key(credentials)));
             }
         })
     }
 
     /// Logs in without the Resource API, which failed with `away`.
     pub(super) fn login_offline(&self, credentials: Credentials, away: ApiError) -> Result<Login, LoginError> {
-        if !self.kept.is_on() {
+        if !self.offline_parts.is_on() {
             return Err(LoginError::Api(away));
         }
-        match self.kept.prove(hash_with(&self.api.api_key(&credentials))) {
+        match self.offline_parts.prove(hash_with(&self.api.api_key(&credentials))) {
             Ok(()) => {
                 log::warn!("logged in offline as {}: {away}", credentials.email);
                 Ok(Login::new(Session::offline(Arc::clone(&self.api), credentials)))
@@ -136,23 +136,23 @@ impl ApiClient {
     pub(super) fn small_part(&self, login: &Login, entry: &Entry) -> Result<SmallPart, LoadError> {
         match login.session.fetch(&entry.model.folder, &small_name(&entry.model)) {
             Ok(Fetched { encrypted, plain }) => {
-                let (kept, key) = (Arc::clone(&self.kept), login.session.api_key());
-                let copy = OfflineCopy { kept, entry: entry.clone(), encrypted, key };
+                let (parts, key) = (Arc::clone(&self.offline_parts), login.session.api_key());
+                let copy = OfflineCopy { parts, entry: entry.clone(), encrypted, key };
                 Ok(SmallPart { plain, source: SmallSource::Api(copy) })
             }
-            Err(away) if away.is_away() && self.kept.is_on() => {
-                let encrypted = match self.kept.find(entry) {
+            Err(away) if away.is_away() && self.offline_parts.is_on() => {
+                let encrypted = match self.offline_parts.find(entry) {
                     Ok(encrypted) => encrypted,
                     Err(refusal) => return Err(LoadError::Offline(away, refusal)),
                 };
                 match decrypt_whole(&encrypted, &login.session.api_key()) {
                     Ok(plain) => Ok(SmallPart { plain: Zeroizing::new(plain), source: SmallSource::Offline(away) }),
-                    Err(_) => Err(LoadError::Offline(away, Refusal::DoesNotOpen)),
+                    Err(_) => Err(LoadError::Offline(away, OfflineError::DoesNotOpen)),
                 }
             }
             Err(error) => {
                 if error.is_refusal() {
-                    self.kept.forget(entry);
+                    self.offline_parts.forget(entry);
                 }
                 Err(LoadError::Small(error))
             }

@@ -1,6 +1,6 @@
-//! The bytes of a version in order, each chunk proven before the first byte of it is given out.
+//! Reads the bytes of a version in order. Each chunk is proven before its first byte is given out.
 //!
-//! Chunks from the file are hashed on a thread of their own, while the ones before them are decrypted and sent: the hash is the
+//! Chunks from the file are hashed on a background thread while earlier ones are decrypted and sent, since hashing is the
 //! slowest stage of a load.
 
 use std::collections::VecDeque;
@@ -11,36 +11,39 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use sha2::{Digest, Sha256};
 
-use super::download::ChunkStream;
-use super::version::{Chunk, Demand, Version};
+use super::chunk_stream::ChunkStream;
+use super::download::{self, Chunk};
+use super::version::{Demand, Prefix, Version};
 use crate::manifest::ChunkHash;
-use crate::security::{HashMismatch, Hasher};
+use crate::security::HashMismatch;
 use crate::threads::{self, lock};
 
-/// How many chunks are hashed ahead of the one that is given out.
+/// The number of chunks hashed ahead of the current one.
 const AHEAD: usize = 2;
 
-/// While a download goes on, its threads hash, and have chunks in memory.
+/// During a download fewer are enough: its threads hash too, and hold chunks in memory.
 const AHEAD_OF_DOWNLOAD: usize = 1;
 
-/// See the module. A read that fails gives out nothing of the chunk that could not be proven.
+/// See the module. A read that fails gives out no byte of the chunk that could not be proven.
 pub struct ChunkReader {
     version: Arc<Version>,
     demand: Demand,
-    /// The chunks that are to be given out, and those that are not yet on their way to the prover.
+    /// The chunks after the current one.
     rest: Range<usize>,
+    /// The next chunk to send to the prover.
     ahead: usize,
+    /// The chunks that the prover has.
     pending: VecDeque<usize>,
     prover: Option<Prover>,
-    /// A buffer to use again. More than one would be memory for nothing.
+    /// A buffer for reuse.
     spare: Option<Vec<u8>>,
     current: Bytes,
-    /// The range of the big part that has not been given out.
+    /// The bytes that have not been given out yet.
     bytes: Range<u64>,
-    /// Its own way to the CDN, where chunks cannot be stored.
+    /// A download for this reader alone, if chunks cannot be stored.
     own: Option<ChunkStream>,
-    /// Of an old upload that comes by that way: the hash of all chunks before the next one.
-    whole: Option<(usize, Hasher)>,
+    /// For an old upload that is downloaded for this reader alone.
+    prefix: Option<Prefix>,
 }
 
 /// A proven chunk.
@@ -61,7 +64,7 @@ impl Bytes {
 }
 
 impl ChunkReader {
-    pub(super) fn new(version: Arc<Version>, bytes: Range<u64>) -> Self {
+    fn new(version: Arc<Version>, bytes: Range<u64>) -> Self {
         let bytes = bytes.start..bytes.end.min(version.length).max(bytes.start);
         let chunks = if bytes.is_empty() {
             0..0
@@ -80,7 +83,7 @@ impl ChunkReader {
             current: Bytes::None,
             bytes,
             own: None,
-            whole: None,
+            prefix: None,
         }
     }
 
@@ -90,7 +93,7 @@ impl ChunkReader {
             self.spare = Some(buffer);
         }
         let index = self.rest.start;
-        self.version.advance(self.demand, Some(index));
+        self.version.advance(self.demand, index);
         self.read_ahead();
         self.current = match self.proven(index) {
             Some(bytes) => Bytes::Own(bytes),
@@ -98,10 +101,13 @@ impl ChunkReader {
         };
         self.rest.start = index + 1;
         self.ahead = self.ahead.max(self.rest.start);
+        if self.ahead == self.rest.end {
+            self.spare = None;
+        }
         Ok(())
     }
 
-    /// Sends chunks that are in the file to the prover, as long as they are the next ones.
+    /// Sends the next chunks to the prover, as far as they are in the file.
     fn read_ahead(&mut self) {
         let depth = if self.version.is_complete() { AHEAD } else { AHEAD_OF_DOWNLOAD };
         let worth_a_thread = self.prover.is_some() || self.rest.len() > 1;
@@ -125,7 +131,7 @@ impl ChunkReader {
         }
     }
 
-    /// The chunk at `index`, if it was sent to the prover and found right.
+    /// The chunk at `index`, if it was sent to the prover and has its hash.
     fn proven(&mut self, index: usize) -> Option<Vec<u8>> {
         self.pending.front().filter(|pending| **pending == index)?;
         self.pending.pop_front();
@@ -137,14 +143,12 @@ impl ChunkReader {
         None
     }
 
-    /// The chunk at `index` from wherever it is to be had.
+    /// The chunk at `index`, from a download or the file.
     fn wait_for(&mut self, index: usize) -> io::Result<Bytes> {
         loop {
             let mut buffer = self.spare.take().unwrap_or_default();
-            match self.version.wait_for(index, self.demand)? {
-                Chunk::Recent(bytes) => {
-                    return Ok(Bytes::Shared(bytes));
-                }
+            match download::wait_for(&self.version, index, self.demand)? {
+                Chunk::Recent(bytes) => return Ok(Bytes::Shared(bytes)),
                 Chunk::Stored(expected) => {
                     if self.version.read_stored(index, &mut buffer) && digest(&buffer) == expected {
                         return Ok(Bytes::Own(buffer));
@@ -172,17 +176,13 @@ impl ChunkReader {
         if expected.is_some() {
             return Ok(());
         }
-        // An old upload: nothing is known of its chunks, but perhaps of the whole.
-        if self.whole.is_none() {
-            self.whole = Some(lock(&version.whole).clone());
-        }
-        let Some((seen, hasher)) = &mut self.whole else { return Ok(()) };
-        if *seen != index {
+        // The chunks of an old upload have no known hashes, but the whole may have one.
+        let prefix = self.prefix.get_or_insert_with(|| lock(&version.prefix).clone());
+        if prefix.chunks != index {
             return Err(io::Error::other("the download was not in order; load the model again"));
         }
-        hasher.update(buffer);
-        *seen += 1;
-        if *seen == version.count() && !version.has_whole_hash(hasher.clone()) {
+        prefix.add(buffer);
+        if prefix.chunks == version.count() && !version.has_whole_hash(prefix.hasher.clone()) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch));
         }
         Ok(())
@@ -190,7 +190,12 @@ impl ChunkReader {
 }
 
 impl Version {
-    /// Up to where nothing is stored from `index` on.
+    /// A reader of a range of the big part. An incomplete old upload has to be read as a whole.
+    pub fn read(self: &Arc<Self>, range: Range<u64>) -> ChunkReader {
+        ChunkReader::new(Arc::clone(self), range)
+    }
+
+    /// The end of the missing chunks that begin at `index`.
     fn missing_from(&self, index: usize, end: usize) -> usize {
         let state = self.state();
         (index + 1..end).find(|next| state.stored[*next]).unwrap_or(end)
@@ -221,7 +226,7 @@ impl Read for ChunkReader {
 
 impl Drop for ChunkReader {
     fn drop(&mut self) {
-        self.version.advance(self.demand, None);
+        self.version.withdraw(self.demand);
     }
 }
 
@@ -229,14 +234,14 @@ pub(super) fn digest(bytes: &[u8]) -> ChunkHash {
     Sha256::digest(bytes).into()
 }
 
-/// A thread that compares chunks with their hashes.
+/// A background thread that compares chunks with their hashes.
 struct Prover {
     send: Sender<(Vec<u8>, ChunkHash)>,
     receive: Receiver<(Vec<u8>, bool)>,
 }
 
 impl Prover {
-    /// None where there is no second core, or no thread to be had: the caller then hashes itself.
+    /// None without a second core, or if no thread can be started: the caller then hashes itself.
     fn start() -> Option<Self> {
         if !threads::has_second_core() {
             return None;
@@ -255,7 +260,7 @@ impl Prover {
         Some(Self { send, receive })
     }
 
-    /// False if the thread is gone, which only a panic ends.
+    /// False if the thread has panicked.
     fn send(&self, bytes: Vec<u8>, expected: ChunkHash) -> bool {
         self.send.send((bytes, expected)).is_ok()
     }

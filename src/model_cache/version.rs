@@ -1,7 +1,7 @@
-//! One version of a model: which of its chunks are on local storage, and the way to the others.
+//! One version of a model: which of its chunks are on local storage, and how to get the others.
 //!
-//! Every load that runs at the same time shares it. A chunk counts as stored when it was proven on its way into the file. That is
-//! a hint and no more: storage decays, so whoever reads a chunk back proves it again, and one that does not fit is fetched again.
+//! All loads that run at the same time share it. A chunk counts as stored when it was proven on its way into the file. That is
+//! only a hint, since storage decays: whoever reads a chunk back proves it again, and a damaged one is fetched again.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,32 +11,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
-use super::download;
 use super::entry::Entry;
-use super::reader::ChunkReader;
-use super::record::{OldObject, PartRecord, Record};
-use crate::cancellation::Cancellation;
+use super::record::{OldObject, Record};
 use crate::cdn_manager::BigObject;
-use crate::manifest::{ChunkHash, ChunkHashes, Manifest, ManifestKeys, Subject, chunk_size};
-use crate::metrics::{self, Stage};
-use crate::metrics::{REPORT_EVERY, report_transfer};
+use crate::manifest::{ChunkHash, Manifest, ManifestKeys, chunk_size};
+use crate::metrics::{self, REPORT_EVERY, Stage, report_transfer};
 use crate::security::{Hasher, SmallHash};
 use crate::threads::lock;
-
-/// How often a reader that waits looks whether its client has gone.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Opens a range of an object in the CDN.
 pub type OpenRange = Arc<dyn Fn(&BigObject, Range<u64>) -> Box<dyn Read + Send> + Send + Sync>;
 
-/// The way to the CDN.
+/// Access to the CDN.
 #[derive(Clone)]
 pub struct Remote {
     /// Opens a range of an object.
     pub open: OpenRange,
-    /// Over how many connections at once an object should be read.
+    /// The number of connections over which an object should be read.
     pub connections: Arc<dyn Fn() -> usize + Send + Sync>,
 }
 
@@ -44,7 +35,7 @@ pub struct Remote {
 pub enum Evidence {
     /// The uploader's manifest, with its text.
     Manifest(Manifest, String),
-    /// None: an old upload, as the CDN described it, and the length of its plaintext. This box makes a manifest while it
+    /// Nothing yet: an old upload, as the CDN described it, and the length of its plaintext. This box makes a manifest while it
     /// downloads the object.
     Old(BigObject, u64),
 }
@@ -69,82 +60,99 @@ pub struct Version {
     object: BigObject,
     pub(super) length: u64,
     pub(super) chunk: u64,
-    plain_length: u64,
-    small_length: Option<u64>,
+    pub(super) plain_length: u64,
+    pub(super) small_length: Option<u64>,
     pub(super) file: Option<Arc<File>>,
     remote: Mutex<Remote>,
     pub(super) keys: Arc<ManifestKeys>,
     state: Mutex<State>,
     changed: Condvar,
-    /// Of an old upload: the chunks that `Hasher` has seen.
-    pub(super) whole: Mutex<(usize, Hasher)>,
-    /// Somebody has been told that chunks cannot be written.
+    /// For an old upload.
+    pub(super) prefix: Mutex<Prefix>,
+    /// The log has a warning that chunks cannot be written.
     warned: AtomicBool,
     /// Keeps the lock on the model's versions alive.
     _siblings: Arc<Mutex<Versions>>,
 }
 
-/// What is known of a version.
+/// What has been hashed of an old upload, whose only recorded hash is the hash of the whole.
+#[derive(Clone, Default)]
+pub(super) struct Prefix {
+    /// The number of chunks that `hasher` has seen.
+    pub(super) chunks: usize,
+    pub(super) hasher: Hasher,
+}
+
+impl Prefix {
+    pub(super) fn add(&mut self, chunk: &[u8]) {
+        self.hasher.update(chunk);
+        self.chunks += 1;
+    }
+}
+
+/// What a version is made from.
 pub(super) struct Known {
+    pub(super) entry: Entry,
     pub(super) record: Record,
     /// None for an old upload that has not been downloaded to its end.
     pub(super) manifest: Option<Manifest>,
     pub(super) small_length: Option<u64>,
+    pub(super) keys: Arc<ManifestKeys>,
+    pub(super) siblings: Arc<Mutex<Versions>>,
 }
 
-/// Where the chunks of a version are.
+/// The file of a version.
 pub(super) struct Files {
     pub(super) file: Option<File>,
     pub(super) place: Place,
-    /// Which are there; none for none.
-    pub(super) stored: Option<Vec<bool>>,
+    /// Whether the file has all chunks, or none.
+    pub(super) is_whole: bool,
 }
 
 impl Files {
-    /// Those of a version that cannot be cached.
+    /// The version cannot be cached.
     pub(super) fn none() -> Self {
-        Self { file: None, place: Place::Nowhere, stored: None }
+        Self { file: None, place: Place::Nowhere, is_whole: false }
     }
-}
-
-/// A reader as downloads know it.
-#[derive(Clone, Copy)]
-pub(super) struct Demand {
-    /// The number of what it wants.
-    pub(super) number: u64,
-    /// Over how many connections its chunks should come.
-    pub(super) connections: usize,
 }
 
 /// Where the file of a version is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// A download that has not ended.
+    /// In an unfinished download.
     Part,
     /// In the cache under its final name.
     Big,
-    /// It cannot be written, or is gone. Readers fetch for themselves what is not stored.
+    /// It cannot be written, or is gone. Each reader fetches for itself what is not stored.
     Nowhere,
 }
 
+/// A reader as downloads see it.
+#[derive(Clone, Copy)]
+pub(super) struct Demand {
+    pub(super) number: u64,
+    /// The number of connections over which its chunks should come.
+    pub(super) connections: usize,
+}
+
 pub(super) struct State {
-    /// All of them, or of an old upload those that have come so far.
+    /// The hashes of all chunks; for an old upload, of the chunks downloaded so far.
     pub(super) hashes: Vec<ChunkHash>,
     /// Which chunks are in the file.
     pub(super) stored: Vec<bool>,
-    /// The chunk that has come last, for readers that wait for it: it was proven a moment ago.
+    /// The latest downloaded chunk, already proven, for readers that wait for it.
     pub(super) recent: Option<(usize, Arc<Vec<u8>>)>,
-    /// The chunks that each reader still wants, by its number.
+    /// The chunks that each reader still wants, by the reader's number.
     pub(super) demands: Vec<(u64, Range<usize>)>,
-    /// What each download is at, and how far it is to go, by its number.
+    /// The chunks that each download still has to fetch, by the download's number.
     pub(super) claims: Vec<(u64, Range<usize>)>,
-    pub(super) next_number: u64,
-    /// When the log last said how far it is.
-    pub(super) reported_at: Option<Instant>,
+    next_number: u64,
+    /// When the progress was last logged.
+    reported_at: Option<Instant>,
     /// Why the last download failed.
     pub(super) failure: Option<String>,
     pub(super) place: Place,
-    /// All chunks are there, and the file is getting its name.
+    /// All chunks are stored, and the file is being renamed.
     pub(super) finishing: bool,
 }
 
@@ -160,30 +168,17 @@ impl State {
     pub(super) fn is_wanted(&self, index: usize) -> bool {
         self.demands.iter().any(|(_, demand)| demand.contains(&index))
     }
-}
 
-/// A chunk that somebody waited for.
-pub(super) enum Chunk {
-    /// It has just come, and is proven.
-    Recent(Arc<Vec<u8>>),
-    /// It is in the file, and has to be compared with this.
-    Stored(ChunkHash),
-    /// It cannot be stored: whoever needs it fetches it. Compare it with this, if it is known.
-    Fetch(Option<ChunkHash>),
+    /// A number that no other reader or download has.
+    pub(super) fn new_number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
 }
 
 impl Version {
-    /// A version of which so much is known, in these files.
-    pub(super) fn new(
-        entry: Entry,
-        known: Known,
-        files: Files,
-        remote: Remote,
-        keys: Arc<ManifestKeys>,
-        siblings: Arc<Mutex<Versions>>,
-    ) -> Self {
-        let Known { record, manifest, small_length } = known;
-        let Files { file, place, stored } = files;
+    pub(super) fn new(known: Known, files: Files, remote: Remote) -> Self {
+        let Known { entry, record, manifest, small_length, keys, siblings } = known;
         let (length, plain_length) = match (&manifest, &record.old) {
             (Some(manifest), _) => (manifest.chunks.length, manifest.plain_length),
             (None, Some(old)) => (old.length, old.plain_length),
@@ -197,17 +192,16 @@ impl Version {
             None => proven,
         };
         let chunk = chunk_size(length);
-        let count = length.div_ceil(chunk) as usize;
         let state = State {
             hashes: manifest.map(|manifest| manifest.chunks.hashes).unwrap_or_default(),
-            stored: stored.unwrap_or_else(|| vec![false; count]),
+            stored: vec![files.is_whole; length.div_ceil(chunk) as usize],
             recent: None,
             demands: Vec::new(),
             claims: Vec::new(),
             next_number: 0,
             reported_at: None,
             failure: None,
-            place,
+            place: files.place,
             finishing: false,
         };
         Self {
@@ -218,41 +212,14 @@ impl Version {
             chunk,
             plain_length,
             small_length,
-            file: file.map(Arc::new),
+            file: files.file.map(Arc::new),
             remote: Mutex::new(remote),
             keys,
             state: Mutex::new(state),
             changed: Condvar::new(),
-            whole: Mutex::default(),
+            prefix: Mutex::default(),
             warned: AtomicBool::new(false),
             _siblings: siblings,
-        }
-    }
-
-    /// Takes up a download that was broken off. Of an old upload, whose chunks nothing is known of yet, what is there from the
-    /// beginning on is hashed.
-    pub(super) fn resume(&self, part: &PartRecord) {
-        let mut stored = part.stored(self.count());
-        if self.is_old() {
-            let mut whole = lock(&self.whole);
-            let (mut hashes, mut bytes) = (Vec::new(), Vec::new());
-            while stored.get(hashes.len()) == Some(&true) && self.read_stored(hashes.len(), &mut bytes) {
-                hashes.push(Sha256::digest(&bytes).into());
-                whole.1.update(&bytes);
-            }
-            stored.iter_mut().skip(hashes.len()).for_each(|stored| *stored = false);
-            if hashes.len() == self.count() && !self.has_whole_hash(whole.1.clone()) {
-                (hashes, *whole) = (Vec::new(), (0, Hasher::default()));
-                stored.fill(false);
-            }
-            whole.0 = hashes.len();
-            self.state().hashes = hashes;
-        }
-        let there = stored.iter().filter(|stored| **stored).count();
-        log::info!("{}: the download goes on, {there} of {} chunks are there", self.entry.big.display(), self.count());
-        self.state().stored = stored;
-        if self.is_complete() {
-            download::finish(self);
         }
     }
 
@@ -261,7 +228,7 @@ impl Version {
         self.record.small_sha256 == small
     }
 
-    /// Whether its file is where it is looked for. A load that comes when it is not tries to cache the model anew.
+    /// Whether its file still has its name. If not, the next load tries to cache the model anew.
     pub(super) fn is_there(&self) -> bool {
         match self.state().place {
             Place::Part => self.entry.part().exists(),
@@ -285,17 +252,17 @@ impl Version {
         self.plain_length
     }
 
-    /// Whether it is an old upload, which its uploader has proven nothing of.
+    /// Whether it is an old upload, without an uploader's manifest.
     pub fn is_old(&self) -> bool {
         self.record.old.is_some()
     }
 
-    /// Whether it is an old upload that nothing but its entity tag ties to its small part, and `object` has another one.
+    /// Whether it is an old upload, and `object` is another one under the same key.
     pub fn is_replaced_by(&self, object: &BigObject) -> bool {
         self.record.old.as_ref().is_some_and(|old| *old != OldObject::new(object, old.plain_length))
     }
 
-    /// Whether only the CDN can tell if it is still what belongs to its small part.
+    /// Whether only the CDN can tell if it still belongs to its small part.
     pub fn may_be_torn(&self) -> bool {
         self.record.old.as_ref().is_some_and(|old| old.small_sha256.is_none())
     }
@@ -305,30 +272,32 @@ impl Version {
         self.state().is_whole()
     }
 
-    /// Whether each chunk is proven for itself. An old upload is proven by the hash of all of it, and so when all of it was here.
+    /// Whether each chunk can be proven by itself. An old upload can only be proven as a whole, after it was downloaded.
     pub fn proves_ranges(&self) -> bool {
         self.record.old.is_none() || self.is_complete()
     }
 
-    /// A reader of a range of the big part, which gives out nothing that was not proven. Of an old upload that is not complete it
-    /// has to be the whole.
-    ///
-    /// # Errors
-    /// None so far; the reader's come later.
-    pub fn read(self: &Arc<Self>, range: Range<u64>) -> ChunkReader {
-        ChunkReader::new(Arc::clone(self), range)
+    /// Whether an old upload has the hash that the CDN recorded for it, if any.
+    pub(super) fn has_whole_hash(&self, seen: Hasher) -> bool {
+        let expected = self.record.old.as_ref().and_then(|old| old.sha256);
+        expected.is_none_or(|expected| seen.finish() == expected)
     }
 
-    /// The way to the CDN for whatever is still missing: the latest load's login is the best.
+    /// Replaces the access to the CDN: the latest load has the latest login.
     pub(super) fn set_remote(&self, remote: Remote) {
         *lock(&self.remote) = remote;
     }
 
-    pub(super) fn remote(&self) -> Remote {
+    fn remote(&self) -> Remote {
         lock(&self.remote).clone()
     }
 
-    /// Says in the log now and then how far a download is, over all its connections.
+    /// Opens a range of the object.
+    pub(super) fn open(&self, bytes: Range<u64>) -> Box<dyn Read + Send> {
+        (self.remote().open)(&self.object, bytes)
+    }
+
+    /// Logs the progress of a download now and then, over all its connections.
     pub(super) fn report(&self) {
         let done = {
             let mut state = self.state();
@@ -343,17 +312,22 @@ impl Version {
         report_transfer(Stage::Download, &of, done.min(self.length), Some(self.length));
     }
 
-    /// Opens a range of the object.
-    pub(super) fn open(&self, bytes: Range<u64>) -> Box<dyn Read + Send> {
-        (self.remote().open)(&self.object, bytes)
-    }
-
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
     pub(super) fn notify(&self) {
         self.changed.notify_all();
+    }
+
+    /// Waits for a [`notify`](Self::notify), at most this long.
+    pub(super) fn wait<'a>(&self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Waits until the file has been renamed, if it is about to be.
+    pub(super) fn wait_until_named(&self) {
+        drop(self.changed.wait_while(self.state(), |state| state.finishing));
     }
 
     pub(super) fn count(&self) -> usize {
@@ -366,70 +340,46 @@ impl Version {
         at(chunks.start)..at(chunks.end)
     }
 
-    /// Notes a new reader of these chunks.
+    /// Registers a reader of these chunks.
     pub(super) fn demand(&self, chunks: Range<usize>) -> Demand {
-        // The hash of all of an old upload needs its bytes in order. The question may reach the network, so no lock is held.
+        // The chunks of an old upload must come in order, to be hashed. `connections` may ask the CDN, so no lock is held.
         let connections = if self.is_old() || self.is_complete() { 1 } else { (self.remote().connections)() };
         let mut state = self.state();
-        // A new try.
+        // A new reader is a new try.
         state.failure = None;
-        state.next_number += 1;
-        let number = state.next_number;
+        let number = state.new_number();
         state.demands.push((number, chunks));
         Demand { number, connections }
     }
 
-    /// The reader wants no chunk before `next` any more; nor any if there is none.
-    pub(super) fn advance(&self, Demand { number, .. }: Demand, next: Option<usize>) {
+    /// The reader wants no chunk before `next` any more.
+    pub(super) fn advance(&self, demand: Demand, next: usize) {
         let mut state = self.state();
-        match next {
-            Some(next) => {
-                if let Some((_, demand)) = state.demands.iter_mut().find(|(demand, _)| *demand == number) {
-                    demand.start = next;
-                }
-            }
-            None => state.demands.retain(|(demand, _)| *demand != number),
+        if let Some((_, wanted)) = state.demands.iter_mut().find(|(number, _)| *number == demand.number) {
+            wanted.start = next;
         }
     }
 
-    /// Whether the chunk is in the file, and if so what to compare it with.
+    /// The reader is gone.
+    pub(super) fn withdraw(&self, demand: Demand) {
+        self.state().demands.retain(|(number, _)| *number != demand.number);
+    }
+
+    /// The hash to compare the chunk with, if it is in the file.
     pub(super) fn stored(&self, index: usize) -> Option<ChunkHash> {
         let state = self.state();
         if state.stored[index] { state.hashes.get(index).copied() } else { None }
     }
 
-    /// Waits for a chunk, and sees to it that somebody brings it.
-    pub(super) fn wait_for(self: &Arc<Self>, index: usize, demand: Demand) -> io::Result<Chunk> {
-        let mut state = self.state();
-        loop {
-            if let Some((_, bytes)) = state.recent.as_ref().filter(|(recent, _)| *recent == index) {
-                return Ok(Chunk::Recent(Arc::clone(bytes)));
-            }
-            if let (true, Some(hash)) = (state.stored[index], state.hashes.get(index)) {
-                return Ok(Chunk::Stored(*hash));
-            }
-            if state.place == Place::Nowhere {
-                return Ok(Chunk::Fetch(state.hashes.get(index).copied()));
-            }
-            if !download::is_coming(&state, index) {
-                if let Some(reason) = &state.failure {
-                    return Err(io::Error::other(reason.clone()));
-                }
-                download::start(self, &mut state, index, demand)?;
-            }
-            Cancellation::check()?;
-            state = self.changed.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Reads a chunk from the file into `buffer`, which gets its length. Any failure of the disk makes it a bad one.
+    /// Reads a chunk from the file into `buffer`, and sets its length. False if the disk fails; the chunk is then as good as
+    /// damaged.
     pub(super) fn read_stored(&self, index: usize, buffer: &mut Vec<u8>) -> bool {
         let bytes = self.bytes_of(index..index + 1);
         buffer.resize((bytes.end - bytes.start) as usize, 0);
         self.file.as_ref().is_some_and(|file| file.read_exact_at(buffer, bytes.start).is_ok())
     }
 
-    /// A chunk in the file is not what it was: it has to be fetched again.
+    /// Marks a chunk in the file as damaged, so that it is fetched again.
     pub(super) fn mark_bad(&self, index: usize) {
         let mut state = self.state();
         if std::mem::replace(&mut state.stored[index], false) {
@@ -439,12 +389,9 @@ impl Version {
         }
     }
 
-    /// Chunks cannot be written any more. Loads go on without the cache.
+    /// Stops writing chunks after an error. Loads go on without the cache.
     pub(super) fn end_caching(&self, error: &io::Error) {
-        let place = {
-            let mut state = self.state();
-            std::mem::replace(&mut state.place, Place::Nowhere)
-        };
+        let place = std::mem::replace(&mut self.state().place, Place::Nowhere);
         if !self.warned.swap(true, Ordering::Relaxed) {
             log::warn!("{} is loaded without the cache: {error}", self.entry.big.display());
         }
@@ -452,21 +399,5 @@ impl Version {
             self.entry.discard_part();
         }
         self.notify();
-    }
-
-    /// The manifest that this box makes of an old upload when all of it is here.
-    pub(super) fn complete_record(&self) -> io::Result<Record> {
-        let Some(_) = &self.record.old else { return Ok(self.record.clone()) };
-        let hashes = self.state().hashes.clone();
-        let (model, small) = (&self.entry.model, self.record.small_sha256);
-        let subject = Subject { model, small, small_length: self.small_length };
-        let chunks = ChunkHashes { length: self.length, chunk: self.chunk, hashes };
-        let manifest = Manifest { chunks, plain_length: self.plain_length };
-        Ok(Record { manifest: Some(self.keys.sign_own(subject, &manifest)?), ..self.record.clone() })
-    }
-
-    /// Waits while the file is getting its name.
-    pub(super) fn wait_until_named(&self) {
-        drop(self.changed.wait_while(self.state(), |state| state.finishing));
     }
 }

@@ -82,7 +82,7 @@ fn a_model_that_was_loaded_is_loaded_again_without_the_api_also_after_a_restart(
     assert_eq!(world.service.get("/status").json()["authenticated"], true);
     world.loads("warm.bin", &warm);
     world.loads("cold.bin", &cold);
-    world.refuses("never-loaded.bin", "nothing is kept");
+    world.refuses("never-loaded.bin", "nothing is stored");
     assert!(world.service.log_text().contains("is loaded offline"));
 
     // As soon as it is there, the API is asked again, with the credentials of the login.
@@ -148,7 +148,7 @@ fn what_is_too_old_is_deleted() {
     world.shift(&world.kept("young.bin"), &["fetched"], -DAY);
     world.service.restart();
     assert!(!world.kept("young.bin").exists());
-    world.login_refused(PASSWORD, "nothing is kept");
+    world.login_refused(PASSWORD, "nothing is stored");
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn setting_the_clock_back_does_not_lengthen_it() {
     world.loads("m.bin", &bytes);
     // A part from the future is of another clock.
     world.shift(&world.kept("m.bin"), &["fetched"], 1000);
-    world.refuses("m.bin", "nothing is kept");
+    world.refuses("m.bin", "nothing is stored");
     assert!(!world.kept("m.bin").exists());
     // Without the clock's record no age is known; and once the API has answered, a wrong clock counts no more.
     world.api.up();
@@ -174,7 +174,7 @@ fn setting_the_clock_back_does_not_lengthen_it() {
     world.api.down();
     world.loads("m.bin", &bytes);
     fs::remove_file(world.clock()).unwrap();
-    world.refuses("m.bin", "nothing is kept");
+    world.refuses("m.bin", "nothing is stored");
     assert!(!world.kept("m.bin").exists());
 }
 
@@ -189,7 +189,7 @@ fn who_is_refused_by_the_api_is_refused_and_the_kept_part_is_deleted() {
         world.api.clear_faults();
         assert!(!world.kept("m.bin").exists(), "{status}");
         world.api.down();
-        world.refuses("m.bin", "nothing is kept");
+        world.refuses("m.bin", "nothing is stored");
         world.api.up();
         world.loads("m.bin", &bytes);
     }
@@ -217,7 +217,7 @@ fn credentials_that_the_api_refuses_open_nothing_later() {
     assert!(!world.kept("m.bin").exists());
     world.api.down();
     world.service.restart();
-    world.login_refused(PASSWORD, "nothing is kept");
+    world.login_refused(PASSWORD, "nothing is stored");
     world.api.up();
     assert_eq!(world.service.login_as(EMAIL, "new password").status, 200);
     world.loads("m.bin", &bytes);

@@ -103,7 +103,7 @@ fn garbled_bytes_break_the_load_and_are_not_kept() {
     proxy.clear_faults();
     proxy.fault_on(Purpose::Whole, ".big", Fault::CorruptByteAt(1000), Some(1));
     world.loads("m.bin", &bytes);
-    assert!(world.service.log_text().contains("came from the CDN with another hash"));
+    assert!(world.service.log_text().contains("arrived from the CDN with the wrong hash"));
 }
 
 /// The plain key of an old uploader is the one that changes its object.
