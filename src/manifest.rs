@@ -1,10 +1,11 @@
-//! The manifest of a big part: the hash of each of its chunks, signed, so that every byte of a model is proven before
-//! anybody gets it (SPEC section 5).
+//! The manifest of a big part: the signed hashes of its chunks, with which every byte of a model is proven before anybody gets
+//! it (SPEC section 5).
 //!
-//! It is text of one or two lines, each a compact JWS over the same payload. `jwt-simple` makes and checks the signatures;
-//! what the payload must say is checked here.
+//! It is a text of one or two lines, each a compact JWS over the same payload. `jwt-simple` makes and checks the signatures;
+//! the payload is checked here.
 
 mod chunks;
+mod key_files;
 mod keys;
 
 use std::fmt;
@@ -16,7 +17,8 @@ use crate::names::ModelName;
 use crate::security::{SmallHash, split_point};
 
 pub use self::chunks::{ChunkHasher, ChunkHashes, MAX_BIG_PART, MAX_CHUNKS, chunk_size};
-pub use self::keys::{Keygen, ManifestKeys};
+pub use self::key_files::Keygen;
+pub use self::keys::ManifestKeys;
 
 /// The longest manifest that is read. Two lines with 4,096 hashes have 480 KiB.
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
@@ -24,7 +26,7 @@ pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// SHA-256 of a chunk.
 pub type ChunkHash = [u8; 32];
 
-/// The upload that a manifest has to be of.
+/// The upload that a manifest has to describe.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The model.
@@ -35,7 +37,7 @@ pub struct Subject<'a> {
     pub small_length: Option<u64>,
 }
 
-/// What a manifest says of a big part.
+/// The content of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     /// The big part, chunk by chunk.
@@ -44,20 +46,20 @@ pub struct Manifest {
     pub plain_length: u64,
 }
 
-/// Why a manifest is refused. Each is one sentence that goes on from "the manifest of models/m.bin".
+/// Why a manifest is refused. The text of each follows "the manifest of models/m.bin".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ManifestError {
     /// Longer than any manifest can be.
     TooLong,
-    /// Line one does not have the signature that this installation's salt makes.
+    /// Line one was not signed with this installation's salt.
     Forged,
     /// `TRUSTED_KEYS_PATH` is set and there is no line two.
     Unsigned,
-    /// No key of `TRUSTED_KEYS_PATH` made the signature in line two.
+    /// Line two was not signed with a key in `TRUSTED_KEYS_PATH`.
     Untrusted,
-    /// Signed, but not of the version that was asked for: this field is of another.
+    /// Signed, but this field is of another version than the requested one.
     OtherUpload(&'static str),
-    /// Signed, but what it says cannot be: this field.
+    /// Signed, but this field is impossible.
     Malformed(&'static str),
 }
 
@@ -67,7 +69,7 @@ impl fmt::Display for ManifestError {
             Self::TooLong => write!(f, "has more than {MAX_MANIFEST_BYTES} bytes; upload the model again"),
             Self::Forged => f.write_str(
                 "was not made with this box's RESOURCE_KEY_SALT: the salt is wrong, or somebody has changed the manifest; \
-                 check the salt, else upload the model again",
+                 check the salt, otherwise upload the model again",
             ),
             Self::Unsigned => f.write_str(
                 "has no signature by a signing key, which TRUSTED_KEYS_PATH demands; \
@@ -78,7 +80,7 @@ impl fmt::Display for ManifestError {
                  add the key, or upload the model again with a trusted one",
             ),
             Self::OtherUpload(field) => {
-                write!(f, "is of another upload, its {field} is not the one asked for; upload the model again")
+                write!(f, "is of another upload, its {field} is not the requested one; upload the model again")
             }
             Self::Malformed(field) => write!(f, "cannot be used, its {field} is not valid; upload the model again"),
         }
@@ -111,12 +113,12 @@ impl Payload {
             big_length: chunks.length,
             plain_length: manifest.plain_length,
             chunk: chunks.chunk,
-            // Encoding fails for lengths only that no memory holds.
+            // Encoding fails only for lengths that no memory holds.
             sha256: Base64UrlSafeNoPadding::encode_to_string(chunks.hashes.as_flattened()).unwrap_or_default(),
         }
     }
 
-    /// Checks every field against what was asked for and against the others.
+    /// Checks every field against the request and against the others.
     fn check(self, subject: Subject<'_>) -> Result<Manifest, ManifestError> {
         use ManifestError::{Malformed, OtherUpload};
         if self.v != 1 {
@@ -140,7 +142,7 @@ impl Payload {
         if self.chunk != chunk_size(self.big_length) {
             return Err(Malformed("chunk"));
         }
-        // At most 4,096, by the choice of the chunk.
+        // At most 4,096, because of the length of a chunk.
         let count = self.big_length.div_ceil(self.chunk) as usize;
         let mut hashes = vec![[0; 32]; count];
         if self.sha256.len() != (count * 32 * 4).div_ceil(3) {
@@ -155,7 +157,7 @@ impl Payload {
     }
 }
 
-/// The length of `initialization vector || AES-256-CBC with PKCS#7` of so many bytes.
+/// The length of so many bytes after encryption: initialization vector, AES-256-CBC with PKCS#7 padding.
 fn encrypted_length(plain_length: u64) -> Option<u64> {
     (plain_length / 16).checked_add(2)?.checked_mul(16)
 }

@@ -18,6 +18,7 @@ mod download;
 mod durable;
 mod entry;
 mod offline_parts;
+mod old_upload;
 mod reader;
 mod record;
 mod spool;
@@ -30,7 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use self::catalog::Catalog;
-use self::record::{OldObject, PartRecord, Record};
+use self::old_upload::OldObject;
+use self::record::{PartRecord, Record};
 use self::version::{Files, Known, Place, Versions};
 use crate::keyed_lock::KeyedLock;
 use crate::manifest::{Manifest, ManifestKeys, Subject};

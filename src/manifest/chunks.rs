@@ -1,17 +1,17 @@
-//! Chunks and their hashes.
+//! The chunks of a big part and their hashes.
 
 use sha2::{Digest, Sha256};
 
 use super::ChunkHash;
 use crate::security::Absorb;
 
-/// The most chunks that a big part has.
+/// The most chunks that a big part can have.
 pub const MAX_CHUNKS: u64 = 4096;
 
-/// The length of a chunk of any but the longest big parts.
+/// The length of a chunk in all but very long big parts.
 const SMALLEST_CHUNK: u64 = 1 << 20;
 
-/// The longest big part: whoever names a longer one wants memory for its chunks.
+/// The longest big part. A manifest or CDN that claims a longer one must not make this program reserve memory for it.
 pub const MAX_BIG_PART: u64 = 256 << 30;
 
 /// The length of the chunks of a big part: 1 MiB, doubled until at most [`MAX_CHUNKS`] are enough.
@@ -23,7 +23,7 @@ pub fn chunk_size(length: u64) -> u64 {
     chunk
 }
 
-/// The chunks of a big part.
+/// The chunk hashes of a big part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkHashes {
     /// Length of the big part in bytes.
@@ -34,14 +34,15 @@ pub struct ChunkHashes {
     pub hashes: Vec<ChunkHash>,
 }
 
-/// Hashes a stream chunk by chunk, although the length of a chunk depends on that of the stream, which is known at its end.
+/// Hashes a stream chunk by chunk, although the length of a chunk depends on the length of the stream, which is known only at
+/// its end.
 ///
-/// The hash of a chunk cannot be made of the hashes of its halves. So every length of a chunk that is still possible is hashed
-/// at once. A stream whose length is nearly known, from a `Content-Length`, has one; only one that can have any length up to
-/// 16 GiB has three, and the smallest of them ends when the stream has outgrown it.
+/// The hash of a chunk cannot be computed from the hashes of its halves, so all chunk lengths that are still possible are
+/// hashed in parallel. If a `Content-Length` nearly tells the length of the stream, there is only one. A stream of up to 16 GiB
+/// has three, and the smallest is dropped when the stream has outgrown it.
 #[derive(Clone)]
 pub struct ChunkHasher {
-    /// By the length of the chunk.
+    /// In order of the chunk length.
     levels: Vec<Level>,
     length: u64,
 }
@@ -51,12 +52,12 @@ struct Level {
     chunk: u64,
     hashes: Vec<ChunkHash>,
     running: Sha256,
-    /// Bytes in `running`.
+    /// The number of bytes in `running`.
     filled: u64,
 }
 
 impl ChunkHasher {
-    /// For a stream that will have at least `shortest` bytes and at most `longest`.
+    /// For a stream of at least `shortest` and at most `longest` bytes.
     pub fn new(shortest: u64, longest: u64) -> Self {
         let longest = longest.min(MAX_BIG_PART);
         let (mut chunk, largest) = (chunk_size(shortest.min(longest)), chunk_size(longest));
@@ -68,7 +69,7 @@ impl ChunkHasher {
         Self { levels, length: 0 }
     }
 
-    /// The hashes of all bytes; none if there were more or fewer of them than announced.
+    /// The hashes of all bytes; none if their number is not in the announced range.
     pub fn finish(self) -> Option<ChunkHashes> {
         let chunk = chunk_size(self.length);
         let mut level = self.levels.into_iter().find(|level| level.chunk == chunk)?;
@@ -82,7 +83,7 @@ impl ChunkHasher {
 impl Absorb for ChunkHasher {
     fn absorb(&mut self, bytes: &[u8]) {
         self.length += bytes.len() as u64;
-        // What is outgrown is not needed any more, whatever comes.
+        // The stream can no longer be so short.
         self.levels.retain(|level| level.chunk.saturating_mul(MAX_CHUNKS) >= self.length);
         self.levels.iter_mut().for_each(|level| level.absorb(bytes));
     }
@@ -126,12 +127,12 @@ mod tests {
         ] {
             assert_eq!(chunk_size(length), chunk, "{length}");
         }
-        // An absurd length ends, and overflows nothing.
+        // An absurd length does not overflow.
         assert_eq!(chunk_size(u64::MAX).trailing_zeros(), 52);
     }
 
     #[test]
-    fn the_hashes_are_those_of_the_chunks_whatever_portions_come() {
+    fn the_hashes_do_not_depend_on_the_portions_that_are_written() {
         for length in [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 7] {
             let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
             let expected: Vec<ChunkHash> =
@@ -144,9 +145,9 @@ mod tests {
         }
     }
 
-    /// Long streams, of which nothing but the count of chunks is looked at: a level of one byte a chunk stands for one of a MiB.
+    /// Only the number of chunks matters for long streams, so chunks of one byte stand for chunks of a MiB.
     #[test]
-    fn levels_that_are_outgrown_go_and_the_next_has_seen_everything() {
+    fn an_outgrown_level_is_dropped_and_the_next_has_seen_everything() {
         let level = |chunk| Level { chunk, hashes: Vec::new(), running: Sha256::new(), filled: 0 };
         let mut hasher = ChunkHasher { levels: vec![level(1), level(2), level(4)], length: 0 };
         let bytes: Vec<u8> = (0..4096 * 2 + 1).map(|i| (i % 251) as u8).collect();
@@ -157,11 +158,11 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_is_known_costs_one_hash() {
+    fn a_known_length_needs_one_hash() {
         assert_eq!(ChunkHasher::new(5_000 * MIB, 5_001 * MIB).levels.len(), 1);
         assert_eq!(ChunkHasher::new(0, 16_384 * MIB).levels.len(), 3);
         assert_eq!(ChunkHasher::new(0, u64::MAX).levels.len(), 7);
-        // More than was announced is found out, not mislabelled.
+        // A stream of another length than announced has no hashes.
         let mut hasher = ChunkHasher::new(5_000 * MIB, 5_001 * MIB);
         hasher.absorb(b"much less");
         assert_eq!(hasher.finish(), None);

@@ -1,8 +1,7 @@
 //! The keys that manifests are signed and checked with.
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use jwt_simple::prelude::{
     Duration, Ed25519KeyPair, Ed25519PublicKey, EdDSAKeyPairLike, EdDSAPublicKeyLike, HS256Key, JWTClaims, MACLike,
@@ -11,19 +10,16 @@ use jwt_simple::prelude::{
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use super::key_files::{signing_key, trusted_keys};
 use super::{MAX_MANIFEST_BYTES, Manifest, ManifestError, Payload, Subject};
 use crate::security::{Salts, resource_key};
-use crate::storage::open_private;
 
-/// The largest file of keys that is read: a key has about 120 bytes.
-const MAX_KEY_FILE: u64 = 64 * 1024;
-
-/// What signs a manifest and what a manifest has to be signed by.
+/// The keys that sign manifests, and those that a manifest has to be signed with.
 pub struct ManifestKeys {
-    /// Every box of the installation has it, the CDN has not.
+    /// Known to every box of the installation, but not to the CDN.
     installation: HS256Key,
-    /// For the manifests that this box makes of old uploads. They prove nothing to other boxes, so the key is another:
-    /// nobody can pass one off as an uploader's.
+    /// For the manifests that this box makes of old uploads. The key is a different one, so that none of them can pass as an
+    /// uploader's.
     own: HS256Key,
     /// `SIGNING_KEY_PATH`.
     signing: Option<Ed25519KeyPair>,
@@ -40,10 +36,8 @@ impl std::fmt::Debug for ManifestKeys {
 }
 
 impl ManifestKeys {
-    /// The keys of this installation, and those in the files that the configuration names.
-    ///
-    /// # Errors
-    /// One line that names the variable whose file cannot be used.
+    /// The keys of this installation, and those in the configured files. An error is one line that names the variable whose file
+    /// cannot be used.
     pub fn new(
         salts: &Salts,
         signing_key_path: Option<&Path>,
@@ -63,15 +57,12 @@ impl ManifestKeys {
         })
     }
 
-    /// Whether uploads that prove nothing are refused: by `REQUIRE_MANIFEST`, or since they cannot have a trusted signature.
+    /// Whether old uploads are refused: because of `REQUIRE_MANIFEST`, or because they cannot have a trusted signature.
     pub fn are_required(&self) -> bool {
         self.required || self.trusted.is_some()
     }
 
-    /// The manifest of an upload, as text.
-    ///
-    /// # Errors
-    /// Those of the signature library, which there are none of here.
+    /// The text of an upload's manifest.
     pub fn sign(&self, subject: Subject<'_>, manifest: &Manifest) -> io::Result<String> {
         let claims = claims(Payload::new(subject, manifest));
         let mut text = self.installation.authenticate(claims.clone()).map_err(io::Error::other)?;
@@ -83,10 +74,7 @@ impl ManifestKeys {
         Ok(text)
     }
 
-    /// Reads the manifest of an upload.
-    ///
-    /// # Errors
-    /// See [`ManifestError`].
+    /// Reads an upload's manifest.
     pub fn verify(&self, text: &str, subject: Subject<'_>) -> Result<Manifest, ManifestError> {
         if text.len() as u64 > MAX_MANIFEST_BYTES {
             return Err(ManifestError::TooLong);
@@ -96,7 +84,7 @@ impl ManifestKeys {
         if lines.next().is_some() {
             return Err(ManifestError::Malformed("number of lines"));
         }
-        // Checked in any case: without the right salt nothing decrypts, and that is better known now.
+        // Checked in any case: with the wrong salt nothing decrypts, and this error says so.
         let of_installation = payload(self.installation.verify_token(first, Some(options())))?;
         let Some(trusted) = &self.trusted else { return of_installation.check(subject) };
         let second = second.filter(|line| !line.is_empty()).ok_or(ManifestError::Unsigned)?;
@@ -111,20 +99,14 @@ impl ManifestKeys {
         verdict
     }
 
-    /// The manifest that this box makes of an old upload, for its own cache.
-    ///
-    /// # Errors
-    /// As [`sign`](Self::sign).
+    /// The text of a manifest that this box makes of an old upload, for its own cache.
     pub fn sign_own(&self, subject: Subject<'_>, manifest: &Manifest) -> io::Result<String> {
         let mut text = self.own.authenticate(claims(Payload::new(subject, manifest))).map_err(io::Error::other)?;
         text.push('\n');
         Ok(text)
     }
 
-    /// Reads a manifest that this box has made.
-    ///
-    /// # Errors
-    /// See [`ManifestError`].
+    /// Reads a manifest that this box made.
     pub fn verify_own(&self, text: &str, subject: Subject<'_>) -> Result<Manifest, ManifestError> {
         payload(self.own.verify_token(text.trim_end(), Some(options())))?.check(subject)
     }
@@ -145,7 +127,7 @@ fn claims(payload: Payload) -> JWTClaims<Payload> {
     }
 }
 
-/// No claim about time counts, so the time is one at which nothing has expired.
+/// Claims about time are ignored: at this artificial time nothing has expired.
 fn options() -> VerificationOptions {
     VerificationOptions {
         accept_future: true,
@@ -156,7 +138,7 @@ fn options() -> VerificationOptions {
     }
 }
 
-/// Tells a signature that is wrong from a payload that is.
+/// The payload of a verified line. Distinguishes a wrong signature from a malformed payload.
 fn payload(verified: Result<JWTClaims<Payload>, jwt_simple::Error>) -> Result<Payload, ManifestError> {
     verified.map(|claims| claims.custom).map_err(|error| match error.downcast_ref::<serde_json::Error>() {
         Some(_) => ManifestError::Malformed("payload"),
@@ -164,94 +146,12 @@ fn payload(verified: Result<JWTClaims<Payload>, jwt_simple::Error>) -> Result<Pa
     })
 }
 
-fn read(variable: &str, path: &Path) -> Result<Zeroizing<String>, String> {
-    use io::Read;
-    let mut pem = Zeroizing::new(String::new());
-    fs::File::open(path)
-        .and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut pem))
-        .map_err(|error| format!("{variable} names {}, which cannot be read: {error}", path.display()))?;
-    Ok(pem)
-}
-
-fn signing_key(path: &Path) -> Result<Ed25519KeyPair, String> {
-    let pem = read("SIGNING_KEY_PATH", path)?;
-    Ed25519KeyPair::from_pem(&pem).map_err(|_| {
-        format!(
-            "SIGNING_KEY_PATH names {}, which holds no Ed25519 private key in PEM form; loader keygen makes one",
-            path.display()
-        )
-    })
-}
-
-/// One or more public keys, so that an old key and its successor are trusted together for a time.
-fn trusted_keys(path: &Path) -> Result<Vec<Ed25519PublicKey>, String> {
-    const END: &str = "-----END PUBLIC KEY-----";
-    let unusable = |what: &str| format!("TRUSTED_KEYS_PATH names {}, which {what}", path.display());
-    let pem = read("TRUSTED_KEYS_PATH", path)?;
-    if pem.contains("PRIVATE KEY") {
-        return Err(unusable("holds a private key; put public keys on boxes only"));
-    }
-    let mut keys = Vec::new();
-    let mut rest = pem.as_str();
-    while let Some(end) = rest.find(END) {
-        let (key, after) = rest.split_at(end + END.len());
-        let key = key.find("-----BEGIN").map_or(key, |begin| &key[begin..]);
-        keys.push(Ed25519PublicKey::from_pem(key).map_err(|_| {
-            unusable(&format!("holds something else than an Ed25519 public key in place {}", keys.len() + 1))
-        })?);
-        rest = after;
-    }
-    if keys.is_empty() {
-        Err(unusable("holds no Ed25519 public key in PEM form; loader keygen makes one"))
-    } else {
-        Ok(keys)
-    }
-}
-
-const END_PRIVATE: &str = "-----END PRIVATE KEY-----";
-
-/// The files that [`Keygen::write`] has made.
-#[derive(Debug)]
-pub struct Keygen {
-    /// For `SIGNING_KEY_PATH`, on the machine that uploads.
-    pub private: PathBuf,
-    /// For `TRUSTED_KEYS_PATH`, on the boxes.
-    pub public: PathBuf,
-}
-
-impl Keygen {
-    /// Makes a key pair in `directory`. It replaces no file.
-    ///
-    /// # Errors
-    /// A sentence that names the file that is there already or cannot be written.
-    pub fn write(directory: &Path) -> Result<Self, String> {
-        let files = Self { private: directory.join("signing-key.pem"), public: directory.join("trusted-keys.pem") };
-        for path in [&files.private, &files.public] {
-            if path.symlink_metadata().is_ok() {
-                return Err(format!("{} is there already and is not replaced; name another directory", path.display()));
-            }
-        }
-        let pair = Ed25519KeyPair::generate();
-        let write = |path: &Path, pem: &str| {
-            open_private(path, true)
-                .and_then(|mut file| file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()))
-                .map_err(|error| format!("{} cannot be written: {error}", path.display()))
-        };
-        crate::storage::create_dir(directory)
-            .map_err(|error| format!("{} cannot be created: {error}", directory.display()))?;
-        // The library writes both keys into one text, of which other programs take the wrong one.
-        let both = Zeroizing::new(pair.to_pem());
-        let private = both.find(END_PRIVATE).map_or("", |end| &both[..end + END_PRIVATE.len()]);
-        write(&files.private, &Zeroizing::new(format!("{private}\n")))?;
-        write(&files.public, &format!("{}\n", pair.public_key().to_pem().trim_end()))?;
-        Ok(files)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::manifest::{ChunkHasher, ManifestError};
+    use crate::manifest::{ChunkHasher, Keygen, ManifestError};
     use crate::names::ModelName;
     use crate::secret::Secret;
     use crate::security::{Absorb, SmallHash};
@@ -279,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_signed_is_read_and_what_was_changed_is_not() {
+    fn a_signed_manifest_is_accepted_and_a_changed_one_is_not() {
         let (keys_here, manifest, m_bin) = (keys("salt", None, None).unwrap(), manifest(), model("models", "m.bin"));
         let text = keys_here.sign(subject(&m_bin), &manifest).unwrap();
         assert_eq!(keys_here.verify(&text, subject(&m_bin)), Ok(manifest.clone()));
@@ -309,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_contradicts_itself_is_refused_although_it_is_signed() {
+    fn a_signed_payload_that_contradicts_itself_is_refused() {
         let (keys, manifest, model) = (keys("salt", None, None).unwrap(), manifest(), model("models", "m.bin"));
         let sign = |change: &dyn Fn(&mut Payload)| {
             let mut payload = Payload::new(subject(&model), &manifest);
@@ -335,7 +235,7 @@ mod tests {
             let refused = keys.verify(&sign(change), subject(&model));
             assert_eq!(refused, Err(ManifestError::Malformed(field)));
         }
-        // Lengths that fit each other ask for no memory that the text does not fill.
+        // Lengths that fit each other reserve no memory before the text proves to be as long.
         let huge = sign(&|payload| {
             payload.plain_length = (1 << 38) - 1;
             payload.big_length = (1 << 38) + 16 - 3072;
@@ -351,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn trusted_keys_accept_what_one_of_them_signed_and_nothing_else() {
+    fn trusted_keys_accept_only_what_one_of_them_signed() {
         let dir = tempfile::tempdir().unwrap();
         let pairs: Vec<Keygen> = ["a", "b", "c"].map(|name| Keygen::write(&dir.path().join(name)).unwrap()).into();
         assert!(Keygen::write(&dir.path().join("a")).unwrap_err().contains("not replaced"));
@@ -374,34 +274,17 @@ mod tests {
         assert_eq!(reader.verify(first, subject(&model)), Err(ManifestError::Unsigned));
         assert!(reader.verify(second, subject(&model)).is_err());
         assert_eq!(reader.verify(&format!("{first}\n{first}"), subject(&model)), Err(ManifestError::Untrusted));
-        // Who does not ask for line two does not read it.
+        // Without TRUSTED_KEYS_PATH line two is not read.
         assert!(keys("salt", None, None).unwrap().verify(&format!("{first}\nanything"), subject(&model)).is_ok());
     }
 
     #[test]
-    fn the_manifest_that_a_box_makes_is_no_uploaders() {
+    fn a_manifest_that_a_box_made_does_not_pass_as_an_uploaders() {
         let (keys, manifest, model) = (keys("salt", None, None).unwrap(), manifest(), model("models", "m.bin"));
         let own = keys.sign_own(subject(&model), &manifest).unwrap();
         assert_eq!(keys.verify_own(&own, subject(&model)), Ok(manifest.clone()));
         assert_eq!(keys.verify(&own, subject(&model)), Err(ManifestError::Forged));
         let real = keys.sign(subject(&model), &manifest).unwrap();
         assert_eq!(keys.verify_own(&real, subject(&model)), Err(ManifestError::Forged));
-    }
-
-    #[test]
-    fn files_that_hold_no_key_are_named_with_their_variable() {
-        let dir = tempfile::tempdir().unwrap();
-        let pair = Keygen::write(dir.path()).unwrap();
-        let nothing = dir.path().join("nothing.pem");
-        fs::write(&nothing, "no key").unwrap();
-        for (signing, trusted, expected) in [
-            (Some(&nothing), None, "SIGNING_KEY_PATH"),
-            (Some(&pair.public), None, "SIGNING_KEY_PATH"),
-            (None, Some(&nothing), "TRUSTED_KEYS_PATH"),
-            (None, Some(&pair.private), "public keys on boxes only"),
-        ] {
-            let error = keys("salt", signing.map(PathBuf::as_path), trusted.map(PathBuf::as_path)).unwrap_err();
-            assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
-        }
     }
 }

@@ -228,7 +228,7 @@ impl Download {
             let seen = prefix.clone();
             drop(prefix);
             // No reader has the last chunk yet, so none has a complete wrong model.
-            if seen.chunks == version.count() && !version.has_whole_hash(seen.hasher) {
+            if version.is_refuted_by(&seen) {
                 version.entry.discard_part();
                 version.state().place = Place::Nowhere;
                 return Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch));

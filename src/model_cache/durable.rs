@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use super::old_upload::Prefix;
 use super::record::{PartRecord, Record};
-use super::version::{Place, Prefix, Version};
+use super::version::{Place, Version};
 use crate::manifest::{ChunkHashes, Manifest, Subject};
 use crate::storage::{DiskSync, rename_durably};
 use crate::threads::lock;
@@ -145,7 +146,7 @@ fn hash_again(version: &Version, stored: &mut [bool]) {
         hashes.push(Sha256::digest(&bytes).into());
         prefix.add(&bytes);
     }
-    if hashes.len() == version.count() && !version.has_whole_hash(prefix.hasher.clone()) {
+    if version.is_refuted_by(&prefix) {
         (hashes, *prefix) = (Vec::new(), Prefix::default());
     }
     stored[hashes.len()..].fill(false);

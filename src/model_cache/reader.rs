@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 
 use super::chunk_stream::ChunkStream;
 use super::download::{self, Chunk};
-use super::version::{Demand, Prefix, Version};
+use super::old_upload::Prefix;
+use super::version::{Demand, Version};
 use crate::manifest::ChunkHash;
 use crate::security::HashMismatch;
 use crate::threads::{self, lock};
@@ -182,7 +183,7 @@ impl ChunkReader {
             return Err(io::Error::other("the download was not in order; load the model again"));
         }
         prefix.add(buffer);
-        if prefix.chunks == version.count() && !version.has_whole_hash(prefix.hasher.clone()) {
+        if version.is_refuted_by(prefix) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, HashMismatch));
         }
         Ok(())

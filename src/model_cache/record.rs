@@ -1,4 +1,4 @@
-//! The small documents beside cached files.
+//! The JSON records of cached files.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,43 +8,20 @@ use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::cdn_manager::BigObject;
+use super::old_upload::OldObject;
 use crate::manifest::{MAX_CHUNKS, MAX_MANIFEST_BYTES};
-use crate::security::{Sha256Hash, SmallHash};
+use crate::security::SmallHash;
 use crate::storage::{read_document, write_document};
 
 /// What a cached big part is, and what its chunks are compared with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) small_sha256: SmallHash,
-    /// The manifest as text: the uploader's, or for an old upload the one that this box has made. None while an old upload
-    /// is being downloaded.
+    /// The text of the manifest: the uploader's, or for an old upload the one that this box made. None until an old upload has
+    /// been downloaded.
     pub(super) manifest: Option<String>,
-    /// What the CDN said of an old upload, which has no manifest there.
+    /// The object of an old upload.
     pub(super) old: Option<OldObject>,
-}
-
-/// An object without a manifest, as the CDN described it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct OldObject {
-    pub(super) key: String,
-    pub(super) etag: Option<String>,
-    pub(super) sha256: Option<Sha256Hash>,
-    pub(super) small_sha256: Option<SmallHash>,
-    pub(super) length: u64,
-    pub(super) plain_length: u64,
-}
-
-impl OldObject {
-    pub(super) fn new(object: &BigObject, plain_length: u64) -> Self {
-        let BigObject { key, etag, sha256, small, length, .. } = object.clone();
-        Self { key, etag, sha256, small_sha256: small, length, plain_length }
-    }
-
-    /// Whether anything tells it from another object under the same key.
-    pub(super) fn is_identified(&self) -> bool {
-        self.etag.is_some() || self.sha256.is_some()
-    }
 }
 
 impl Record {
@@ -57,12 +34,12 @@ impl Record {
     }
 }
 
-/// How far a download has come.
+/// The bitmap of an unfinished download.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PartRecord {
     pub(super) small_sha256: SmallHash,
-    /// The chunks that are on the disk for certain, one bit each, in base64. After a power cut the file may hold more, with
-    /// anything in it.
+    /// The chunks that are certainly on the disk, one bit each, in base64. After a power cut the file may hold others, with any
+    /// content.
     chunks: String,
 }
 
@@ -72,7 +49,7 @@ impl PartRecord {
         for (index, _) in stored.iter().enumerate().filter(|(_, stored)| **stored) {
             bits[index / 8] |= 1 << (index % 8);
         }
-        // Encoding fails for lengths only that no memory holds.
+        // Encoding fails only for lengths that no memory holds.
         let chunks = Base64::encode_to_string(bits).unwrap_or_default();
         Self { small_sha256: small, chunks }
     }
@@ -94,7 +71,7 @@ impl PartRecord {
     }
 }
 
-/// As [`read_document`], for a document that holds a manifest.
+/// Like [`read_document`], for a document with a manifest in it.
 fn read_long<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let mut json = Vec::new();
     File::open(path).ok()?.take(2 * MAX_MANIFEST_BYTES).read_to_end(&mut json).ok()?;
@@ -111,7 +88,7 @@ mod tests {
             let stored: Vec<bool> = (0..count).map(|index| index % 3 == 0).collect();
             let record = PartRecord::new(SmallHash::of(b"small"), &stored);
             assert_eq!(record.stored(count), stored);
-            // Less or more chunks than it knows of are not there.
+            // Chunks past the bitmap are not there.
             assert_eq!(record.stored(count + 20)[count + 8..], [false; 12]);
         }
         let garbage = PartRecord { small_sha256: SmallHash::of(b"small"), chunks: "?".repeat(100_000) };

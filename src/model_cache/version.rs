@@ -12,11 +12,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::entry::Entry;
-use super::record::{OldObject, Record};
+use super::old_upload::{OldObject, Prefix};
+use super::record::Record;
 use crate::cdn_manager::BigObject;
 use crate::manifest::{ChunkHash, Manifest, ManifestKeys, chunk_size};
 use crate::metrics::{self, REPORT_EVERY, Stage, report_transfer};
-use crate::security::{Hasher, SmallHash};
+use crate::security::SmallHash;
 use crate::threads::lock;
 
 /// Opens a range of an object in the CDN.
@@ -73,21 +74,6 @@ pub struct Version {
     warned: AtomicBool,
     /// Keeps the lock on the model's versions alive.
     _siblings: Arc<Mutex<Versions>>,
-}
-
-/// What has been hashed of an old upload, whose only recorded hash is the hash of the whole.
-#[derive(Clone, Default)]
-pub(super) struct Prefix {
-    /// The number of chunks that `hasher` has seen.
-    pub(super) chunks: usize,
-    pub(super) hasher: Hasher,
-}
-
-impl Prefix {
-    pub(super) fn add(&mut self, chunk: &[u8]) {
-        self.hasher.update(chunk);
-        self.chunks += 1;
-    }
 }
 
 /// What a version is made from.
@@ -277,10 +263,10 @@ impl Version {
         self.record.old.is_none() || self.is_complete()
     }
 
-    /// Whether an old upload has the hash that the CDN recorded for it, if any.
-    pub(super) fn has_whole_hash(&self, seen: Hasher) -> bool {
-        let expected = self.record.old.as_ref().and_then(|old| old.sha256);
-        expected.is_none_or(|expected| seen.finish() == expected)
+    /// Whether an old upload that was hashed to its end does not have the hash that the CDN recorded for it.
+    pub(super) fn is_refuted_by(&self, prefix: &Prefix) -> bool {
+        let recorded = self.record.old.as_ref().and_then(|old| old.sha256);
+        prefix.chunks == self.count() && recorded.is_some_and(|recorded| prefix.hasher.clone().finish() != recorded)
     }
 
     /// Replaces the access to the CDN: the latest load has the latest login.
