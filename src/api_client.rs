@@ -1,4 +1,4 @@
-//! The client of the Resource API and the CDN together: login, load and upload, as the seed's module of this name.
+//! The client of the Resource API and the CDN: login, load and upload.
 
 mod big_sink;
 mod load;
@@ -46,13 +46,13 @@ pub use self::upload::{ReceivedUpload, Upload, UploadError};
 /// Why a login failed.
 #[derive(Debug)]
 pub enum LoginError {
-    /// The Resource API refused, or could not be asked.
+    /// The Resource API refused, or could not be reached.
     Api(ApiError),
-    /// The Resource API is away, and the login without it failed.
+    /// The Resource API is away, and the offline login failed.
     Offline(ApiError, OfflineError),
     /// Logged in, but the CDN configuration could not be fetched.
     CdnConfigUnavailable(String),
-    /// Logged in, but the CDN configuration is not one.
+    /// Logged in, but the CDN configuration is unusable.
     CdnConfig(CdnConfigError),
 }
 
@@ -77,7 +77,7 @@ impl From<ApiError> for LoginError {
     }
 }
 
-/// A login that worked: the session, and the CDN once its configuration was needed.
+/// A successful login: the session, and the CDN after its configuration was first needed.
 struct Login {
     session: Arc<Session>,
     cdn: Mutex<Option<Arc<CdnManager>>>,
@@ -89,7 +89,7 @@ impl Login {
     }
 }
 
-/// The one client of this process. It is created at the start; the credentials come with the first login.
+/// The client of this process. It is created at the start; the credentials come with the first login.
 pub struct ApiClient {
     api: Arc<ResourceApi>,
     http: HttpClient,
@@ -107,7 +107,7 @@ pub struct ApiClient {
 }
 
 impl ApiClient {
-    /// A client as configured, not logged in.
+    /// A client that is not logged in.
     pub fn new(configuration: &Configuration) -> Result<Self, String> {
         let http = HttpClient::new(configuration.ca_cert_path.as_deref())?;
         let tokens = TokenReader::new(configuration.jwt_public_key_path.as_deref())?;
@@ -142,13 +142,13 @@ impl ApiClient {
         })
     }
 
-    /// Who is logged in, if anybody.
+    /// Who is logged in.
     pub fn user(&self) -> Option<User> {
         self.current().map(|login| login.session.user())
     }
 
-    /// Proves the credentials and loads the CDN configuration; then they replace those that were in force. While the Resource
-    /// API is away, a stored small part can prove them.
+    /// Proves the credentials and loads the CDN configuration, then replaces the previous login. While the Resource API is away, a
+    /// stored small part can prove the credentials.
     pub fn login(&self, credentials: Credentials) -> Result<(), LoginError> {
         let login = match self.open_session(&credentials) {
             Ok(session) => {
@@ -163,21 +163,20 @@ impl ApiClient {
         Ok(())
     }
 
-    /// Logs in for an unlock: as [`login`](Self::login), but the CDN configuration is fetched when a load needs it, since
-    /// the images do not come from the CDN.
+    /// Logs in for an unlock, which needs no CDN: its configuration is fetched when a load needs it.
     pub fn login_for_unlock(&self, credentials: Credentials) -> Result<(), ApiError> {
         let session = self.open_session(&credentials)?;
         self.replace(Login::new(session));
         Ok(())
     }
 
-    /// The bytes of which the archive's key is made.
+    /// The bytes from which the archive's key is made.
     pub fn key_fragment(&self) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let login = self.current().ok_or(ApiError::Unauthorized(http::StatusCode::UNAUTHORIZED))?;
         login.session.call(ResourceApi::key_fragment)
     }
 
-    /// Removes the files of uploads that were cut off, since the process is about to end.
+    /// Removes the spool files of unfinished uploads, before the process ends.
     pub fn stop(&self) {
         self.cache.remove_spooled();
     }
@@ -187,7 +186,7 @@ impl ApiClient {
         self.cache.models()
     }
 
-    /// What is cached, without a look at the disk.
+    /// A summary of what is cached, from memory.
     pub fn cache_summary(&self) -> CacheSummary {
         self.cache.summary()
     }
@@ -200,7 +199,7 @@ impl ApiClient {
         *self.login.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(login));
     }
 
-    /// The CDN of this login, whose configuration is fetched once, and again when the CDN refuses its keys.
+    /// The CDN of this login. Its configuration is fetched once, and again when the CDN refuses its keys.
     fn cdn(&self, login: &Login) -> Result<Arc<CdnManager>, LoginError> {
         let mut cdn = lock(&login.cdn);
         if let Some(cdn) = &*cdn {
@@ -209,10 +208,13 @@ impl ApiClient {
         let read = self.cdn_config(&login.session);
         let config = read()?;
         if config.is_open_to_listeners() {
-            log::warn!("the CDN is asked without TLS ({}); whoever is on the way sees who loads what", config.endpoint);
+            log::warn!(
+                "the CDN is used without TLS ({}); others on the network can see which models are loaded",
+                config.endpoint
+            );
         }
         let renew = Box::new(move || {
-            log::info!("the CDN refuses its access key, so its configuration is fetched again");
+            log::info!("the CDN refuses the access key, so the CDN configuration is fetched again");
             read().inspect_err(|error| log::warn!("{error}")).ok()
         });
         let manager = Arc::new(CdnManager::with_renewal(self.http.clone(), &config, renew));
@@ -233,7 +235,7 @@ impl ApiClient {
     }
 }
 
-/// The hardware string of this box, or what `HARDWARE_ID` puts in its place.
+/// The hardware string of this box, or `HARDWARE_ID` if it is set.
 pub fn hardware(configuration: &Configuration) -> String {
     configuration.hardware_id.clone().unwrap_or_else(|| hardware_service::fingerprint(Path::new("/")))
 }

@@ -99,7 +99,7 @@ impl ModelCache {
     }
 
     /// The version of `subject`, if any of its chunks are cached together with what proves them.
-    pub fn find(&self, entry: &Entry, subject: Subject<'_>, remote: &Remote) -> Option<Arc<Version>> {
+    pub fn find(&self, entry: &Entry, subject: Subject<'_>, remote: &Arc<dyn Remote>) -> Option<Arc<Version>> {
         let found = self.find_any(entry, subject, remote);
         if found.is_none() && !entry.big.exists() {
             // Somebody may have removed it by hand.
@@ -112,12 +112,12 @@ impl ModelCache {
         found
     }
 
-    fn find_any(&self, entry: &Entry, subject: Subject<'_>, remote: &Remote) -> Option<Arc<Version>> {
+    fn find_any(&self, entry: &Entry, subject: Subject<'_>, remote: &Arc<dyn Remote>) -> Option<Arc<Version>> {
         let siblings = self.versions.of(entry.model.clone());
         let mut versions = lock(&siblings);
         if let Some(version) = running(&mut versions, subject.small) {
             drop(versions);
-            version.set_remote(remote.clone());
+            version.set_remote(Arc::clone(remote));
             // A finished download gets its name and record in a moment.
             version.wait_until_named();
             return Some(version);
@@ -126,7 +126,7 @@ impl ModelCache {
         let is_read = !versions.is_empty();
         let mut open = |record, manifest, files| {
             let known = self.known(entry, &siblings, record, manifest, subject.small_length);
-            let version = Arc::new(Version::new(known, files, remote.clone()));
+            let version = Arc::new(Version::new(known, files, Arc::clone(remote)));
             versions.push(Arc::downgrade(&version));
             version
         };
@@ -149,7 +149,13 @@ impl ModelCache {
     }
 
     /// A version of `subject` of which nothing is cached yet. Its chunks are cached as they are read.
-    pub fn create(&self, entry: &Entry, subject: Subject<'_>, evidence: Evidence, remote: Remote) -> Arc<Version> {
+    pub fn create(
+        &self,
+        entry: &Entry,
+        subject: Subject<'_>,
+        evidence: Evidence,
+        remote: Arc<dyn Remote>,
+    ) -> Arc<Version> {
         let siblings = self.versions.of(entry.model.clone());
         let mut versions = lock(&siblings);
         if let Some(version) = running(&mut versions, subject.small).filter(|version| evidence.is_of(version)) {

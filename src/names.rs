@@ -1,9 +1,9 @@
-//! Names that come from a client and become parts of paths, object keys and URLs. Only text that passed here gets there.
+//! Names that clients send and that become parts of paths, object keys and URLs. These types guarantee that they are safe there.
 
 use std::fmt;
 use std::ops::Deref;
 
-/// The longest name, in bytes: with the cache's suffixes it still is a file name.
+/// The longest name, in bytes. With the cache's suffixes it is still a valid file name.
 const MAX_BYTES: usize = 200;
 
 /// A model's file name: one path segment.
@@ -14,7 +14,7 @@ pub struct FileName(String);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Folder(String);
 
-/// What a model is called, and where it is.
+/// The full name of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ModelName {
     /// The folder, which is the bucket in the CDN.
@@ -36,7 +36,7 @@ impl fmt::Display for ModelName {
     }
 }
 
-/// Why a text is not a name.
+/// Why a text is not a valid name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameError {
     /// Empty, too long, `.`, `..`, or with a separator or control character.

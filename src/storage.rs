@@ -1,4 +1,4 @@
-//! Files that only this service's user may read, and that a power cut leaves whole.
+//! Files that only this service's user can read, and that survive a power cut whole.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,34 +13,22 @@ use serde::{Deserialize, Serialize};
 use crate::constants::MAX_JSON_BYTES;
 use crate::threads;
 
-/// Creates a directory, and those above it, that only this service's user may enter.
-///
-/// # Errors
-/// Those of the file system.
+/// Creates a directory that only this service's user can enter, and its missing parents.
 pub fn create_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Creates the directory that `path` is to be in.
-///
-/// # Errors
-/// Those of the file system.
+/// Creates the parent directory of `path`.
 pub fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), create_dir)
 }
 
-/// Opens a file for reading and writing that only this service's user may read, creating it if need be.
-///
-/// # Errors
-/// Those of the file system.
+/// Opens a file for reading and writing. If it does not exist, it is created so that only this service's user can read it.
 pub fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(truncate).mode(0o600).open(path)
 }
 
-/// Renames durably: the bytes of `file`, which is at `from`, and then its new name survive a power cut.
-///
-/// # Errors
-/// Those of the file system.
+/// Renames `file`, which is at `from`, so that a power cut leaves the old name or the new one with the whole content.
 pub fn rename_durably(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(from, to)?;
@@ -50,7 +38,7 @@ pub fn rename_durably(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Work that waits for the disk, on a thread of its own: storage can be slower than what fills it.
+/// Work on a background thread that waits for the disk, since storage can be slower than its source.
 #[derive(Debug, Default)]
 pub struct DiskSync(Option<JoinHandle<io::Result<()>>>);
 
@@ -60,25 +48,22 @@ impl DiskSync {
         self.0.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Starts `work`. Where no thread can be started it is left undone: it is only of use early.
+    /// Starts `work`. If no thread can be started it is skipped: it is useful only ahead of time.
     pub fn start(&mut self, work: impl FnOnce() -> io::Result<()> + Send + 'static) {
         self.0 = threads::spawn("disk-sync", work).ok();
     }
 
-    /// Waits for the end of the last work.
-    ///
-    /// # Errors
-    /// The work's; the system tells it to one caller only.
+    /// Waits for the last work to end. The system reports an error of the disk only once.
     pub fn wait(&mut self) -> io::Result<()> {
         match self.0.take().map(JoinHandle::join) {
-            Some(Err(_)) => Err(io::Error::other("the data could not be brought to the disk")),
+            Some(Err(_)) => Err(io::Error::other("the data could not be written to the disk")),
             Some(Ok(result)) => result,
             None => Ok(()),
         }
     }
 }
 
-/// Length and time of change: what tells a file from one that was put in its place.
+/// Length and modification time: they distinguish a file from one that replaced it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileIdentity {
     /// Length in bytes.
@@ -88,10 +73,7 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
-    /// That of an open file.
-    ///
-    /// # Errors
-    /// Those of the file system.
+    /// The identity of an open file.
     pub fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().to_string();
@@ -99,17 +81,14 @@ impl FileIdentity {
     }
 }
 
-/// Reads a JSON document. One that cannot be read is one that is not there: what it describes is found out again.
+/// Reads a JSON document. An unreadable one counts as missing, since its content can be determined again.
 pub fn read_document<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let mut json = Vec::new();
     File::open(path).ok()?.take(MAX_JSON_BYTES).read_to_end(&mut json).ok()?;
     serde_json::from_slice(&json).ok()
 }
 
-/// Writes a JSON document so that there is the old one or the new one at any moment.
-///
-/// # Errors
-/// Those of the file system.
+/// Replaces a JSON document atomically.
 pub fn write_document<T: Serialize>(document: &T, path: &Path) -> io::Result<()> {
     create_parent(path)?;
     let mut temporary = path.as_os_str().to_owned();

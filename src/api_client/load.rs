@@ -67,24 +67,8 @@ impl ApiClient {
         self.cache.verify(model, chunks, &self.remote(self.current()))
     }
 
-    /// The way to the CDN, which is not used before something is missing.
-    fn remote(self: &Arc<Self>, login: Option<Arc<Login>>) -> Remote {
-        let client = Arc::clone(self);
-        let cdn = Arc::new(move || match &login {
-            Some(login) => client.cdn(login).map_err(|error| error.to_string()),
-            None => Err(LoadError::NotLoggedIn.to_string()),
-        });
-        let connections = {
-            let cdn = Arc::clone(&cdn);
-            move || cdn().map_or(1, |cdn| cdn.connections())
-        };
-        let open = move |object: &BigObject, range| -> Box<dyn Read + Send> {
-            match cdn() {
-                Ok(cdn) => Box::new(cdn.read(object, range)),
-                Err(reason) => Box::new(FailingReader(reason)),
-            }
-        };
-        Remote { open: Arc::new(open), connections: Arc::new(connections) }
+    fn remote(self: &Arc<Self>, login: Option<Arc<Login>>) -> Arc<dyn Remote> {
+        Arc::new(LoginRemote { client: Arc::clone(self), login })
     }
 
     /// The plaintext of both parts. A range of it is cut out of the whole.
@@ -126,7 +110,7 @@ impl Load<'_> {
         let SmallPart { plain: small, source } = self.client.small_part(self.login, &self.entry)?;
         let hash = SmallHash::of(&small);
         let subject = Subject { model: &self.entry.model, small: hash, small_length: Some(small.len() as u64) };
-        let cached = self.client.cache.find(&self.entry, subject, &self.client.remote(Some(Arc::clone(self.login))));
+        let cached = self.client.cache.find(&self.entry, subject, &self.remote());
         let (version, copy) = match source {
             SmallSource::Offline(away) => (self.offline_version(cached, away)?, None),
             SmallSource::Api(copy) => match cached.filter(|version| self.is_current(version)) {
@@ -191,8 +175,7 @@ impl Load<'_> {
     fn find_in_cdn(&self, small: &[u8], subject: Subject<'_>) -> Result<Arc<Version>, LoadError> {
         let (client, model) = (self.client, &self.entry.model);
         let cdn = self.cdn()?;
-        let create =
-            |evidence| client.cache.create(&self.entry, subject, evidence, client.remote(Some(Arc::clone(self.login))));
+        let create = |evidence| client.cache.create(&self.entry, subject, evidence, self.remote());
         if let Some(text) = cdn.manifest(model, subject.small).map_err(LoadError::Big)? {
             let manifest = client.manifest_keys.verify(&text, subject).map_err(LoadError::Manifest)?;
             return Ok(create(Evidence::Manifest(manifest, text)));
@@ -222,6 +205,10 @@ impl Load<'_> {
     fn cdn(&self) -> Result<Arc<CdnManager>, LoadError> {
         self.client.cdn(self.login).map_err(LoadError::Config)
     }
+
+    fn remote(&self) -> Arc<dyn Remote> {
+        self.client.remote(Some(Arc::clone(self.login)))
+    }
 }
 
 /// The last two cipher blocks of an object, read from its beginning.
@@ -241,7 +228,33 @@ fn entity_tag(small: SmallHash) -> String {
     format!("\"{}\"", &digest[..32])
 }
 
-/// Fails with the reason why the CDN cannot be asked.
+/// Access to the CDN with a login. The CDN is not used before something is missing in the cache.
+struct LoginRemote {
+    client: Arc<ApiClient>,
+    login: Option<Arc<Login>>,
+}
+
+impl LoginRemote {
+    fn cdn(&self) -> Result<Arc<CdnManager>, LoadError> {
+        let login = self.login.as_ref().ok_or(LoadError::NotLoggedIn)?;
+        self.client.cdn(login).map_err(LoadError::Config)
+    }
+}
+
+impl Remote for LoginRemote {
+    fn open(&self, object: &BigObject, range: Range<u64>) -> Box<dyn Read + Send> {
+        match self.cdn() {
+            Ok(cdn) => Box::new(cdn.read(object, range)),
+            Err(error) => Box::new(FailingReader(error.to_string())),
+        }
+    }
+
+    fn connections(&self) -> usize {
+        self.cdn().map_or(1, |cdn| cdn.connections())
+    }
+}
+
+/// Fails with the reason why the CDN cannot be used.
 struct FailingReader(String);
 
 impl Read for FailingReader {

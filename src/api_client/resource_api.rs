@@ -15,12 +15,12 @@ use crate::metrics::{self, Stage};
 use crate::secret::{Secret, json_object};
 use crate::security::{AesKey, Salts, hex};
 
-/// Why a call to the Resource API did not give what was asked.
+/// Why a call to the Resource API failed.
 #[derive(Debug)]
 pub enum ApiError {
-    /// The API could not be reached, or was not able to answer.
+    /// The API could not be reached, or could not answer.
     HttpClient(HttpClientError),
-    /// The token is not, or no longer, accepted (401 or 403).
+    /// The token is not accepted, or no longer (401 or 403).
     Unauthorized(StatusCode),
     /// The API refused for a reason of its own (409), such as a wrong password.
     Business {
@@ -31,9 +31,9 @@ pub enum ApiError {
     },
     /// The API has no file of this name (404 or 410).
     NotFound(String),
-    /// A status that has no meaning here.
+    /// A status that the API does not define.
     Unexpected(StatusCode),
-    /// A success whose body is not what it should be.
+    /// A success with an unusable body.
     BadAnswer(String),
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for ApiError {
             }
             Self::Business { code, message } => write!(f, "the Resource API refused: {message} (error {code})"),
             Self::NotFound(name) => write!(f, "the Resource API has no file {name}"),
-            Self::Unexpected(status) => write!(f, "the Resource API answered {status}, which it should not"),
+            Self::Unexpected(status) => write!(f, "the Resource API answered {status}, which is unexpected here"),
             Self::BadAnswer(what) => write!(f, "the Resource API's answer is unusable: {what}"),
         }
     }
@@ -61,12 +61,12 @@ impl From<HttpClientError> for ApiError {
 }
 
 impl ApiError {
-    /// Whether the Resource API is away: nothing answers, or nothing that is able to.
+    /// Whether the Resource API is away: it does not answer, or cannot.
     pub fn is_away(&self) -> bool {
         matches!(self, Self::HttpClient(error) if error.is_outage())
     }
 
-    /// Whether the Resource API said that this user may not have this, or that it is gone.
+    /// Whether the Resource API answered that this user may not have the file, or that it does not exist.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Unauthorized(_) | Self::Business { .. } | Self::NotFound(_))
     }
@@ -88,7 +88,7 @@ impl ResourceApi {
         AesKey::of_api(credentials, &self.hardware, &self.salts)
     }
 
-    /// `POST /login`: proves the credentials and gives a token.
+    /// `POST /login`: exchanges the credentials for a token.
     pub fn login(&self, credentials: &Credentials) -> Result<Token, ApiError> {
         #[derive(Deserialize)]
         struct Answer {
@@ -98,7 +98,7 @@ impl ResourceApi {
         let answer = self.ask(&Method::POST, "/login", None, "application/json", &body)?;
         let answer = accepted(answer, Some(&credentials.password))?;
         let answer: Answer =
-            serde_json::from_slice(&answer).map_err(|_| ApiError::BadAnswer("it holds no token".into()))?;
+            serde_json::from_slice(&answer).map_err(|_| ApiError::BadAnswer("it contains no token".into()))?;
         self.tokens.read(answer.token).map_err(ApiError::BadAnswer)
     }
 
@@ -122,13 +122,13 @@ impl ResourceApi {
 
     /// `POST /resources/{folder}`: stores a small file.
     ///
-    /// Storing the same bytes under the same name once more changes nothing, so this call is safe to repeat.
+    /// Repeating this call is safe: it stores the same bytes under the same name.
     pub fn store(&self, token: &Secret, folder: &str, file_name: &str, bytes: &[u8]) -> Result<(), ApiError> {
         // 128 random bits do not occur in the content by chance.
         let mut boundary = [0; 16];
         getrandom::fill(&mut boundary).map_err(|error| ApiError::BadAnswer(format!("no random bytes: {error}")))?;
         let boundary = hex(&boundary);
-        // A quote would end the parameter. A name has no backslash, so only quotes need one.
+        // A quote would end the parameter. Names contain no backslash, so only quotes must be escaped.
         let quoted_name = file_name.replace('"', "\\\"");
         let mut body = format!(
             "--{boundary}\r\nContent-Disposition: form-data; name=\"data\"; filename=\"{quoted_name}\"\r\n\
@@ -142,7 +142,7 @@ impl ResourceApi {
         accepted(self.ask(&Method::POST, &path, Some(token), &content_type, &body)?, None).map(drop)
     }
 
-    /// `GET /binary-split/key-fragment`: the raw bytes of which the archive's key is made.
+    /// `GET /binary-split/key-fragment`: the raw bytes from which the archive's key is made.
     pub fn key_fragment(&self, token: &Secret) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let answer = self.ask(&Method::GET, "/binary-split/key-fragment", Some(token), "", &[])?;
         let fragment = accepted(answer, None)?;
@@ -175,8 +175,7 @@ impl ResourceApi {
     }
 }
 
-/// The body if the answer is a success; else what it means. An API that repeats `secret` in its message is not quoted
-/// on that.
+/// The body of a success, otherwise the meaning of the status. If the API repeats `secret` in its message, it is masked.
 fn accepted(answer: BufferedResponse, secret: Option<&Secret>) -> Result<Zeroizing<Vec<u8>>, ApiError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -200,7 +199,7 @@ fn accepted(answer: BufferedResponse, secret: Option<&Secret>) -> Result<Zeroizi
     }
 }
 
-/// Somebody else's text, fit for a log line and a `detail`.
+/// Another program's text, made fit for a log line and a `detail`.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
 }

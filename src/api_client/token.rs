@@ -1,4 +1,4 @@
-//! The Resource API's bearer token: who it names and until when it is good.
+//! The Resource API's bearer token: whom it names and when it expires.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,28 +13,28 @@ use crate::user::{Role, User};
 /// A token is renewed when it has less than this left.
 const RENEWAL_MARGIN: Duration = Duration::from_secs(60);
 
-/// The longest token that is looked at.
+/// The longest token that is accepted.
 const MAX_TOKEN: usize = 16 * 1024;
 
-/// A token as it came, and what it says.
+/// A token and its claims.
 #[derive(Clone, Debug)]
 pub struct Token {
     /// The text that goes into the `Authorization` header.
     pub bearer: Secret,
-    /// The account it was given to.
+    /// The account.
     pub user: User,
-    /// When it expires; none if it does not say.
+    /// When it expires, if it does.
     pub expires_at: Option<SystemTime>,
 }
 
 impl Token {
-    /// Whether it should be renewed before it is used at `now`.
+    /// Whether it should be renewed before use at `now`.
     pub fn is_stale(&self, now: SystemTime) -> bool {
         self.expires_at.is_some_and(|expiry| now + RENEWAL_MARGIN >= expiry)
     }
 }
 
-/// The claims that this program uses, with the names that the Resource API gives them.
+/// The claims that this program uses, by the Resource API's names.
 #[derive(Serialize, Deserialize)]
 struct Claims {
     #[serde(default)]
@@ -45,9 +45,9 @@ struct Claims {
     role: Role,
 }
 
-/// Reads tokens; with a public key it refuses those that were not signed with the private one.
+/// Reads tokens. With a public key it refuses tokens that were not signed with the private key.
 pub enum TokenReader {
-    /// The TLS connection vouches for the token.
+    /// Accepts every token: the TLS connection vouches for it.
     Trusting,
     /// RSA with SHA-256.
     Rs256(Box<RS256PublicKey>),
@@ -56,7 +56,7 @@ pub enum TokenReader {
 }
 
 impl TokenReader {
-    /// A reader that verifies with the PEM public key in the file, if one is named.
+    /// A reader that verifies with the PEM public key in the file, if there is one.
     pub fn new(public_key_path: Option<&Path>) -> Result<Self, String> {
         let Some(path) = public_key_path else { return Ok(Self::Trusting) };
         let unusable = |reason: &str| format!("JWT_PUBLIC_KEY_PATH names {}: {reason}", path.display());
@@ -71,7 +71,7 @@ impl TokenReader {
 
     /// Reads a token.
     pub fn read(&self, bearer: Secret) -> Result<Token, String> {
-        // It goes into a header line, so anything but visible ASCII is refused before it gets there.
+        // It becomes part of a header, so it must be visible ASCII.
         if bearer.expose().len() > MAX_TOKEN || !bearer.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("the token is not a JWT".into());
         }
@@ -91,7 +91,7 @@ fn unverified(error: impl std::fmt::Display) -> String {
     format!("the token does not verify with the key at JWT_PUBLIC_KEY_PATH ({error})")
 }
 
-/// `jwt-simple` has no call that gives claims without verifying, but its claims type and its codec are public.
+/// `jwt-simple` cannot read claims without verifying them, but its claims type and its codec are public.
 fn claims_unverified(token: &str) -> Option<JWTClaims<Claims>> {
     let mut parts = token.split('.');
     let (_header, claims, _signature) = (parts.next()?, parts.next()?, parts.next()?);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_token_without_repeating_it() {
+    fn a_malformed_token_is_refused_and_not_quoted() {
         for bad in
             ["", "abc", "a.b", "a.!!.c", "a.b.c.d", "e30.bm90IGpzb24.c2ln", "a\r\nX: y.e30.c", &"a".repeat(20_000)]
         {

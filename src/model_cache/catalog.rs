@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::threads::lock;
 
-/// How many models are listed.
+/// The number of models that are listed.
 const LISTED: usize = 100;
 
 /// A cached model.
@@ -24,28 +24,28 @@ pub struct CachedModel {
     pub bytes: u64,
 }
 
-/// What the cache holds.
+/// A summary of the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CacheSummary {
     /// Length of all big parts in bytes.
     pub bytes: u64,
-    /// How many big parts there are.
+    /// The number of big parts.
     pub files: usize,
     /// The first hundred, by folder and name.
     pub models: Vec<CachedModel>,
 }
 
-/// The big parts in the cache with their lengths. It follows the disk: whoever gives a file its name or removes it says so.
+/// The big parts in the cache with their lengths. Code that renames or removes one has to update it.
 #[derive(Debug, Default)]
 pub(super) struct Catalog(Mutex<BTreeMap<PathBuf, u64>>);
 
 impl Catalog {
-    /// The big part at `big` is there now, and whole.
+    /// Adds the complete big part at `big`.
     pub(super) fn insert(&self, big: &Path, bytes: u64) {
         lock(&self.0).insert(big.to_owned(), bytes);
     }
 
-    /// The big part at `big` is gone.
+    /// Removes the big part at `big`.
     pub(super) fn remove(&self, big: &Path) {
         lock(&self.0).remove(big);
     }

@@ -1,27 +1,27 @@
-//! A clock that never goes back, for limits that setting the system's clock must not lengthen.
+//! A clock that never goes back, so that a time limit cannot be extended by setting the system's clock.
 //!
-//! It goes on by whatever went on further since it was last looked at: the wall clock, or the time since boot. The wall clock
-//! counts while the box is off; the time since boot (suspend included) counts whatever the wall clock is set to. A board
-//! whose clock has no battery stands still while it is off, and so does this one then.
+//! It advances by the wall clock or by the uptime, whichever advanced more since the last reading. The wall clock counts while
+//! the box is off; the uptime (which includes suspend) counts even if the wall clock is set back. On a board without a battery
+//! for its clock, this clock stops while the board is off.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// What the system's clocks say.
+/// A reading of the system's clocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// Seconds since 1970.
     pub wall: u64,
-    /// Names the boot; empty where the kernel does not tell.
+    /// The kernel's identifier of this boot; empty if it is unknown.
     pub boot: String,
     /// Seconds since boot.
     pub uptime: u64,
 }
 
 impl Reading {
-    /// That of this moment.
+    /// The reading of this moment.
     pub fn now() -> Self {
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         let uptime = text("/proc/uptime").split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
@@ -30,7 +30,7 @@ impl Reading {
     }
 }
 
-/// The clock as it was last looked at.
+/// The clock at its last reading.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonotonicClock {
     /// Its time, in seconds.
@@ -42,7 +42,7 @@ pub struct MonotonicClock {
 }
 
 impl MonotonicClock {
-    /// A new clock, with the wall clock's time.
+    /// A new clock that begins with the wall clock's time.
     pub fn start(reading: Reading) -> Self {
         let Reading { wall, boot, uptime } = reading;
         Self { now: wall, wall, boot, uptime }
@@ -53,12 +53,12 @@ impl MonotonicClock {
         self.now
     }
 
-    /// Whether the wall clock is before a time that it has shown already.
+    /// Whether the wall clock is behind a time that it has shown before.
     pub fn was_set_back(&self, reading: &Reading) -> bool {
         reading.wall < self.wall
     }
 
-    /// Goes on to `reading`.
+    /// Advances to `reading`.
     pub fn advance(&mut self, reading: Reading) {
         let same_boot = reading.boot == self.boot && reading.uptime >= self.uptime;
         let by_uptime = reading.uptime - if same_boot { self.uptime } else { 0 };
@@ -76,8 +76,8 @@ impl MonotonicClock {
             && self.wall - before.wall < step
     }
 
-    /// Takes the wall clock as it is now for the right one, after [`advance`](Self::advance): it may have been wrong in the
-    /// future. Nothing becomes younger by that.
+    /// Accepts the wall clock as it is now, after [`advance`](Self::advance), in case it was set too far ahead before. This does not
+    /// move the clock back.
     pub fn accept_wall(&mut self, wall: u64) {
         self.wall = wall;
     }
@@ -92,18 +92,18 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_on_by_what_went_on_further() {
+    fn it_advances_by_whichever_clock_advanced_more() {
         let mut clock = MonotonicClock::start(at(1000, "a", 50));
         for (reading, now) in [
             (at(1010, "a", 60), 1010),
-            // The wall clock was set back, and goes on from there.
+            // The wall clock was set back, and advances from there.
             (at(500, "a", 70), 1020),
             (at(900, "a", 470), 1420),
             // Set forward.
             (at(5000, "a", 480), 5410),
             // Off for 1000 seconds.
             (at(6000, "b", 20), 6410),
-            // Off, and the wall clock set back: the time since boot counts.
+            // Off, and the wall clock set back: the uptime counts.
             (at(10, "c", 300), 6710),
             // The same boot with less uptime, as a container may show, is another.
             (at(10, "c", 5), 6715),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_wrong_in_the_future_can_be_put_right_and_nothing_gets_younger() {
+    fn a_wall_clock_that_was_ahead_can_be_corrected_and_the_clock_does_not_go_back() {
         let mut clock = MonotonicClock::start(at(1000, "a", 0));
         clock.advance(at(90_000, "a", 10));
         clock.advance(at(1020, "a", 20));
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_boot_and_uptime() {
+    fn the_kernel_reports_boot_and_uptime() {
         let (first, second) = (Reading::now(), Reading::now());
         assert!(first.boot.len() == 36 && first.boot == second.boot && first.uptime <= second.uptime, "{first:?}");
         assert!(first.wall > 1_700_000_000);

@@ -1,4 +1,4 @@
-//! A file that receives an upload, removed again unless the upload succeeds.
+//! A file that receives an upload.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::security::hex;
 use crate::storage::{create_dir, open_private, rename_durably};
 
-/// A new file in the spool directory. Dropping it removes the file.
+/// A new file in the spool directory. It is removed when this is dropped.
 #[derive(Debug)]
 pub struct Spool {
     file: File,
@@ -25,9 +25,6 @@ impl Spool {
     }
 
     /// Another new file in the same directory.
-    ///
-    /// # Errors
-    /// Those of the file system.
     pub fn another(&self) -> io::Result<Self> {
         Self::create(self.path.parent().unwrap_or(Path::new(".")))
     }
@@ -59,7 +56,7 @@ impl Drop for Spool {
         if !self.moved
             && let Err(error) = fs::remove_file(&self.path)
         {
-            log::warn!("{} cannot be removed: {error}", self.path.display());
+            log::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
 }

@@ -56,7 +56,12 @@ impl std::error::Error for VerifyError {}
 
 impl ModelCache {
     /// Reads the chunks of a cached model that are in `chunks`. Damaged ones are fetched again, until that fails once.
-    pub fn verify(&self, model: &ModelName, chunks: Range<usize>, remote: &Remote) -> Result<Verified, VerifyError> {
+    pub fn verify(
+        &self,
+        model: &ModelName,
+        chunks: Range<usize>,
+        remote: &Arc<dyn Remote>,
+    ) -> Result<Verified, VerifyError> {
         let entry = self.entry(model);
         let Some(record) = Record::read(&entry.record()).filter(|_| entry.big.exists()) else {
             return Err(VerifyError::NotCached);

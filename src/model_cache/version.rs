@@ -20,16 +20,13 @@ use crate::metrics::{self, REPORT_EVERY, Stage, report_transfer};
 use crate::security::SmallHash;
 use crate::threads::lock;
 
-/// Opens a range of an object in the CDN.
-pub type OpenRange = Arc<dyn Fn(&BigObject, Range<u64>) -> Box<dyn Read + Send> + Send + Sync>;
-
 /// Access to the CDN.
-#[derive(Clone)]
-pub struct Remote {
-    /// Opens a range of an object.
-    pub open: OpenRange,
+pub trait Remote: Send + Sync {
+    /// Opens a range of an object. If that fails, the reader says why.
+    fn open(&self, object: &BigObject, range: Range<u64>) -> Box<dyn Read + Send>;
+
     /// The number of connections over which an object should be read.
-    pub connections: Arc<dyn Fn() -> usize + Send + Sync>,
+    fn connections(&self) -> usize;
 }
 
 /// What the chunks of a version are compared with.
@@ -64,7 +61,7 @@ pub struct Version {
     pub(super) plain_length: u64,
     pub(super) small_length: Option<u64>,
     pub(super) file: Option<Arc<File>>,
-    remote: Mutex<Remote>,
+    remote: Mutex<Arc<dyn Remote>>,
     pub(super) keys: Arc<ManifestKeys>,
     state: Mutex<State>,
     changed: Condvar,
@@ -163,7 +160,7 @@ impl State {
 }
 
 impl Version {
-    pub(super) fn new(known: Known, files: Files, remote: Remote) -> Self {
+    pub(super) fn new(known: Known, files: Files, remote: Arc<dyn Remote>) -> Self {
         let Known { entry, record, manifest, small_length, keys, siblings } = known;
         let (length, plain_length) = match (&manifest, &record.old) {
             (Some(manifest), _) => (manifest.chunks.length, manifest.plain_length),
@@ -270,17 +267,17 @@ impl Version {
     }
 
     /// Replaces the access to the CDN: the latest load has the latest login.
-    pub(super) fn set_remote(&self, remote: Remote) {
+    pub(super) fn set_remote(&self, remote: Arc<dyn Remote>) {
         *lock(&self.remote) = remote;
     }
 
-    fn remote(&self) -> Remote {
-        lock(&self.remote).clone()
+    fn remote(&self) -> Arc<dyn Remote> {
+        Arc::clone(&lock(&self.remote))
     }
 
     /// Opens a range of the object.
     pub(super) fn open(&self, bytes: Range<u64>) -> Box<dyn Read + Send> {
-        (self.remote().open)(&self.object, bytes)
+        self.remote().open(&self.object, bytes)
     }
 
     /// Logs the progress of a download now and then, over all its connections.
@@ -329,7 +326,7 @@ impl Version {
     /// Registers a reader of these chunks.
     pub(super) fn demand(&self, chunks: Range<usize>) -> Demand {
         // The chunks of an old upload must come in order, to be hashed. `connections` may ask the CDN, so no lock is held.
-        let connections = if self.is_old() || self.is_complete() { 1 } else { (self.remote().connections)() };
+        let connections = if self.is_old() || self.is_complete() { 1 } else { self.remote().connections() };
         let mut state = self.state();
         // A new reader is a new try.
         state.failure = None;

@@ -195,7 +195,7 @@ fn a_name_that_does_not_resolve_is_an_unreachable_server() {
 fn a_cdn_without_tls_is_warned_about_off_loopback() {
     let api = ResourceApi::start();
     let s3 = S3::start();
-    let warning = "the CDN is asked without TLS";
+    let warning = "the CDN is used without TLS";
     for (host, expected) in [(s3.endpoint().to_owned(), false), ("http://cdn.invalid:8333".to_owned(), true)] {
         api.put_file("", "cdn.yaml", s3.cdn_yaml_at(&host));
         let service = Service::builder().api(&api).start();
