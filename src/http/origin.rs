@@ -54,11 +54,8 @@ impl Transport {
 pub(super) struct Origin<'a> {
     /// `Sec-Fetch-Site`.
     pub(super) site: Option<&'a str>,
-    /// `Origin`.
     pub(super) origin: Option<&'a str>,
-    /// `Host`.
     pub(super) host: Option<&'a str>,
-    /// `User-Agent`.
     pub(super) user_agent: Option<&'a str>,
     pub(super) transport: Transport,
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::http::exchange::Exchange;
 use crate::http::handlers::Handlers;
 use crate::http::heartbeat::Watchdog;
 use crate::http::reply::{RETRY_AFTER_SECONDS, Reply};
-use crate::http::wire::connection::{Connection, Next, Socket};
+use crate::http::wire::connection::{Connection, Next};
 use crate::http::wire::head::{MAX_HEAD, Refusal};
 use crate::logging::{Current, RequestId};
 use crate::metrics;
@@ -168,7 +169,7 @@ impl EventLoop {
         }
     }
 
-    fn admit(&mut self, socket: Socket, address: Option<IpAddr>) {
+    fn admit(&mut self, socket: OwnedFd, address: Option<IpAddr>) {
         let has_room = self.has_room() || self.make_room() || self.wait_for_room();
         if self.clients.len() >= self.max_clients + OVERFLOW {
             let Some((_, longest)) = self.clients.longest(Wait::Lingering) else { return };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -12,7 +12,6 @@ use std::time::Duration;
 use rustix::net::{SocketFlags, sockopt};
 
 use crate::configuration::BindAddress;
-use crate::http::wire::connection::Socket;
 
 /// The backlog, as long as the kernel allows (`net.core.somaxconn`): a client that finds it full tries again after a second.
 const BACKLOG: i32 = 4096;
@@ -96,16 +95,11 @@ impl Listener {
     }
 
     /// The socket of the next client, and its address if it came over TCP.
-    pub(super) fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
+    pub(super) fn accept(&self) -> io::Result<(OwnedFd, Option<IpAddr>)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, address) = rustix::net::acceptfrom_with(self, flags)?;
-        Ok(match self {
-            Self::Tcp(_) => {
-                let address = address.and_then(|address| SocketAddr::try_from(address).ok());
-                (Socket::Tcp(socket.into()), address.map(|address| address.ip().to_canonical()))
-            }
-            Self::Unix(..) => (Socket::Unix(socket.into()), None),
-        })
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+        Ok((socket, address.map(|address| address.ip().to_canonical())))
     }
 }
 

@@ -2,34 +2,19 @@
 //!
 //! The gate owns every connection and lends it to one request at a time; [`Connection::give_back`] returns it.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::retry_on_intr;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 use crate::threads::Mailbox;
-
-/// A socket in non-blocking mode.
-#[derive(Debug)]
-pub(in crate::http) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
 
 /// What happens to a connection after a request.
 #[derive(Debug)]
@@ -68,7 +53,8 @@ impl GateEvents {
 #[derive(Debug)]
 pub(in crate::http) struct Connection {
     pub(in crate::http) token: u64,
-    pub(in crate::http) socket: Socket,
+    /// In non-blocking mode.
+    pub(in crate::http) socket: OwnedFd,
     /// The client's address; none on a Unix socket.
     pub(in crate::http) address: Option<IpAddr>,
     /// The client closed its end while its request was waiting or being worked on. It may have closed one direction only and
@@ -78,7 +64,7 @@ pub(in crate::http) struct Connection {
 }
 
 impl Connection {
-    pub(in crate::http) fn new(token: u64, socket: Socket, address: Option<IpAddr>, events: Arc<GateEvents>) -> Self {
+    pub(in crate::http) fn new(token: u64, socket: OwnedFd, address: Option<IpAddr>, events: Arc<GateEvents>) -> Self {
         Self { token, socket, address, left: Arc::default(), events }
     }
 
@@ -102,18 +88,13 @@ impl Connection {
 
     /// Reads what has arrived. [`io::ErrorKind::WouldBlock`] if nothing has.
     pub(in crate::http) fn read(&self, out: &mut [u8]) -> io::Result<usize> {
-        retry(|| match &self.socket {
-            Socket::Tcp(stream) => (&mut &*stream).read(out),
-            Socket::Unix(stream) => (&mut &*stream).read(out),
-        })
+        let (count, _) = retry_on_intr(|| rustix::net::recv(&self.socket, &mut *out, RecvFlags::empty()))?;
+        Ok(count)
     }
 
     /// Writes what the socket takes. [`io::ErrorKind::WouldBlock`] if it takes nothing.
     pub(in crate::http) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        retry(|| match &self.socket {
-            Socket::Tcp(stream) => (&mut &*stream).write(bytes),
-            Socket::Unix(stream) => (&mut &*stream).write(bytes),
-        })
+        Ok(retry_on_intr(|| rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL))?)
     }
 
     /// Writes as much as the socket takes, which may be nothing. Returns how much.
@@ -143,10 +124,7 @@ impl Connection {
     }
 
     fn shut(&self, how: Shutdown) {
-        let _ = match &self.socket {
-            Socket::Tcp(stream) => stream.shutdown(how),
-            Socket::Unix(stream) => stream.shutdown(how),
-        };
+        let _ = rustix::net::shutdown(&self.socket, how);
     }
 
     /// Notifies the gate once, when the client has sent something.
@@ -186,16 +164,6 @@ impl Connection {
             self.events.wake_gate();
         } else {
             self.watch_for_bytes();
-        }
-    }
-}
-
-/// Repeats a system call that was interrupted by a signal.
-fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
         }
     }
 }

@@ -310,24 +310,13 @@ mod tests {
     #[test]
     fn a_head_is_found_whatever_portions_it_arrives_in() {
         let text = b"\r\n\r\nPOST /a?b HTTP/1.1\r\nHost: box:80\r\ncontent-LENGTH: 3 \r\n\r\nabcGET";
-        for portion in [1, 2, 3, 7, text.len()] {
-            let mut buffer = HeadBuffer::default();
-            let mut found = None;
-            let mut given = 0;
-            for bytes in text.chunks(portion) {
-                buffer.push(bytes);
-                given += bytes.len();
-                found = buffer.take_head().unwrap();
-                if found.is_some() {
-                    break;
-                }
-            }
-            let (head, mut rest) = found.unwrap();
-            rest.extend_from_slice(&text[given..]);
-            assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/a?b"), "portions of {portion}");
-            assert_eq!((head.framing, rest.as_slice()), (Framing::Length(3), &b"abcGET"[..]));
-            assert!(head.keep_alive && !head.awaits_continue);
-        }
+        fuzz(text);
+        let mut buffer = HeadBuffer::default();
+        buffer.push(text);
+        let (head, rest) = buffer.take_head().unwrap().unwrap();
+        assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/a?b"));
+        assert_eq!((head.framing, rest.as_slice()), (Framing::Length(3), &b"abcGET"[..]));
+        assert!(head.keep_alive && !head.awaits_continue);
     }
 
     #[test]
