@@ -71,9 +71,7 @@ pub fn boundary(content_type: &str) -> Option<String> {
 /// The relevant headers of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartHead {
-    /// The form field's name.
     pub name: String,
-    /// The file name, which files have.
     pub file_name: Option<String>,
 }
 

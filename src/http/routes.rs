@@ -20,6 +20,12 @@ use super::json::admit_json;
 use super::reply::Reply;
 use super::service::Service;
 
+/// The text is the path parameter.
+type Admit = fn(&Service, &Exchange, &str) -> Result<(), Reply>;
+
+/// The text is the path parameter. Either result is the answer.
+type Handle = fn(&Service, &mut Exchange, &str) -> Result<Reply, Reply>;
+
 /// A row of the table.
 pub(super) struct Route {
     /// A segment in braces matches any segment, whose decoded text is the path parameter. Logs and metrics name the
@@ -35,7 +41,7 @@ pub(super) struct Route {
     /// The work is of no use to anybody once its client has gone, and is cancelled then.
     pub(super) cancellable: bool,
     /// Refuses a request whose head shows that it must fail, before the client is asked for the body.
-    pub(super) admit: fn(&Service, &Exchange, &str) -> Result<(), Reply>,
+    pub(super) admit: Admit,
     pub(super) answered_by: AnsweredBy,
 }
 
@@ -43,8 +49,8 @@ pub(super) struct Route {
 pub(super) enum AnsweredBy {
     /// The answer needs nothing but this process's memory.
     AcceptLoop(fn(&Service) -> Reply),
-    /// The answer may have to wait for the network, a disk, docker or the client. The text is the path parameter.
-    Handler(fn(&Service, &mut Exchange, &str) -> Result<Reply, Reply>),
+    /// The answer may have to wait for the network, a disk, docker or the client.
+    Handler(Handle),
 }
 
 /// All endpoints. Any other path is not found.
@@ -66,23 +72,12 @@ static ROUTES: [Route; 11] = [
 const _: () = assert!(ROUTES.len() < crate::metrics::ENDPOINTS);
 
 const fn get(pattern: &'static str, answer: fn(&Service) -> Reply) -> Route {
-    Route {
-        pattern,
-        allow: "GET, HEAD, OPTIONS",
-        public: false,
-        polled: false,
-        cancellable: false,
-        admit: |_, _, _| Ok(()),
-        answered_by: AnsweredBy::AcceptLoop(answer),
-    }
+    let (admit, answered_by): (Admit, _) = (|_, _, _| Ok(()), AnsweredBy::AcceptLoop(answer));
+    Route { pattern, allow: "GET, HEAD, OPTIONS", public: false, polled: false, cancellable: false, admit, answered_by }
 }
 
-const fn post(
-    pattern: &'static str,
-    admit: fn(&Service, &Exchange, &str) -> Result<(), Reply>,
-    answer: fn(&Service, &mut Exchange, &str) -> Result<Reply, Reply>,
-) -> Route {
-    let answered_by = AnsweredBy::Handler(answer);
+const fn post(pattern: &'static str, admit: Admit, handle: Handle) -> Route {
+    let answered_by = AnsweredBy::Handler(handle);
     Route { pattern, allow: "POST, OPTIONS", public: false, polled: false, cancellable: false, admit, answered_by }
 }
 

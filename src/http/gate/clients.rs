@@ -66,7 +66,6 @@ pub(super) struct Clients {
     waiting: [BTreeSet<(Instant, u64)>; 4],
     /// The memory that incomplete heads use.
     pub(super) head_bytes: usize,
-    lingering: usize,
 }
 
 impl Clients {
@@ -76,7 +75,7 @@ impl Clients {
 
     /// All that are not just reading their last answer.
     pub(super) fn in_use(&self) -> usize {
-        self.all.len() - self.lingering
+        self.all.len() - self.waiting[Wait::Lingering as usize].len()
     }
 
     pub(super) fn add(&mut self, connection: Arc<Connection>) {
@@ -96,8 +95,6 @@ impl Clients {
             self.waiting[wait as usize].remove(&(client.since, token));
         }
         self.head_bytes = self.head_bytes + state.head_bytes() - client.state.head_bytes();
-        let lingers = |state: &State| usize::from(matches!(state, State::Lingering(_)));
-        self.lingering = self.lingering + lingers(&state) - lingers(&client.state);
         client.since = Instant::now();
         client.is_new &= !matches!(state, State::Lent);
         if let Some(wait) = state.wait() {

@@ -17,7 +17,7 @@ pub(super) fn docs(_: &Service) -> Reply {
 mod tests {
     use std::fmt::Write;
 
-    use serde_json::{Map, Value};
+    use serde_json::Value;
 
     use super::super::openapi::DOCUMENT;
     use super::super::page::tests::assert_policy_fits;
@@ -80,13 +80,9 @@ code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
                 let parameter = self.resolved(parameter);
                 let schema = self.resolved(&parameter["schema"]);
                 let described = parameter.get("description").or(schema.get("description"));
+                let described = described.map_or_else(String::new, text);
                 let (place, name) = (text(&parameter["in"]), text(&parameter["name"]));
-                writeln!(
-                    self.html,
-                    "<tr><th>{place} <code>{name}</code><td>{}",
-                    described.map_or_else(String::new, text)
-                )
-                .unwrap();
+                writeln!(self.html, "<tr><th>{place} <code>{name}</code><td>{described}").unwrap();
             }
             let body = self.resolved(&operation["requestBody"]);
             for (kind, content) in body["content"].as_object().into_iter().flatten() {
@@ -101,8 +97,7 @@ code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
                     continue;
                 }
                 write!(own, "<tr><th>{status}<td>{}", text(&resolved["description"])).unwrap();
-                let content = resolved["content"].as_object().cloned().unwrap_or_else(Map::new);
-                for (kind, content) in &content {
+                for (kind, content) in resolved["content"].as_object().into_iter().flatten() {
                     let fields = if status == "200" { self.fields(&content["schema"]) } else { String::new() };
                     write!(own, " <code>{kind}</code> {fields}").unwrap();
                 }
@@ -115,13 +110,12 @@ code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
         fn objects(&mut self) {
             let schemas = self.document["components"]["schemas"].as_object().unwrap().clone();
             for (name, schema) in &schemas {
-                write!(self.html, "<h2 id=\"{name}\">{name}</h2>\n<p>").unwrap();
                 let description = schema.get("description").map_or_else(String::new, |words| text(words) + ". ");
-                let values =
-                    schema["enum"].as_array().map(|values| values.iter().map(text).collect::<Vec<_>>().join(", "));
+                let values = schema["enum"].as_array();
+                let values = values.map(|values| values.iter().map(text).collect::<Vec<_>>().join(", "));
                 let pattern = schema.get("pattern").map(|pattern| format!("<code>{}</code>", text(pattern)));
                 let rest = values.or(pattern).unwrap_or_else(|| self.fields(schema));
-                writeln!(self.html, "{description}{rest}").unwrap();
+                writeln!(self.html, "<h2 id=\"{name}\">{name}</h2>\n<p>{description}{rest}").unwrap();
             }
         }
 
@@ -146,9 +140,8 @@ code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
             let Some(properties) = schema["properties"].as_object() else { return kinds.join(" or ") };
             let required = schema["required"].as_array();
             let fields = properties.iter().map(|(name, schema)| {
-                let optional =
-                    if required.is_some_and(|names| names.iter().any(|known| known == name)) { "" } else { "?" };
-                format!("<code>{name}{optional}</code> {}", self.fields(schema))
+                let is_required = required.is_some_and(|names| names.iter().any(|required| required == name));
+                format!("<code>{name}{}</code> {}", if is_required { "" } else { "?" }, self.fields(schema))
             });
             let null = if kinds.contains(&"null") { " or null" } else { "" };
             format!("{{ {} }}{null}", fields.collect::<Vec<_>>().join(", "))

@@ -43,11 +43,6 @@ impl GateEvents {
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
-
-    pub(in crate::http) fn wake_gate(&self) {
-        // This fails only if the counter is full, and then the gate is awake.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
-    }
 }
 
 #[derive(Debug)]
@@ -161,7 +156,8 @@ impl Connection {
         // First of all, so that an event of the connection finds it returned.
         self.events.returned.put((self.token, next));
         if wakes {
-            self.events.wake_gate();
+            // This fails only if the counter is full, and then the gate is awake.
+            let _ = rustix::io::write(&self.events.wake, &1_u64.to_ne_bytes());
         } else {
             self.watch_for_bytes();
         }

@@ -251,18 +251,14 @@ fn framing(head: &Head) -> Result<Framing, Refusal> {
         return Err(refusal(400, "HTTP/1.0 has no Transfer-Encoding"));
     }
     let codings: Vec<String> = head.elements("transfer-encoding").collect();
+    let is_other = |coding: &String| !coding.is_empty() && coding != "chunked";
     match codings.as_slice() {
         [chunked] if chunked == "chunked" => Ok(Framing::Chunked),
-        [others @ .., last] if last == "chunked" && others.iter().all(|coding| is_foreign(coding)) => {
+        [others @ .., last] if last == "chunked" && others.iter().all(is_other) => {
             Err(refusal(501, "the only Transfer-Encoding that is implemented is chunked"))
         }
         _ => Err(refusal(400, "the Transfer-Encoding does not end in chunked, once")),
     }
-}
-
-/// Whether some other server may implement this coding.
-fn is_foreign(coding: &str) -> bool {
-    !coding.is_empty() && coding != "chunked"
 }
 
 fn is_kept_alive(head: &Head) -> bool {
