@@ -7,7 +7,7 @@
 #     -v /var/run/docker.sock:/var/run/docker.sock --group-add "$(stat -c %g /var/run/docker.sock)" loader
 #
 # `--group-add` gives the user below access to the socket. Where the socket belongs to root alone, run with `--user 0:0`.
-# There is no RUN here: an ARM64 image is built on any machine, without an emulator.
+# There is no RUN here, so any machine can build an ARM64 image without an emulator.
 ARG BASE=docker:28-cli
 
 # The directories that the user below may write, made without a shell.
@@ -16,7 +16,7 @@ WORKDIR /var/lib/loader/models
 WORKDIR /var/log/loader
 
 FROM ${BASE}
-# Another file in target/dist, for a test on another processor.
+# A test on another processor names another file in target/dist.
 ARG PROGRAM=loader-aarch64-unknown-linux-musl
 COPY target/dist/${PROGRAM} /usr/local/bin/loader
 COPY --from=directories --chown=65534:65534 /var/lib/loader /var/lib/loader

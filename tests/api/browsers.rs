@@ -1,4 +1,4 @@
-//! Pages in a browser that should not get in.
+//! Pages of other sites in a browser, which must not get in.
 
 use serde_json::json;
 
@@ -30,7 +30,7 @@ fn pages_of_other_sites_cannot_make_a_browser_do_anything() {
         &[("Origin", "null")],
         &[("Sec-Fetch-Site", "cross-site")],
         &[("Sec-Fetch-Site", "same-site"), ("Origin", "http://other.localhost")],
-        // A name that was pointed at this machine after the page had come from elsewhere.
+        // DNS rebinding: the name resolves to this machine after the page was loaded from elsewhere.
         &[("Origin", "http://evil.example"), ("Host", "evil.example")],
         &[("Origin", "http://evil.example"), ("Host", "evil.example"), ("Sec-Fetch-Site", "same-origin")],
     ];
@@ -53,7 +53,7 @@ fn pages_of_other_sites_cannot_make_a_browser_do_anything() {
     assert_eq!(world.service.get("/unlock/status").json()["state"], "idle");
     assert!(!world.keys().iter().any(|key| key.starts_with("other")));
 
-    // The service's own page may, programs may under any name, and what is only looked at is for everybody to ask.
+    // The service's own page may send these, programs may under any name, and anybody may send a GET.
     let own_origin = format!("http://{own}");
     let friends: [&[(&str, &str)]; 3] = [
         &[("Origin", &own_origin), ("Sec-Fetch-Site", "same-origin")],
@@ -69,13 +69,13 @@ fn pages_of_other_sites_cannot_make_a_browser_do_anything() {
     let headers = [("Origin", "http://evil.example"), ("Sec-Fetch-Site", "cross-site")];
     let reply = world.service.call("GET", "/status", &headers, b"").unwrap();
     assert_eq!(reply.status, 200);
-    // Without this header a browser keeps the answer from the page.
+    // Without this header a browser does not show the answer to the page.
     assert_eq!(reply.header("access-control-allow-origin"), None);
 }
 
-/// Its requests are of the same origin, so over http nothing but `Host` tells them from a program's.
+/// Its requests are same-origin, so over plain HTTP only `Host` distinguishes them from a program's.
 #[test]
-fn a_page_whose_name_was_pointed_here_reads_nothing() {
+fn a_page_reads_nothing_by_dns_rebinding() {
     let private = ["/status", "/unlock/status", "/metrics"];
     let public = ["/", "/docs", "/openapi.json", "/health"];
     let status = |service: &Service, path: &str, host: &str| {
@@ -104,7 +104,7 @@ fn a_page_whose_name_was_pointed_here_reads_nothing() {
 }
 
 #[test]
-fn a_client_token_is_stronger_than_a_name() {
+fn a_client_token_makes_any_host_name_acceptable() {
     let service = Service::builder().env("CLIENT_TOKEN", "open-sesame").start();
     let headers = [("Origin", "http://box.example"), ("Host", "box.example"), ("Content-Type", "application/json")];
     let call = |more: &[(&str, &str)]| {

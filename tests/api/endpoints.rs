@@ -32,7 +32,7 @@ fn health_is_healthy() {
 }
 
 #[test]
-fn status_tells_who_is_logged_in_and_what_is_cached() {
+fn status_shows_who_is_logged_in_and_what_is_cached() {
     let world = World::new();
     let status = || {
         let mut status = world.service.get("/status").json();
@@ -85,7 +85,7 @@ fn status_tells_who_is_logged_in_and_what_is_cached() {
 }
 
 #[test]
-fn a_mistyped_model_name_is_called_that() {
+fn a_mistyped_model_name_is_named_in_the_error() {
     let world = World::new();
     let missing = crate::world::resource_api::Fault::Status(404, String::new());
     world.api.fault("/resources/get/", missing, None);

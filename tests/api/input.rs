@@ -41,13 +41,13 @@ fn json_bombs_are_refused() {
         (format!(r#"{{"email":"a","password":"b","x":{deep}"#), 422),
         (format!(r#"{{"email":{deep}{closed},"password":"b"}}"#), 422),
         (format!("{}1{}", r#"{"a":"#.repeat(9_000), "}".repeat(9_000)), 422),
-        // A field that nobody asked for is skipped, however deep it is: this login fails for want of an API.
+        // An unknown field is skipped, however deep it is: this login fails only because there is no API.
         (format!(r#"{{"email":"a","password":"b","x":{deep}{closed}}}"#), 401),
     ] {
         let reply = service.call("POST", "/login", &json, body.as_bytes()).unwrap();
         assert_eq!(reply.status, status, "{}", reply.text());
     }
-    // Too large, with its length and without; one byte less is read and judged.
+    // Too large, with `Content-Length` and without; with one byte less the body is parsed.
     let body = |size: usize| format!(r#"{{"email":"{}"}}"#, "a".repeat(size - 12));
     for (size, status) in [(65_537, 413), (65_536, 422)] {
         assert_eq!(service.call("POST", "/login", &json, body(size).as_bytes()).unwrap().status, status);
@@ -60,7 +60,7 @@ fn json_bombs_are_refused() {
     assert!(service.is_running());
 }
 
-/// A name that passed its check goes to the Resource API, the CDN and the disk as it is, and means nothing there.
+/// A valid name reaches the Resource API, the CDN and the disk unchanged, and has no special meaning there.
 #[test]
 fn names_inject_nothing_anywhere() {
     let world = World::new();
@@ -97,7 +97,7 @@ fn names_inject_nothing_anywhere() {
     }
     assert!(!world.api.requests().iter().any(|request| request.headers.iter().any(|(name, _)| name == "X-Injected")));
 
-    // What would end a header line, or leave the folder, is no name; encoded twice it is text, as above.
+    // Names that would end a header line or leave the folder are refused; encoded twice they are plain text, as above.
     let known = (world.api.files(), world.keys());
     for path in ["a%0d%0aX:%201", "a%0a", "%00", "..%2f..%2fetc%2fpasswd", "%2e%2e", "..%5c", "a%2fb", "%c0%ae%c0%ae"] {
         let form = Form::new("x", &[("folder", &world.folder)], &[]);
@@ -110,7 +110,7 @@ fn names_inject_nothing_anywhere() {
         assert!(!reply.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("x")), "{path}");
     }
     assert_eq!((world.api.files(), world.keys()), known);
-    // A path is not tidied up either: `..` is no way to another endpoint.
+    // Paths are not normalized either: `..` does not lead to another endpoint.
     for path in ["/load/../status", "/load/%2e%2e/status", "//status", "/./status", "/status/../../etc/passwd"] {
         let reply = raw::request(world.service.connect(), "GET", path, &[], b"").unwrap();
         assert_eq!(reply.status, 404, "{path}");

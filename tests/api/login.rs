@@ -16,7 +16,7 @@ fn login_proves_the_credentials() {
 }
 
 #[test]
-fn login_tells_its_failures_apart_and_repeats_no_password() {
+fn login_distinguishes_its_failures_and_repeats_no_password() {
     let (service, api) = alone();
     let fails = |email: &str, password: &str| {
         let detail = detail_of(&service.login_as(email, password), 401);

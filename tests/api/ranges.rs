@@ -96,7 +96,7 @@ fn a_cold_range_is_right_and_fills_the_cache() {
 }
 
 #[test]
-fn what_is_no_single_range_is_the_whole_and_what_is_behind_the_end_is_416() {
+fn anything_but_one_range_is_the_whole_and_a_range_past_the_end_is_416() {
     let world = World::new();
     let whole = pattern(1000, 1);
     world.upload("m.bin", &whole);
@@ -125,7 +125,7 @@ fn what_is_no_single_range_is_the_whole_and_what_is_behind_the_end_is_416() {
 }
 
 #[test]
-fn the_entity_tag_is_that_of_the_version() {
+fn the_entity_tag_names_the_version() {
     let world = World::new();
     let whole = pattern(5000, 1);
     world.upload("m.bin", &whole);
@@ -133,7 +133,7 @@ fn the_entity_tag_is_that_of_the_version() {
     assert!(tag.len() == 34 && tag.starts_with('"') && tag.ends_with('"'), "{tag}");
     assert_eq!(world.range("m.bin", "bytes=9-").header("etag"), Some(tag.as_str()));
     let small = world.api.file(&world.folder, "m.bin.small").unwrap();
-    assert!(!crate::world::sha256_hex(&small).contains(tag.trim_matches('"')), "the tag tells the object's name");
+    assert!(!crate::world::sha256_hex(&small).contains(tag.trim_matches('"')), "the tag contains the object's name");
     let conditional = |tag: &str| {
         ask(&world.service, &world.folder, "m.bin", &[("Range", "bytes=10-19"), ("If-Range", tag)]).unwrap()
     };
@@ -208,7 +208,7 @@ fn curl_resumes_a_transfer_that_broke() {
     world.upload("m.bin", &whole);
     let out = world.service.dir().join("out.bin");
     let curl = |more: &[&str]| {
-        // A body, which is to be sent on in curl's mind, it would not let resume.
+        // curl does not resume a request with a body.
         let mut command = Command::new("curl");
         command.args(["-sS", "-X", "POST"]).args(more);
         command.arg(world.service.url(&format!("/load/m.bin?folder={}", world.folder)));

@@ -119,7 +119,7 @@ impl Figure {
     }
 }
 
-/// Two digits behind the point at most.
+/// At most two decimals.
 fn rounded(factor: f64) -> f64 {
     (factor * 100.0).round() / 100.0
 }

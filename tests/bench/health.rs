@@ -24,7 +24,7 @@ const CONNECTIONS: usize = 4;
 pub fn measure(plan: &Plan, python: bool, report: &mut Report) {
     report.says("start and /health");
     let api = ResourceApi::start();
-    // The peer wants a CDN configuration for its login, and asks nobody with it.
+    // The peer needs a CDN configuration for its login, but does not use it.
     let nowhere = S3::at("http://127.0.0.1:9", Keys::new("a", "b"), Keys::new("c", "d"));
     let with_wrk = commands::is_there("wrk", "-v");
     if !with_wrk {

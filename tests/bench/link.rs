@@ -1,7 +1,7 @@
-//! A far link: a TCP relay with a round trip, a bandwidth that all connections share, and for each direction of each
+//! A far link: a TCP relay with a round-trip time, a bandwidth that all connections share, and for each direction of each
 //! connection a window that opens as TCP's does.
 //!
-//! A sender may have so many bytes on their way as its window allows; they are acknowledged a round trip after they were
+//! A sender may have as many bytes in flight as its window allows; they are acknowledged a round trip after they were
 //! sent, and until the window is at its limit every acknowledged byte widens it by one, which is slow start.
 
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::world::tcp::{TcpServer, lock};
 
-/// What a sender may have on its way at first: ten segments (RFC 6928).
+/// What a sender may have in flight at first: ten segments (RFC 6928).
 const FIRST_WINDOW: usize = 10 * 1460;
 
 /// What is sent at a time.
@@ -27,7 +27,7 @@ pub struct Properties {
     pub round_trip: Duration,
     /// Of all connections together, in bytes a second.
     pub bandwidth: f64,
-    /// The most that one connection may have on its way, in bytes.
+    /// The most that one connection may have in flight, in bytes.
     pub window: usize,
 }
 

@@ -87,7 +87,7 @@ impl Report {
         self.peaks.iter().map(|(bytes, _)| *bytes).max().unwrap_or_default()
     }
 
-    /// Prints the table and writes the files; into the repository as well, if told so.
+    /// Prints the table and writes the files; with `record`, into the repository as well.
     pub fn finish(self, took: Duration, record: bool) {
         let machine = Machine::look();
         let table = self.table(&machine);

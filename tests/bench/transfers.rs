@@ -63,7 +63,7 @@ struct Scene<'a> {
     weed: &'a Weed,
     api: ResourceApi,
     loader: Service,
-    /// One without readers of the old kind.
+    /// A loader with `OLD_READERS=false`.
     lean: Service,
     peer: Option<Peer>,
     plain: PathBuf,

@@ -42,7 +42,7 @@ fn a_thousand_idle_connections_cost_a_descriptor_each_and_no_thread() {
     settles(&service, descriptors, threads);
 }
 
-/// The loader with so few descriptors.
+/// A script that starts the loader with this limit of descriptors.
 fn limited(directory: &TempDir, descriptors: usize) -> PathBuf {
     let limited = directory.path().join(format!("loader-{descriptors}"));
     let script = format!("#!/bin/sh\nulimit -n {descriptors}\nexec {} \"$@\"\n", loader_binary().display());
@@ -92,13 +92,13 @@ fn it_recovers_when_descriptors_run_out() {
     }
 }
 
-/// To the very last one, to the one before it, and to more than there are.
+/// With all descriptors taken, with all but one, and with more connections than descriptors.
 #[test]
 fn somebody_is_served_while_every_descriptor_is_taken() {
     let directory = tempfile::tempdir().unwrap();
     let limit = 64;
     let service = Service::builder().binary(limited(&directory, limit)).timeout(Duration::from_secs(10)).start();
-    // Without the connections of the start.
+    // The connections of the start have been closed by then.
     thread::sleep(Duration::from_secs(1));
     let descriptors = service.descriptors();
     let mut took = Vec::new();
@@ -135,7 +135,7 @@ fn a_unix_socket_is_still_there_after_descriptors_ran_out() {
     assert!(!std::path::Path::new(&path).exists());
 }
 
-/// Ports come round quickly on the loopback interface. What the service still does for a client that has gone is nothing to
+/// Ports are reused quickly on the loopback interface. Work for a client that has gone must not affect
 /// the next connection from the same port.
 #[test]
 fn a_connection_is_not_taken_for_the_one_before_it_from_the_same_port() {
@@ -165,7 +165,7 @@ fn a_connection_is_not_taken_for_the_one_before_it_from_the_same_port() {
     };
     assert_eq!(ask(), 200);
     let first = started.elapsed();
-    assert!(first < Duration::from_secs(1), "it waited {first:?} behind the request of another connection");
+    assert!(first < Duration::from_secs(1), "it waited {first:?} for the request of another connection");
     // The answer to the client that has gone cannot be sent, which ends its connection, and not this one.
     while started.elapsed() < Duration::from_secs(3) {
         assert_eq!(ask(), 200);

@@ -1,4 +1,4 @@
-//! Requests that are sent in pieces, and how the tests see what becomes of them.
+//! Requests that a test sends in pieces, and helpers to watch what happens to them.
 
 use std::io::{ErrorKind, Read};
 use std::time::{Duration, Instant};
@@ -7,21 +7,21 @@ use crate::world::eventually;
 use crate::world::raw::Stream;
 use crate::world::service::{Service, ServiceBuilder};
 
-/// How long the machine that runs the tests may take beyond a limit that the service keeps.
+/// How much later than the service's limit an answer may come on a slow machine.
 pub const SLACK: Duration = Duration::from_secs(6);
 
 pub fn with_limit(seconds: u32) -> ServiceBuilder {
     Service::builder().env("CLIENT_STALL_SECONDS", seconds.to_string())
 }
 
-/// Descriptors and threads come back to what they were. An idle thread of the library lives 5 s.
+/// Waits until the service has as many descriptors and threads as before. An idle thread of `tiny_http` lives 5 s.
 pub fn settles(service: &Service, descriptors: usize, threads: usize) {
     eventually(Duration::from_secs(20), "descriptors and threads return", || {
         service.descriptors() <= descriptors + 2 && service.threads() <= threads + 4
     });
 }
 
-/// Reads until the service ends the connection: how long it took, and what it said.
+/// Reads until the service closes the connection; returns how long that took and what it sent.
 pub fn end_of(stream: &mut Stream) -> (Duration, String) {
     let (started, mut said) = (Instant::now(), Vec::new());
     if let Err(error) = stream.read_to_end(&mut said) {

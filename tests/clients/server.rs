@@ -59,7 +59,7 @@ fn a_full_queue_answers_503_with_retry_after() {
             .collect();
         let results: Vec<_> = calls.into_iter().map(|call| call.join().unwrap()).collect();
         let refused: Vec<_> = results.iter().filter_map(|result| result.as_ref().ok()).collect();
-        // One is worked on, sixteen wait; one more is refused if the handler had not taken the first one yet.
+        // The handler works on one and sixteen wait; a further one is refused if the handler has not yet taken the first.
         assert!((5..=6).contains(&refused.len()), "{results:?}");
         for reply in refused {
             assert_eq!((reply.status, reply.header("retry-after")), (503, Some("2")));
@@ -81,7 +81,7 @@ fn it_serves_on_a_unix_socket() {
     assert_eq!(service.upload(&folder, "m.bin", &bytes).status, 200);
     assert!(service.load(&folder, "m.bin").body == bytes);
     service.kill();
-    // The socket of the killed process is in nobody's way.
+    // A socket that a killed process left does not prevent the start.
     service.restart();
     assert_eq!(service.get("/health").status, 200);
     assert!(service.terminate().success());
@@ -134,7 +134,7 @@ fn pipelined_requests_are_answered_in_order_and_hold_up_nobody_else() {
     assert_eq!(statuses, [200, 200, 404]);
 }
 
-/// `tiny_http` queues connections that come in a burst behind its four first threads, although it would start more.
+/// `tiny_http` queues a burst of connections for its first four threads, although it would start more.
 #[test]
 fn a_burst_of_connections_that_stay_open_keeps_nobody_waiting() {
     for service in [Service::builder().start(), Service::builder().unix().start()] {

@@ -14,7 +14,7 @@ use crate::world::{World, eventually, pattern};
 fn stalled_clients_give_their_handlers_back_within_the_limit() {
     let world = World::with(|builder| builder.env("CLIENT_STALL_SECONDS", "3"));
     world.upload("small.bin", b"model");
-    // More than the sockets on both sides take.
+    // More than the socket buffers on both sides hold.
     world.upload("large.bin", &pattern(24_000_000, 1));
     let descriptors = world.service.descriptors();
     let mut stalled = Vec::new();
@@ -25,7 +25,7 @@ fn stalled_clients_give_their_handlers_back_within_the_limit() {
         write!(load, "{}", load_head(&world.folder, "large.bin")).unwrap();
         stalled.extend([upload, load]);
     }
-    // All four handlers are taken.
+    // All four handlers are busy.
     eventually(SLACK, "the uploads arrive", || world.service.spooled() == 2);
     let started = Instant::now();
     let health = world.service.usual_health();
@@ -33,19 +33,19 @@ fn stalled_clients_give_their_handlers_back_within_the_limit() {
     let took = started.elapsed();
     assert!(health < Duration::from_millis(50), "{health:?}");
     assert!(took < Duration::from_secs(3) + SLACK, "{took:?}");
-    // The service has let go of them all, although they are still held here.
+    // The service has given all of them up, although this end still holds them open.
     eventually(SLACK, "no handler is busy", || {
         world.service.get("/metrics").text().contains("\nloader_handler_threads_busy 0\n")
     });
     settles(&world.service, descriptors, usize::MAX - 4);
     for stream in &mut stalled {
         let (_, said) = end_of(stream);
-        // An upload is told why, a load breaks off.
+        // An upload gets an answer with the reason; a load ends early.
         assert!(said.starts_with("HTTP/1.1 422 ") || said.len() < 24_000_000);
     }
 }
 
-/// The timeouts of a socket begin anew with every byte.
+/// A socket timeout would start again with every byte.
 #[test]
 fn a_trickling_client_counts_as_a_stalled_one() {
     let world = World::with(|builder| builder.env("CLIENT_STALL_SECONDS", "1").env("HANDLER_THREADS", "1"));
@@ -151,16 +151,16 @@ fn a_head_of_more_than_16_kib_is_answered_431_or_414_for_its_target() {
         format!("GET /health?{} HTTP/1.1\r\nHost: x\r\n\r\n", "q".repeat(20_000)),
         format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "v".repeat(20_000)),
         format!("GET /health HTTP/1.1\r\nHost: x\r\n{}\r\n", "a: b\r\n".repeat(4_000)),
-        // Not at its end: nobody waits for more of it. Ten seconds are far below the limit of time.
+        // Unfinished: the service answers without waiting for the rest, long before its time limit.
         format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}", "v".repeat(20_000)),
         format!("GET /health?{}", "q".repeat(20_000)),
-        // A megabyte is either stopped on its way or refused when it has come.
+        // The connection may end while a megabyte is still being sent, or the answer comes after it.
         format!("GET /health?{} HTTP/1.1\r\nHost: x\r\n\r\n", "q".repeat(1 << 20)),
         format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "v".repeat(1 << 20)),
     ] {
         let mut stream = service.connect();
         stream.set_timeout(Duration::from_secs(10)).unwrap();
-        // The connection may end under it.
+        // The service may close the connection during the write.
         let _ = stream.write_all(head.as_bytes());
         let mut said = [0; 13];
         match stream.read_exact(&mut said) {
@@ -168,7 +168,7 @@ fn a_head_of_more_than_16_kib_is_answered_431_or_414_for_its_target() {
                 let too_long = if head.starts_with("GET /health?") { b"HTTP/1.1 414 " } else { b"HTTP/1.1 431 " };
                 assert_eq!(&said, too_long, "{head:.40}");
             }
-            // Its last words are lost where more was on the way.
+            // The answer is lost if more data was in transit when the connection closed.
             Err(error) => assert!(!matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{head:.40}"),
         }
     }
@@ -178,7 +178,7 @@ fn a_head_of_more_than_16_kib_is_answered_431_or_414_for_its_target() {
     assert_eq!(raw::read_reply(&mut reader, "GET").unwrap().status, 200);
 }
 
-/// The accept loop writes the answers itself. After a handler has been at the connection, too, it must not wait for long.
+/// The accept loop writes these answers itself, and must not wait long for a client, also on a connection that a handler has used.
 #[test]
 fn a_client_that_pipelines_without_reading_holds_up_nobody() {
     let service = Service::builder().start();
@@ -191,7 +191,7 @@ fn a_client_that_pipelines_without_reading_holds_up_nobody() {
     thread::scope(|scope| {
         let flood = scope.spawn(move || {
             let mut sent = 0;
-            // The answers fill what the sockets take; then the connection ends.
+            // The answers fill the socket buffers; then the connection ends.
             while sent < 400 && stream.write_all(requests.as_bytes()).is_ok() {
                 sent += 1;
             }
@@ -201,7 +201,7 @@ fn a_client_that_pipelines_without_reading_holds_up_nobody() {
         while !flood.is_finished() {
             let asked = Instant::now();
             assert_eq!(service.get("/health").status, 200);
-            // A handler would be kept waiting longer.
+            // A stalled answer would take longer.
             assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
             thread::sleep(Duration::from_millis(20));
         }

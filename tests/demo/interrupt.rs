@@ -1,4 +1,4 @@
-//! Ctrl-C: the demo ends in order, so that no process and no temporary file is left behind.
+//! Ctrl-C: the demo ends in order, so that no process and no temporary file is left.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};

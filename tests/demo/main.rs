@@ -141,7 +141,7 @@ fn wait(session: &Session, interrupt: &Interrupt) -> Result<(), String> {
     Ok(())
 }
 
-/// The tests' support panics where a test would fail; here that is an error like any other.
+/// The test world panics where a test would fail; here that is an error like any other.
 fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);
@@ -150,7 +150,7 @@ fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     })
 }
 
-/// The main thread's panics are caught and told as errors; one of a server's threads stays visible.
+/// Panics of the main thread are caught and reported as errors; a panic of a server's thread stays visible.
 fn silence_caught_panics() {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

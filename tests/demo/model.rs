@@ -51,7 +51,7 @@ impl Model {
     /// Its bytes.
     pub fn open(&self) -> io::Result<Box<dyn Read + Send>> {
         Ok(match &self.file {
-            // A file that grows meanwhile stays as long as was announced.
+            // If the file grows in the meantime, only the announced length is sent.
             Some(path) => Box::new(File::open(path)?.take(self.size)),
             None => Box::new(PatternReader::new(self.size, 0)),
         })

@@ -37,7 +37,7 @@ pub fn build(arguments: &[String]) -> Result<(), String> {
     }
     let loader = profile_dir()?.join("loader");
     if !loader.is_file() {
-        // It was built elsewhere, since only the outer Cargo knows its own options.
+        // It was built elsewhere: only the outer Cargo has its own options.
         let hint = "set CARGO_BUILD_TARGET or CARGO_TARGET_DIR instead of --target or --target-dir";
         return Err(format!("there is no loader program at {}; {hint}", loader.display()));
     }

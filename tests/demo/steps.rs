@@ -92,7 +92,7 @@ fn upload(session: &mut Session) -> Result<Done, String> {
     Ok(Done { bytes: Some(bytes), time, parts })
 }
 
-/// Looks behind the loader: what the two servers have.
+/// Looks at what the two servers have stored.
 fn stored_parts(session: &Session) -> Result<Vec<(&'static str, u64)>, String> {
     let Session { api, s3, folder, model, .. } = session;
     let small = api.file(folder, &format!("{}.small", model.name)).ok_or("the Resource API has no small part")?;

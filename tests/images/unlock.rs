@@ -246,14 +246,14 @@ fn fifty_concurrent_unlocks_start_one_docker_load() {
 
 #[test]
 fn loads_work_while_an_unlock_runs() {
-    let Some(engine) = engine_or_skip("unlock beside loads") else { return };
+    let Some(engine) = engine_or_skip("unlock during loads") else { return };
     let s3 = crate::world::s3::S3::start();
     let unlocker = Unlocker::new(engine);
     unlocker.api.put_file("", "cdn.yaml", s3.cdn_yaml());
     let folder = s3.new_bucket("models");
     assert_eq!(unlocker.service.login().status, 200);
     assert_eq!(unlocker.service.upload(&folder, "m.bin", b"model").status, 200);
-    let tag = unique("beside");
+    let tag = unique("during");
     unlocker.archive(&packed(&saved_images(&[&tag], 100_000_000, false)));
     unlocker.start();
     let mut loads = 0;

@@ -1,4 +1,4 @@
-//! An upload is atomic for those who read meanwhile, wherever it is cut: each read is the old version or the new one, whole.
+//! An upload is atomic for concurrent readers, wherever it is cut: each read is the old version or the new one, whole.
 //! Afterwards uploads succeed, and no more than two generations remain.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -119,7 +119,7 @@ impl Fleet {
         if reply.status == 200 { Ok(version) } else { Err(reply.detail()) }
     }
 
-    /// The times of objects may have whole seconds only, and generations of one second are not told apart.
+    /// Objects may have times in whole seconds only, and the order of two generations of one second is unknown.
     fn wait_for_the_clock(&self) {
         if !self.world.s3.is_built_in() {
             thread::sleep(Duration::from_millis(1100));
@@ -207,7 +207,7 @@ impl Fleet {
                 Victim::Cdn => {
                     proxy.down();
                     self.readers_proxy.down();
-                    // What hangs at the other server goes on: its connections are cut, and it listens.
+                    // Requests that hang at the other server end: its connections are cut, and it listens again.
                     api.cut();
                 }
                 Victim::ResourceApi => {
@@ -246,7 +246,7 @@ impl Fleet {
         }
     }
 
-    /// Uploads succeed, every reader has them, also one of the old kind, and no more than two generations remain: the first
+    /// Uploads succeed, every reader gets them, old readers too, and no more than two generations remain: the first
     /// one leaves what another box might be about to commit.
     fn heals(&self, after: &str) {
         for _ in 0..2 {
@@ -263,7 +263,7 @@ impl Fleet {
         assert_eq!(manifests, of, "after {after}");
     }
 
-    /// What a reader of the old kind gets: the small part and the plain key.
+    /// What an old reader gets: the small part and the plain key.
     fn in_force(&self) -> Vec<u8> {
         let small = self.world.api.file(&self.world.folder, &format!("{NAME}.small")).unwrap();
         let big = self.world.s3.get(&self.world.folder, &format!("{NAME}.big")).unwrap();
@@ -282,7 +282,10 @@ impl Fleet {
                 self.heals(&format!("{victim:?} killed at {point:?}"));
             });
         }
-        assert!(self.whole_loads.load(Ordering::SeqCst) > 2 * POINTS.len(), "hardly anything was read meanwhile");
+        assert!(
+            self.whole_loads.load(Ordering::SeqCst) > 2 * POINTS.len(),
+            "hardly anything was read during the uploads"
+        );
     }
 }
 
@@ -305,7 +308,7 @@ fn a_killed_resource_api_leaves_the_old_version_or_the_new_one() {
 }
 
 #[test]
-fn two_boxes_that_upload_at_once_leave_one_version_for_readers_of_every_kind() {
+fn two_boxes_that_upload_at_once_leave_one_version_for_new_and_old_readers() {
     let fleet = Fleet::new();
     let other = Uploader::new(&fleet.world);
     fleet.while_reading(|| {
@@ -336,7 +339,7 @@ fn two_boxes_that_upload_at_once_leave_one_version_for_readers_of_every_kind() {
     assert_eq!(fleet.failed_loads.load(Ordering::SeqCst), 0);
 }
 
-/// An upload that died left a newer generation, so that of a second box looks like one that nobody needs.
+/// A failed upload left a newer generation, so a second box's generation looks unused.
 #[test]
 fn a_generation_that_another_box_is_about_to_commit_is_not_deleted() {
     let fleet = Fleet::new();

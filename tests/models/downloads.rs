@@ -127,7 +127,7 @@ fn a_download_is_resumed_after_a_restart() {
     assert!(sent < bytes.len() as u64 - 100_000, "{sent} bytes were sent although some were there");
 }
 
-/// What the CDN was asked for besides the end of the object, as `first byte-last byte`.
+/// The ranges that the CDN was asked for, except the end of the object, as `first byte-last byte`.
 fn ranges_asked(proxy: &crate::world::s3_proxy::S3Proxy) -> Vec<String> {
     let ranges = proxy.requests().into_iter().filter_map(|request| request.range);
     ranges
@@ -147,7 +147,7 @@ fn a_cdn_that_is_far_away_is_asked_for_several_ranges_at_once() {
     for fault in [None, Some(Fault::CutResponseAt(1_000_000)), Some(Fault::Reset)] {
         world.forget("m.bin");
         proxy.clear_requests();
-        // The first question shows how far it is.
+        // The first request shows how far away it is.
         proxy.fault("GET", "m.bin", Fault::Delay(Duration::from_millis(60)), Some(1));
         if let Some(fault) = &fault {
             proxy.fault_on(Purpose::Rest, "m.bin", fault.clone(), Some(3));
@@ -160,7 +160,7 @@ fn a_cdn_that_is_far_away_is_asked_for_several_ranges_at_once() {
         assert!(sent < bytes.len() as u64 + 300_000, "{fault:?}: {sent} bytes were sent");
         world.loads("m.bin", &bytes);
     }
-    // One that is near is not; but the machine may take a break just when it answers.
+    // A near CDN is not; but a slow machine may delay its answer.
     let near = (0..10).any(|_| {
         world.forget("m.bin");
         proxy.clear_requests();
@@ -181,7 +181,7 @@ fn a_model_that_is_replaced_while_its_ranges_are_downloaded_is_no_mixture() {
         world.s3.put(&world.folder, "m.bin.big", &big, &[]);
     };
     put(&old);
-    // Two questions, for the generation and for the plain key, and then slow ranges.
+    // Two requests, for the generation and for the plain key, and then slow ranges.
     proxy.fault("HEAD", "m.bin", Fault::Delay(Duration::from_millis(60)), Some(2));
     proxy.fault("GET", "m.bin", Fault::Trickle(200_000), Some(3));
     thread::scope(|scope| {
@@ -198,7 +198,7 @@ fn a_model_that_is_replaced_while_its_ranges_are_downloaded_is_no_mixture() {
 }
 
 #[test]
-fn a_cdn_that_knows_no_ranges_is_downloaded_whole_first() {
+fn a_cdn_without_ranges_is_downloaded_whole_first() {
     let (world, proxy) = World::behind_proxy();
     let bytes = pattern(MIB, 1);
     world.upload("m.bin", &bytes);

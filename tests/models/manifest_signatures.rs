@@ -25,7 +25,7 @@ fn run(program: &str, args: &[&str], stdin: &[u8]) -> Output {
     process::run_to_end(Command::new(program), args, stdin, Duration::from_secs(60))
 }
 
-/// The key of line one, stated a second time.
+/// The key of line one, derived independently of the program.
 fn key_of_line_one() -> [u8; 32] {
     protocol::aes_key(format!("{}.manifest", protocol::resource_key(&Salts::default())).as_bytes())
 }

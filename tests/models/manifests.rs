@@ -57,7 +57,7 @@ impl World {
     }
 }
 
-/// A load or a range, as far as it came: the status, and the bytes of the body or of the error.
+/// A load or a range: the status, and as much of the body or the error as arrived.
 fn load(service: &Service, folder: &str, name: &str, range: Option<(usize, usize)>) -> (u16, Vec<u8>) {
     let body = json!({"filename": name, "folder": folder}).to_string();
     let range = range.map_or(String::new(), |(first, end)| format!("Range: bytes={first}-{}\r\n", end - 1));
@@ -79,7 +79,7 @@ fn forget(service: &Service, folder: &str, name: &str) {
     }
 }
 
-/// What was in the CDN before it was altered, and everything there is to alter it with.
+/// The objects in the CDN before they are altered, and other objects to exchange them with.
 struct Cdn<'a> {
     world: &'a World,
     keys: Keys,
@@ -165,7 +165,7 @@ impl Cdn<'_> {
     }
 }
 
-/// The keys of `loader keygen`, and the services that have them.
+/// The paths of the private and the public key that `loader keygen` makes.
 pub(super) fn keygen(directory: &Path) -> (String, String) {
     let output = Service::builder().run(&["keygen", directory.to_str().unwrap()], b"");
     assert!(output.status.success(), "{output:?}");
@@ -175,7 +175,7 @@ pub(super) fn keygen(directory: &Path) -> (String, String) {
 }
 
 #[test]
-fn an_altering_cdn_never_makes_a_wrong_byte() {
+fn an_altering_cdn_never_causes_a_wrong_byte() {
     let keys = tempfile::tempdir().unwrap();
     let (private, public) = keygen(&keys.path().join("keys"));
     let world = World::with(|builder| builder.env("SIGNING_KEY_PATH", &private));
@@ -185,7 +185,7 @@ fn an_altering_cdn_never_makes_a_wrong_byte() {
         ("TRUSTED_KEYS_PATH", Service::builder().api(&world.api).env("TRUSTED_KEYS_PATH", &public).start()),
     ];
     let elsewhere = world.s3.new_bucket("elsewhere");
-    // All of the same length, so that nothing but their bytes tells them apart.
+    // All of the same length, so that they differ in their bytes only.
     let (before, whole) = (pattern(SIZE, 1), pattern(SIZE, 2));
     let mut others = Vec::new();
     let mut remember = |folder: &str, name: &str, seed: u64| {

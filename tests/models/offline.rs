@@ -130,7 +130,7 @@ fn other_hardware_opens_nothing() {
 }
 
 #[test]
-fn what_is_too_old_is_deleted() {
+fn kept_parts_that_are_too_old_are_deleted() {
     const DAY: i64 = 24 * 3600;
     let world = world();
     let old = world.keeps("old.bin");
@@ -142,7 +142,7 @@ fn what_is_too_old_is_deleted() {
     world.refuses("old.bin", "OFFLINE_HOURS have passed");
     assert!(!world.kept("old.bin").exists());
     world.loads("young.bin", &young);
-    // The box was off for a day: at its start all is gone.
+    // The box was off for a day: nothing is left at its start.
     world.service.kill();
     world.shift(&world.clock(), &["wall", "now"], -DAY);
     world.shift(&world.kept("young.bin"), &["fetched"], -DAY);
@@ -156,17 +156,17 @@ fn setting_the_clock_back_does_not_lengthen_it() {
     let world = world();
     let bytes = world.keeps("m.bin");
     world.api.down();
-    // To the record it is the same whether the clock shows less now or showed more before.
+    // A clock that is earlier now and a record that is later have the same effect.
     world.shift(&world.clock(), &["wall"], 1000);
     world.refuses("m.bin", "was set back");
     world.login_refused(PASSWORD, "was set back");
     world.shift(&world.clock(), &["wall"], -1000);
     world.loads("m.bin", &bytes);
-    // A part from the future is of another clock.
+    // A part with a time in the future was written under another clock.
     world.shift(&world.kept("m.bin"), &["fetched"], 1000);
     world.refuses("m.bin", "nothing is stored");
     assert!(!world.kept("m.bin").exists());
-    // Without the clock's record no age is known; and once the API has answered, a wrong clock counts no more.
+    // Without the clock's record no age is known. Once the API has answered, a wrong clock no longer matters.
     world.api.up();
     world.loads("m.bin", &bytes);
     world.shift(&world.clock(), &["wall"], 1000);
@@ -179,7 +179,7 @@ fn setting_the_clock_back_does_not_lengthen_it() {
 }
 
 #[test]
-fn who_is_refused_by_the_api_is_refused_and_the_kept_part_is_deleted() {
+fn a_user_whom_the_api_refuses_is_refused_and_the_kept_part_is_deleted() {
     let world = world();
     let gone = r#"{"ErrorCode":70,"Message":"No such file."}"#;
     for (status, body) in [(401, ""), (403, ""), (404, ""), (409, gone)] {
@@ -199,7 +199,7 @@ fn who_is_refused_by_the_api_is_refused_and_the_kept_part_is_deleted() {
         world.loads("m.bin", &bytes);
         world.api.clear_faults();
     }
-    // "Not now" is an answer.
+    // 503 is an answer, too.
     world.api.fault("/resources/get/", Fault::Status(429, String::new()), None);
     world.refuses("m.bin", "429");
     assert!(world.kept("m.bin").exists());
@@ -209,7 +209,7 @@ fn who_is_refused_by_the_api_is_refused_and_the_kept_part_is_deleted() {
 fn credentials_that_the_api_refuses_open_nothing_later() {
     let world = world();
     let bytes = world.keeps("m.bin");
-    // A slip of the finger deletes nothing.
+    // A mistyped password deletes nothing.
     world.login_refused("wrong", "Passwords do not match");
     assert!(world.kept("m.bin").exists());
     world.api.add_user(EMAIL, "new password", "Operator");

@@ -45,7 +45,7 @@ fn old_uploads_load_with_a_warning_unless_they_are_refused() {
 
 /// An old uploader replaces one part after the other. What was loaded between the two must not last.
 #[test]
-fn a_torn_pair_without_metadata_is_looked_at_again() {
+fn a_torn_pair_without_metadata_is_fetched_again() {
     let world = World::new();
     let bytes = pattern(SIZE, 1);
     let (small, big) = protocol::split(&bytes, &Salts::default());

@@ -30,7 +30,7 @@ fn version_two_of_an_old_uploader_replaces_the_generation_of_a_new_one() {
     let (small, big) = protocol::split(&new, &Salts::default());
     world.s3.put(&world.folder, "m.bin.big", &big, &[]);
     world.api.put_file(&world.folder, "m.bin.small", small);
-    // Where the model was proven once, nothing less is taken any more.
+    // Once a verified version was loaded, nothing less is accepted.
     let refused = world.service.load(&world.folder, "m.bin");
     assert_eq!(refused.status, 500);
     assert!(refused.detail().contains("this box has had a version of it with one"), "{}", refused.detail());
@@ -89,7 +89,7 @@ fn big_parts_that_were_swapped_in_the_cache_are_noticed() {
     world.loads("b.bin", &b);
 }
 
-/// As decaying storage does it: the file's time stays.
+/// As decaying storage does: the file's time does not change.
 pub fn flip_byte(path: &std::path::Path, offset: u64) {
     let modified = fs::metadata(path).unwrap().modified().unwrap();
     let mut file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();

@@ -13,7 +13,7 @@ use crate::world::peer::{Peer, why_missing};
 use crate::world::{PatternReader, World, pattern, sha256_hex_of};
 
 const MIB: u64 = 1 << 20;
-/// How long one call may take as a whole; the peer does one thing after the other, and other tests run beside it.
+/// How long one call may take in all; the peer does one thing after the other, and other tests run at the same time.
 const CALL: Duration = Duration::from_secs(300);
 
 #[test]
@@ -60,7 +60,7 @@ fn objects_of_the_peer_have_no_metadata_and_are_cached_all_the_same() {
     world.loads("m.bin", &bytes);
 }
 
-/// Both versions are of one length: an old big part behind a new small part would decrypt without an error.
+/// Both versions have the same length: an old big part after a new small part would decrypt without an error.
 #[test]
 fn version_two_of_the_peer_replaces_version_one_of_the_loader() {
     if is_missing() {
@@ -72,7 +72,7 @@ fn version_two_of_the_peer_replaces_version_one_of_the_loader() {
     world.upload("m.bin", &old);
     world.loads("m.bin", &old);
     upload(&peer, &world, "m.bin", 200_000, 2);
-    // A box that had a proven version takes no other kind; one that never had one does.
+    // A box that had a verified version accepts no other kind; a box that never had one does.
     let refused = world.service.load(&world.folder, "m.bin");
     assert!(refused.status == 500 && refused.detail().contains("a version of it with one"), "{}", refused.text());
     world.forget("m.bin");
@@ -95,7 +95,7 @@ fn version_two_of_the_loader_replaces_version_one_of_the_peer() {
     world.upload("m.bin", &new);
     world.loads("m.bin", &new);
     assert!(world.another_box().load(&world.folder, "m.bin").body == new, "another box loaded other bytes");
-    // The first peer keeps its own copy for ever, and takes it for the new one: what it stored is of no interest here.
+    // The first peer keeps its own copy for ever and mistakes it for the new one, so a second one checks what was stored.
     drop(peer);
     is_pattern(&start(&world).load(&world.folder, "m.bin"), 200_000, 2, "a peer without a copy");
 }

@@ -80,7 +80,7 @@ fn a_part_file_that_decays_while_it_is_filled_never_makes_a_wrong_body() {
 }
 
 #[test]
-fn what_is_damaged_on_a_file_system_that_became_read_only_is_passed_by() {
+fn damage_on_a_file_system_that_became_read_only_is_bypassed() {
     let Some(disk) = SmallDisk::mount_or_skip("a read-only cache", 16 * 1024, 100) else { return };
     let (world, proxy) = World::behind_proxy_with(|builder| builder.env("MODEL_CACHE_DIR", disk.path()));
     let bytes = pattern(5 * MIB, 1);
@@ -97,7 +97,7 @@ fn what_is_damaged_on_a_file_system_that_became_read_only_is_passed_by() {
 }
 
 #[test]
-fn a_cache_is_taken_stock_of_although_part_of_it_cannot_be_read() {
+fn the_cache_is_listed_although_part_of_it_cannot_be_read() {
     let world = World::new();
     world.upload("m.bin", b"model");
     // A directory where only a file can be.
@@ -127,7 +127,7 @@ fn a_cold_range_of_a_large_model_costs_its_chunks() {
     assert!(sent <= 4 * MIB as u64, "{sent} bytes were downloaded for 1 MiB");
 }
 
-/// A second loader, started by hand, must leave alone what the first one is at.
+/// A second loader, started by hand, must not touch what the first one works on.
 #[test]
 fn a_second_loader_on_the_same_address_or_cache_touches_nothing() {
     let (world, proxy) = World::behind_proxy();

@@ -1,4 +1,4 @@
-//! Uploads that go on to the CDN while they are received, and those that must not.
+//! Uploads that are sent to the CDN while they are received, and those that must not be.
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +18,7 @@ const MIB: u64 = 1 << 20;
 const PART: u64 = 16 * MIB;
 const LONG: u64 = 5 * PART;
 
-/// A body that looks around when so much of it has been read.
+/// A body that runs a check when this much of it has been read.
 struct Watched<R, F> {
     from: R,
     at: u64,
@@ -81,7 +81,7 @@ fn parts_are_stored_while_the_rest_is_received_and_few_of_them_wait() {
             from: PatternReader::new(LONG, version),
             at: LONG - MIB,
             look: Some(|| {
-                // Nothing more is sent until what has been is where it is to be.
+                // Nothing more is sent until the part before is where it should be.
                 eventually(Duration::from_secs(30), "parts are stored", || parts(&proxy) >= 4);
                 stored.store(parts(&proxy) as u64, Ordering::SeqCst);
             }),
@@ -113,7 +113,7 @@ fn parts_are_stored_while_the_rest_is_received_and_few_of_them_wait() {
     }
 }
 
-/// The plain way: what the folder is comes at the end.
+/// The usual form: the folder comes last.
 #[test]
 fn a_folder_that_comes_last_is_spooled_and_one_that_contradicts_is_refused() {
     let (world, proxy) = World::behind_proxy();
@@ -196,10 +196,10 @@ fn a_generation_whose_commit_was_refused_is_deleted() {
     world.loads("m.bin", b"model");
 }
 
-/// A generation that was never committed is newer than the one that readers are at, and may be another box's, which is about
+/// An uncommitted generation is newer than the one that readers use, and may belong to another box that is about
 /// to commit it; so it goes with the upload after the next.
 #[test]
-fn the_generation_that_readers_are_at_outlives_a_failed_upload_before_the_next_one() {
+fn the_generation_in_use_outlives_a_failed_upload_before_the_next_one() {
     for old_readers in ["true", "false"] {
         let world = World::with(|builder| builder.env("OLD_READERS", old_readers));
         let generation = |small: &[u8]| format!("m.bin.{}.big", &sha256_hex(small)[..16]);
@@ -224,7 +224,7 @@ fn the_generation_that_readers_are_at_outlives_a_failed_upload_before_the_next_o
     }
 }
 
-/// Another box took it for one that nobody needs, and there is no copy under the plain key that would have told.
+/// Another box deleted it as unused, and without the copy under the plain key nothing shows that.
 #[test]
 fn without_old_readers_a_generation_that_was_deleted_before_its_commit_is_stored_again() {
     let world = World::with(|builder| builder.env("OLD_READERS", "false"));

@@ -71,7 +71,7 @@ fn an_upload_records_its_hashes_and_its_generation() {
 #[test]
 fn generations_older_than_the_previous_one_are_deleted() {
     let world = World::new();
-    // A model that is named like a generation of the other is none.
+    // A model whose name looks like a generation of the other is not one.
     world.upload("m.bin.0123456789abcdef", b"another model");
     for version in 1..=4_u64 {
         world.upload("m.bin", &pattern(20_000, version));
@@ -168,7 +168,7 @@ fn memory_does_not_grow_with_the_size_of_files() {
 }
 
 #[test]
-fn loads_go_on_when_the_cache_cannot_be_written() {
+fn loads_continue_when_the_cache_cannot_be_written() {
     let world = World::with(|builder| builder.env("MODEL_CACHE_DIR", "/proc/no-such-place"));
     let bytes = pattern(200_000, 1);
     let (small, big) = protocol::split(&bytes, &Salts::default());

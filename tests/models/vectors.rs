@@ -65,7 +65,7 @@ fn plaintext(size: usize) -> Vec<u8> {
 }
 
 #[test]
-fn keys_are_those_of_openssl() {
+fn keys_match_openssl() {
     let vectors: Vec<Keys> = read("keys.json");
     assert!(vectors.len() >= 10);
     for v in vectors {

@@ -1,4 +1,4 @@
-//! The commands that talk to the running service, as a technician uses them: over ssh, in scripts, and wrongly.
+//! The commands that talk to the running service, as a technician uses them: over ssh, in scripts, and with mistakes.
 
 use std::fs;
 use std::io::Read;
@@ -176,7 +176,7 @@ fn unlock_is_followed_with_lines_elsewhere_and_fails_with_its_error() {
     assert_eq!(unlock(PASSWORD), (1, String::new(), "loader: Encrypted archive not found\n".into()));
 }
 
-/// Whoever can look at the engine's client could read them there.
+/// Whoever can inspect the `docker` process could read them there.
 #[test]
 fn docker_does_not_get_the_secrets() {
     let dir = tempfile::tempdir().unwrap();
@@ -222,7 +222,7 @@ fn pack_shows_a_bar_at_a_terminal_and_nothing_of_a_short_one_elsewhere() {
     );
 }
 
-/// The file that takes an archive's place when it is complete must not take that of a device or a pipe.
+/// `pack` replaces an archive when the new one is complete, but must not replace a device or a pipe.
 #[test]
 fn pack_writes_into_a_pipe_that_has_a_name() {
     let dir = tempfile::tempdir().unwrap();
@@ -247,7 +247,7 @@ type Mistake<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a str);
 
 /// What a new user gets wrong: one line that says what to do, from any directory.
 #[test]
-fn every_mistake_is_told_in_one_line_that_helps() {
+fn every_mistake_gets_one_line_that_helps() {
     let service = Service::builder().env("CLIENT_TOKEN", "opensesame").start();
     let api = ResourceApi::start();
     let address = service.address();
@@ -263,7 +263,7 @@ fn every_mistake_is_told_in_one_line_that_helps() {
         (&["status"], &[("BIND_ADDR", address)], 1, "demands its bearer token; set CLIENT_TOKEN"),
         (&["login", "a@b"], &[("BIND_ADDR", address), ("CLIENT_TOKEN", "x")], 1, "does not accept this CLIENT_TOKEN"),
         (&["status"], &[("BIND_ADDR", "nowhere")], 2, "BIND_ADDR is neither host:port"),
-        // What concerns the service alone concerns it alone.
+        // Variables that only the service reads do not disturb the commands.
         (
             &["status"],
             &[("BIND_ADDR", &nobody), ("CA_CERT_PATH", "/root/secret.pem"), ("LOG_LEVEL", "loud")],

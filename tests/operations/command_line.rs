@@ -153,7 +153,7 @@ fn a_service_that_is_open_to_the_network_without_a_token_is_warned_about() {
 }
 
 #[test]
-fn healthcheck_tells_by_its_exit_status() {
+fn healthcheck_answers_by_its_exit_status() {
     for service in [Service::builder().start(), Service::builder().unix().start()] {
         let check = || run_with(&["healthcheck"], &[("BIND_ADDR", service.address())]);
         assert_eq!(check(), (0, String::new(), String::new()));

@@ -16,7 +16,7 @@ use crate::world::{World, eventually, pattern, protocol};
 
 const MIB: usize = 1 << 20;
 
-/// Files below a directory, but not those of the tests, nor the empty ones that say that a model had a manifest.
+/// Files below a directory, except the tests' own and the empty ones that record that a model had a manifest.
 fn files(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap().flatten() {
@@ -60,7 +60,7 @@ fn a_load_streams_uncached_while_the_cache_is_full() {
     });
     disk.free();
 
-    // Somebody else takes the space while a load is on its way.
+    // Another program takes the space while a load runs.
     proxy.fault("GET", "m.bin", Fault::Trickle(300_000), None);
     thread::scope(|scope| {
         scope.spawn(|| loads(&service, &world.folder, &bytes));
@@ -125,7 +125,7 @@ fn an_upload_to_a_full_disk_is_refused_and_leaves_nothing() {
         assert_eq!(files(disk.path()), ["m.bin.big", "m.bin.big.json"]);
         world.loads("m.bin", &old);
     }
-    // Room for the upload, but not for the record beside it: it is stored, and not kept in the cache.
+    // Room for the upload but not for its record: it is stored, and not kept in the cache.
     disk.fill_but(new.len().div_ceil(4096) * 4);
     world.upload("m.bin", &new);
     assert!(world.service.log_text().contains("is not kept in the cache"), "the record had room");

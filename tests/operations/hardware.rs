@@ -132,7 +132,7 @@ fn disks_numbered_the_other_way_round_change_nothing() {
     assert_eq!(boot("nvme1", "nvme0"), boot("nvme0", "nvme1"));
 }
 
-/// With two ports, an NVMe drive has one virtual device for both, and that path tells nothing but a number.
+/// An NVMe drive with two ports has one virtual device for both, whose path has only a number.
 #[test]
 fn multipath_disks_numbered_the_other_way_round_change_nothing() {
     let boot = |first: &str, second: &str| {

@@ -1,4 +1,4 @@
-//! Log lines: one an event, in `key=value` form, that no client can fake.
+//! Log lines: one for each event, in `key=value` form, which no client can forge.
 
 use std::io::Write;
 use std::thread;
@@ -101,7 +101,7 @@ fn every_answer_has_a_line_with_its_id_endpoint_status_bytes_and_milliseconds() 
 }
 
 #[test]
-fn no_client_can_fake_a_line_or_choose_an_id() {
+fn no_client_can_forge_a_line_or_choose_an_id() {
     let service = Service::builder().start();
     let fake = "x%0atime=2026-01-01T00:00:00Z level=error message=\"root logged in\"";
     for target in ["/a\"b=c\\", "/load/a\u{1b}[2Jb", "/load/status=200", "/load/%0a%22x", "/%ff"] {
@@ -117,7 +117,7 @@ fn no_client_can_fake_a_line_or_choose_an_id() {
     let reply = service.load("models", "a\" level=error b=\"c");
     let line = lines_of(&service, &reply).pop().unwrap();
     assert_eq!(get(&line, "level"), Some("info"));
-    // The parser has found every line to be of the form, and none to be what a client made.
+    // The parser accepts every line, and none of them was made up by a client.
     for line in lines(&service) {
         assert_ne!(get(&line, "level"), Some("error"), "{line:?}");
         assert_eq!(line.iter().filter(|(key, _)| key == "level").count(), 1, "{line:?}");
@@ -129,7 +129,7 @@ fn no_client_can_fake_a_line_or_choose_an_id() {
     }
 }
 
-/// One client asks for the same thing over and over: its lines are counted, in the file as on stderr, and none is lost.
+/// One client repeats the same request: its lines are counted, in the file and on stderr, and none is lost.
 #[test]
 fn a_flood_is_written_as_one_line_a_second_with_the_number_left_out() {
     const REQUESTS: u64 = 500;
@@ -141,7 +141,7 @@ fn a_flood_is_written_as_one_line_a_second_with_the_number_left_out() {
         stream.get_mut().write_all(request.as_bytes()).unwrap();
         assert_eq!(read_reply(&mut stream, "POST").unwrap().status, 500);
     }
-    // Another place's line is none of the flood.
+    // A line from another place in the program does not belong to the flood.
     assert_eq!(service.post_json("/unlock", json!({"email": "a", "password": "b"})).status, 404);
     service.terminate();
     let seconds = started.elapsed().as_secs() + 2;
@@ -199,7 +199,7 @@ fn probes_are_logged_at_level_debug_only() {
 
 /// A transfer that takes longer than ten seconds, in each of the three directions at once.
 #[test]
-fn a_long_transfer_says_every_ten_seconds_how_far_it_is() {
+fn a_long_transfer_logs_its_progress_every_ten_seconds() {
     const LONG: Duration = Duration::from_millis(10_500);
     let directory = tempfile::tempdir().unwrap();
     let docker = directory.path().join("docker");

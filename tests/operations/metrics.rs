@@ -81,7 +81,7 @@ fn metrics_count_what_happened() {
 }
 
 #[test]
-fn metrics_show_busy_handlers_and_a_full_queue_and_are_answered_meanwhile() {
+fn metrics_are_answered_while_handlers_are_busy_and_show_the_full_queue() {
     let world = World::with(|builder| builder.env("HANDLER_THREADS", "2"));
     world.api.fault("/login", Fault::Delay(Duration::from_secs(2)), None);
     let service = &world.service;

@@ -119,7 +119,7 @@ fn restart(service: &Service) {
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// Each moment in which a temporary file is there, without the luck to hit it.
+/// Every state in which a temporary file exists, made without killing anything.
 #[test]
 fn temporary_files_of_every_kind_are_gone_after_the_next_start() {
     let world = World::new();
@@ -309,7 +309,7 @@ fn power_cuts_in_the_rotation_of_logs() {
         thread::sleep(moments.within(longest));
         child.kill().unwrap();
         child.wait().unwrap();
-        // On a slow machine a start takes longer: then later moments are hit as well.
+        // A start takes longer on a slow machine, so later moments are tried as well.
         if files(&logs).len() > 8 {
             longest = (longest * 2).min(Duration::from_secs(2)).max(started.elapsed());
         }

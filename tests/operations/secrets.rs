@@ -1,4 +1,4 @@
-//! What must not get out: secrets in logs, answers and files, and who can read the files.
+//! Secrets are in no log, answer or file, and only the service's user can read what it writes.
 
 use std::fs;
 use std::io::Write;

@@ -30,7 +30,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// Boots a copy of the system in `base`, with the program and the units where the README puts them.
+    /// Boots a copy of the system in `base`, with the program and the units where the README installs them.
     fn boot(base: &Path, program: &Path) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("root");
@@ -112,7 +112,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // With its process 1 all others end, and with those systemd-nspawn.
+        // When its process 1 ends, all its processes end, and then systemd-nspawn.
         match self.leader {
             Some(leader) => signal(leader, libc::SIGKILL),
             None => drop(self.nspawn.kill()),
@@ -208,7 +208,7 @@ fn it_starts_with_a_user_of_its_own_and_says_how_it_is(machine: &Machine) {
 
 fn clients_of_the_socket_wait_while_it_restarts(machine: &Machine) {
     machine.run("groupadd --system loader");
-    // As the README tells it: while the service runs without it, systemd refuses to open the socket.
+    // As `.dist/README.md` says: systemd does not open the socket while the service runs without it.
     machine.run("systemctl stop loader && systemctl enable --now loader.socket && systemctl start loader");
     let path = machine.path("/run/loader.sock");
     let socket = fs::metadata(&path).unwrap();

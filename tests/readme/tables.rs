@@ -34,7 +34,7 @@ fn all_text(directory: &Path, extension: &str) -> String {
 }
 
 #[test]
-fn the_messages_it_explains_are_those_of_the_program() {
+fn the_messages_that_the_readme_explains_exist_in_the_program() {
     let source = all_text(&repository().join("src"), "rs");
     let rows = README.table("## When something fails");
     assert!(rows.len() > 5);
@@ -68,6 +68,19 @@ fn files_and_headings_that_links_name_exist() {
                 let there = fs::read_to_string(&file).unwrap();
                 let mut headings = there.lines().filter(|line| line.starts_with('#'));
                 assert!(headings.any(|line| fragment(line) == heading), "{document:?}: {link}");
+            }
+        }
+    }
+}
+
+#[test]
+fn paths_in_the_documents_exist() {
+    for document in DOCUMENTS {
+        let text = document.text();
+        for word in text.split('`').skip(1).step_by(2) {
+            let path = word.split(' ').next().unwrap();
+            if ["src/", "tests/", ".ci/", ".dist/"].iter().any(|top| path.starts_with(top)) {
+                assert!(repository().join(path).exists(), "{document:?}: {path}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What comes from the CDN's side is read strictly: its configuration, and which bytes it says it sends.
+//! The CDN's configuration and its `Content-Range` are parsed strictly.
 
 use loader::cdn_manager::{CdnConfig, ContentRange};
 

@@ -1,4 +1,4 @@
-//! What requests look like on the wire, and which ways out of the box they take.
+//! What requests look like on the wire, and which proxies they use.
 
 use std::io::{BufReader, Write};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::world::{World, pattern};
 
 const MIB: usize = 1 << 20;
 
-/// An upload as programs made it that knew neither generations nor manifests.
+/// An upload by a program without generations and manifests.
 fn old_upload(world: &World, name: &str, bytes: &[u8]) {
     let (small, big) = protocol::split(bytes, &Salts::default());
     world.api.put_file(&world.folder, &format!("{name}.small"), small);
@@ -93,7 +93,7 @@ fn an_empty_object_has_no_range_and_is_refused_with_a_reason() {
 }
 
 #[test]
-fn a_clock_that_is_wrong_is_put_right_once() {
+fn a_wrong_clock_is_corrected_once() {
     let (world, proxy) = World::behind_proxy();
     for hours in [-30_i64, 5] {
         let bytes = pattern(400_000, hours.unsigned_abs());
@@ -110,7 +110,7 @@ fn a_clock_that_is_wrong_is_put_right_once() {
 }
 
 #[test]
-fn proxies_of_the_environment_are_used_but_for_the_exceptions() {
+fn proxies_of_the_environment_are_used_except_for_no_proxy() {
     let proxy = ConnectProxy::start();
     let authority = Authority::new();
     let (api, s3) = (ResourceApi::start(), S3::start());
@@ -146,7 +146,7 @@ fn proxies_of_the_environment_are_used_but_for_the_exceptions() {
 }
 
 #[test]
-fn a_proxy_that_is_none_stops_the_start() {
+fn an_invalid_proxy_stops_the_start() {
     for value in ["http://", "ftp://user:hush@proxy:3128", "socks5://proxy:1080"] {
         let output = Service::builder().env("HTTPS_PROXY", value).run(&[], b"");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -159,7 +159,7 @@ fn a_proxy_that_is_none_stops_the_start() {
 }
 
 #[test]
-fn keys_that_were_rotated_need_no_new_login() {
+fn rotated_cdn_keys_need_no_new_login() {
     let s3 = S3::start();
     let right = s3.cdn_yaml();
     let wrong = right.replace(&s3.downloader().secret, "old-secret-d").replace(&s3.uploader().secret, "old-secret-u");
@@ -179,7 +179,7 @@ fn keys_that_were_rotated_need_no_new_login() {
 }
 
 #[test]
-fn a_bucket_that_is_missing_is_told_as_one() {
+fn a_missing_bucket_is_named_in_the_error() {
     let detail = World::new().service.upload("no-such-bucket", "m.bin", b"x").detail();
     assert!(detail.contains("the CDN has no bucket for object no-such-bucket/m.bin"), "{detail}");
 }
@@ -219,7 +219,7 @@ fn a_redirect_is_refused_with_the_name_of_its_target() {
 
 /// A hostile CDN could keep the upload that asks it, and its memory, busy for ever.
 #[test]
-fn a_listing_without_an_end_is_given_up() {
+fn an_endless_listing_is_abandoned() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
     let server = TcpServer::start(0, move |stream| {

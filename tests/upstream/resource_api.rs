@@ -1,4 +1,4 @@
-//! How the loader keeps its login good, and what it does when the Resource API is not.
+//! How the loader renews its login, and what it does when the Resource API fails.
 
 use std::thread;
 use std::time::{Duration, Instant};

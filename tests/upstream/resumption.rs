@@ -43,7 +43,7 @@ fn still_loads(fault: Fault) {
     assert_eq!(proxy.count("GET", "m.bin"), 3, "manifest, beginning, rest: {:?}", proxy.requests());
 }
 
-/// The client is told by a broken body, as `curl` sees it too; what is loaded once the fault is gone is right.
+/// The client gets a truncated body, which `curl` reports; once the fault is gone, a load gets the right bytes.
 fn breaks_the_load(fault: Fault) {
     let (world, proxy, bytes) = broken_off();
     proxy.fault_on(Purpose::Whole, ".big", Fault::CutResponseAt(CUT), None);
@@ -166,7 +166,7 @@ fn a_cdn_that_goes_down_and_up_20_times_costs_time_only() {
     });
     world.loads("m.bin", &bytes);
     let sent = proxy.bytes_sent("GET", "m.bin");
-    // What was on its way at a break is sent again, and no more.
+    // Only what was in transit when the connection broke is sent again.
     assert!(sent < bytes.len() as u64 + 22 * 130_000, "{sent} bytes were sent");
 }
 
@@ -187,7 +187,7 @@ fn a_resource_api_that_goes_down_and_up_20_times_costs_time_only() {
             assert!(reply.body == bytes);
         });
     }
-    // Away for longer than a call is repeated: a sentence, and the next load is right.
+    // Away for longer than a call is repeated: the error is a sentence, and the next load succeeds.
     world.api.fault("/resources/get/", ApiFault::Reset, Some(3));
     assert_eq!(load(&world).unwrap().status, 500);
     world.loads("m.bin", &bytes);

@@ -1,4 +1,4 @@
-//! Uploads, loads, ranges and versions on the S3 servers of other people. Each reads the protocol in its own way.
+//! Uploads, loads, ranges and versions on S3 servers by others, each of which reads the protocol in its own way.
 
 use std::thread;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn works_on(name: &str, s3: S3) {
     let yaml = s3.cdn_yaml();
     let world = World::at(s3, &yaml, |builder| builder);
     for version in 1..=3 {
-        // Some tell the times of objects in whole seconds, and generations of one second are not told apart.
+        // Some have times in whole seconds only, and the order of two generations of one second is unknown.
         thread::sleep(Duration::from_millis(1100));
         for (model, size) in [("short.bin", 300_000), ("long model.bin", 20 * MIB + 5)] {
             let bytes = pattern(size, version);
@@ -29,7 +29,7 @@ fn works_on(name: &str, s3: S3) {
             world.forget(model);
             world.loads(model, &bytes);
             world.loads(model, &bytes);
-            // What readers of the old kind get.
+            // What old readers get.
             let small = world.api.file(&world.folder, &format!("{model}.small")).unwrap();
             let big = world.s3.get(&world.folder, &format!("{model}.big")).unwrap();
             let joined = crate::world::protocol::join(&small, &big, &Default::default());

@@ -29,10 +29,10 @@ use Trouble::{
     ResetAfterServed, Status500, TooManyRequests, Trickle, Truncated, WrongContentRange, WrongTotal,
 };
 
-/// Those that any call can meet, without the wait for the stall limit.
+/// Faults that any call can meet, except those that take a stall timeout.
 pub(super) const OF_ALL_CALLS: [Trouble; 9] =
     [Refused, Status500, TooManyRequests, Reset, ResetAfterServed, Truncated, Garbage, Trickle, Redirect];
-/// Those that a call with `Range` can meet besides.
+/// Further faults that a call with `Range` can meet.
 pub(super) const OF_RANGES: [Trouble; 6] =
     [IgnoredRange, WrongContentRange, MissingContentRange, WrongTotal, LateRange, GarbledByte];
 

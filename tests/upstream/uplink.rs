@@ -27,9 +27,9 @@ enum Call {
     Commit,
     /// The manifest of a big part.
     Manifest,
-    /// The look at an object without a manifest.
+    /// The `HEAD` of an object without a manifest.
     Describe,
-    /// And at its last bytes.
+    /// The read of its last bytes.
     Tail,
     Body,
     /// The request that continues a download.
@@ -204,7 +204,7 @@ impl Line {
             self.disarm();
         }
         if trouble.passes() && call.is_patient() {
-            // It takes the patience of a download: see `a_hang_is_given_up_after_the_stall_limit_and_too_few_retries_break_the_load`.
+            // It takes the patience of a download: see `a_hang_ends_after_the_stall_timeout_and_too_many_failures_break_the_load`.
             return;
         }
         self.arm(trouble, None);
@@ -260,7 +260,7 @@ fn every_call_meets_every_fault() {
 
 /// These wait for the stall limit of 30 s, or as long as a download is taken up again.
 #[test]
-fn a_hang_is_given_up_after_the_stall_limit_and_too_few_retries_break_the_load() {
+fn a_hang_ends_after_the_stall_timeout_and_too_many_failures_break_the_load() {
     if std::env::var_os("CI").is_none() {
         let _ = writeln!(std::io::stderr(), "SKIPPED: hanging servers take half a minute; set CI to run it");
         return;
@@ -285,7 +285,7 @@ fn a_hang_is_given_up_after_the_stall_limit_and_too_few_retries_break_the_load()
     });
 }
 
-/// An upload that is sent in parts has calls of its own; the CDN manager is purpose directly, since its limit is 64 MiB.
+/// An upload in parts has calls of its own. The CDN manager is called directly, since the service's parts are 64 MiB.
 #[test]
 fn every_call_of_an_upload_in_parts_meets_every_fault() {
     use loader::cdn_manager::{BigPart, CdnConfig, CdnManager, Limits};

@@ -48,7 +48,7 @@ impl Browser {
                 .map(|(_, port)| port.trim_end_matches('.').to_owned())
         });
         let port: u16 = port.expect("chromedriver names its port").parse().unwrap();
-        // What it says later must find a reader.
+        // Somebody must read its later output, or it would block.
         std::thread::spawn(move || lines.for_each(drop));
         let profile = tempfile::tempdir().unwrap();
         let data = format!("--user-data-dir={}", profile.path().display());

@@ -8,7 +8,7 @@ use super::s3::S3;
 use super::s3_proxy::S3Proxy;
 use super::service::{Service, ServiceBuilder};
 
-/// All that an installation has.
+/// An installation.
 pub struct World {
     pub api: ResourceApi,
     pub s3: S3,
@@ -81,10 +81,10 @@ impl World {
         assert!(reply.body == expected, "other bytes were loaded");
     }
 
-    /// Empties the cache, as a box that never had the model, proven or not.
+    /// Removes the model from the cache, and the record that this box ever had a verified version of it.
     pub fn forget(&self, name: &str) {
-        // A load's last bytes reach its client before its file is in place, and a version that is still in memory is not asked
-        // for again. Some tests forget a model on purpose while it is worked on.
+        // A client has the last bytes of its load before the file is in place, and a version that is still in memory is not fetched
+        // again. Some tests call this on purpose while a load runs.
         let deadline = Instant::now() + Duration::from_secs(10);
         let works = || {
             let metrics =

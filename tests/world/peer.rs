@@ -21,7 +21,7 @@ use super::tcp::free_port;
 
 /// How long the peer may take until it serves: Python reads some hundred modules first.
 const START: Duration = Duration::from_secs(30);
-/// How long one call may take as a whole; the peer does one thing after the other, and other tests run beside it.
+/// How long one call may take in all; the peer does one thing after the other, and other tests run at the same time.
 const CALL: Duration = Duration::from_secs(300);
 /// Everything that the peer imports.
 const IMPORTS: &str = "import fastapi, uvicorn, python_multipart, requests, cryptography, boto3, jwt, yaml";

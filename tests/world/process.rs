@@ -34,7 +34,7 @@ pub const VARIABLES: [&str; 21] = [
     "JWT_PUBLIC_KEY_PATH",
     "OFFLINE_HOURS",
 ];
-/// A proxy would stand between the loader and the servers of a test, and a service manager would hear of it.
+/// A proxy would come between the loader and a test's servers, and a service manager would get its notifications.
 const CLEARED: [&str; 11] = [
     "http_proxy",
     "https_proxy",

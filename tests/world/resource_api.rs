@@ -171,7 +171,7 @@ impl ResourceApi {
         lock(&self.state.inner).faults.iter().any(|armed| armed.left != Some(0))
     }
 
-    /// Disarms all faults; a connection that hangs goes on hanging.
+    /// Disarms all faults; a connection that hangs keeps hanging.
     pub fn clear_faults(&self) {
         lock(&self.state.inner).faults.clear();
     }
@@ -186,7 +186,7 @@ impl ResourceApi {
         self.server.up();
     }
 
-    /// Cuts the open connections, hanging ones too, and goes on listening.
+    /// Cuts the open connections, hanging ones too, and keeps listening.
     pub fn cut(&self) {
         self.server.cut();
     }

@@ -1,7 +1,7 @@
 //! A bad network on demand: a reverse proxy in front of an S3 server that breaks chosen requests in chosen ways.
 //!
 //! It forwards `Host` as it came. Both servers check a signature against the `Host` they receive, so a loader whose CDN
-//! configuration names the proxy is accepted by the server behind it.
+//! configuration names the proxy is accepted by the server.
 
 use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -113,7 +113,7 @@ impl S3Proxy {
         lock(&self.state.faults).iter().any(|armed| armed.left != Some(0))
     }
 
-    /// Disarms all faults; a connection that hangs goes on hanging.
+    /// Disarms all faults; a connection that hangs keeps hanging.
     pub fn clear_faults(&self) {
         lock(&self.state.faults).clear();
     }
@@ -154,7 +154,7 @@ impl S3Proxy {
         self.server.up();
     }
 
-    /// Cuts the open connections, and goes on listening.
+    /// Cuts the open connections, and keeps listening.
     pub fn cut(&self) {
         self.server.cut();
     }

@@ -1,4 +1,4 @@
-//! S3 servers of other people, each a process of its own.
+//! S3 servers by others, each a process of its own.
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};

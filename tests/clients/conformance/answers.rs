@@ -1,4 +1,4 @@
-//! RFC 9110, sections 6 and 15: what answers look like, and that somebody hears of what was refused.
+//! RFC 9110, sections 6 and 15: the form of answers; refused requests are logged and counted.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ fn rfc9110_15_5_9_a_head_that_does_not_come_in_time_is_408() {
     }
 }
 
-/// What the library refused by itself was in no log and no metric.
+/// What `tiny_http` refused by itself was in no log and no metric.
 #[test]
 fn what_is_refused_is_counted_and_logged() {
     for builder in [Service::builder(), Service::builder().unix()] {

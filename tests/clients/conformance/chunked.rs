@@ -90,7 +90,7 @@ fn rfc9112_7_1_1_unknown_chunk_extensions_are_ignored() {
 fn rfc9112_7_1_1_chunk_extensions_have_a_limit() {
     let long = "b".repeat(100_000);
     refused(chunked(format!("d;a={long}\r\n{BODY}\r\n0\r\n\r\n")), &[400, 413, 431]);
-    // It is too long before it has come to its end.
+    // It is too long even though it is not complete.
     refused(chunked(format!("d;a={long}")), &[400, 413, 431]);
     refused(chunked("0".repeat(100_000)), &[400, 413, 431]);
 }
@@ -141,7 +141,7 @@ fn rfc9112_7_1_2_trailers_that_are_no_fields_are_400() {
 fn rfc9112_7_1_2_trailers_have_a_limit() {
     refused(chunked(format!("d\r\n{BODY}\r\n0\r\nA: {}\r\n\r\n", "b".repeat(100_000))), &[400, 413, 431]);
     refused(chunked(format!("d\r\n{BODY}\r\n0\r\n{}\r\n", "A: b\r\n".repeat(100_000))), &[400, 413, 431]);
-    // It is too long before it has come to its end.
+    // It is too long even though it is not complete.
     refused(chunked(format!("d\r\n{BODY}\r\n0\r\nA: {}", "b".repeat(100_000))), &[400, 413, 431]);
 }
 

@@ -128,7 +128,7 @@ fn rfc9110_5_4_a_head_of_more_than_16_kib_is_431() {
     served(health_with(format!("A: {}\r\n", "v".repeat(15_000))), "GET", 200);
     refused(health_with(format!("A: {}\r\n", "v".repeat(20_000))), &[431]);
     refused(health_with(format!("{}: b\r\n", "A".repeat(20_000))), &[431]);
-    // It is too long before it has come to its end.
+    // It is too long even though it is not complete.
     refused(format!("GET /health HTTP/1.1\r\nHost: x\r\nA: {}", "v".repeat(20_000)), &[431]);
     refused(format!("GET /health HTTP/1.1\r\nHost: x\r\n{}", "v".repeat(20_000)), &[431]);
     refused(format!("GET /health HTTP/1.1\r\nHost: x\r\nA: {}", "v".repeat(1 << 20)), &[431]);

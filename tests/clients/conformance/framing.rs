@@ -50,7 +50,7 @@ fn rfc9110_8_6_a_content_length_is_digits() {
     ] {
         refused(login_with(format!("Content-Length: {length}\r\n"), BODY), &[400]);
     }
-    // Digits they are.
+    // Digits, but not ASCII ones.
     on_both(login_with("Content-Length: 0013\r\n", BODY), |client| {
         client.answers_the_body();
         client.goes_on();
@@ -68,7 +68,7 @@ fn rfc9110_8_6_a_content_length_does_not_overflow() {
     ] {
         refused(login_with(format!("Content-Length: {length}\r\n"), BODY), &[400]);
     }
-    // What is a number and too much is told so.
+    // A number that is too large gets its own status.
     for length in ["65537", "4294967309", "9223372036854775807", "18446744073709551615"] {
         refused(login_with(format!("Content-Length: {length}\r\n"), BODY), &[413]);
     }

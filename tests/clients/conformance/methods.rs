@@ -69,7 +69,7 @@ fn rfc9110_9_3_2_head_is_get_without_a_body() {
 }
 
 #[test]
-fn rfc9110_9_3_7_options_tells_the_methods_of_a_path() {
+fn rfc9110_9_3_7_options_lists_the_methods_of_a_path() {
     for (path, allow) in [
         ("/health", ["GET", "HEAD", "OPTIONS"].as_slice()),
         ("/", &["GET", "HEAD", "OPTIONS"]),

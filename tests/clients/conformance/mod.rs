@@ -1,4 +1,4 @@
-//! What RFC 9110 and RFC 9112 ask of an origin server that reads requests, over TCP and over a Unix socket.
+//! What RFC 9110 and RFC 9112 require of an origin server that reads requests, over TCP and over a Unix socket.
 //!
 //! Each test carries its section in its name. All share one service for each kind of socket.
 

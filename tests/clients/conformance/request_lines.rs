@@ -156,7 +156,7 @@ fn rfc9112_3_a_request_line_of_8000_octets_is_read() {
 #[test]
 fn rfc9112_3_a_longer_target_is_414() {
     refused(format!("GET /health?{} HTTP/1.1\r\nHost: x\r\n\r\n", "q".repeat(9_000)), &[414]);
-    // It is too long before it has come to its end.
+    // It is too long even though it is not complete.
     for length in [20_000, 1 << 20] {
         refused(format!("GET /health?{}", "q".repeat(length)), &[414, 431]);
     }

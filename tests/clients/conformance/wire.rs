@@ -1,4 +1,4 @@
-//! The two services that these tests ask, and the words in which they say what must come back.
+//! The two services that these tests share, and helpers for what they must answer.
 
 use std::fs;
 use std::io::{BufReader, ErrorKind, Read, Write};
@@ -180,7 +180,7 @@ pub fn refused(bytes: impl AsRef<[u8]>, statuses: &[u16]) {
     });
 }
 
-/// Answered with this status, and the connection goes on.
+/// Answered with this status, and the connection stays open.
 pub fn served(bytes: impl AsRef<[u8]>, method: &str, status: u16) {
     on_both(bytes, |client| {
         client.answers(method, status);

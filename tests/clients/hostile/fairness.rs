@@ -1,4 +1,4 @@
-//! Clients that stand still hold up nobody else, and are not cut off for it as long as there is another way.
+//! Stalled clients hold up nobody else, and are not cut off as long as there is another place.
 
 use std::io::{BufReader, Read, Write};
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ fn finish(world: &World, mut stream: Stream, sent: usize) {
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// An honest load, asked for again where it was told to: how long until it was begun.
+/// A load that is repeated as `Retry-After` asks; returns how long it took until it began.
 fn begins(world: &World, within: Duration) -> Duration {
     let started = Instant::now();
     loop {
@@ -64,7 +64,7 @@ fn uploads_whose_body_has_not_begun_hold_no_handler() {
     world.upload("small.bin", b"model");
     let open: Vec<_> = (0..64).map(|number| upload(&world, number)).collect();
     let took = begins(&world, Duration::from_secs(1));
-    println!("behind 64 uploads without a byte a load takes {took:?}");
+    println!("with 64 uploads without a byte a load takes {took:?}");
     assert_eq!(busy_handlers(&world.service), 0);
     // Not one was cut off.
     for stream in open.into_iter().step_by(9) {
@@ -73,10 +73,10 @@ fn uploads_whose_body_has_not_begun_hold_no_handler() {
 }
 
 #[test]
-fn transfers_that_stand_still_hold_up_nobody_and_go_on_later() {
+fn stalled_transfers_hold_up_nobody_and_continue_later() {
     let world = World::new();
     world.upload("small.bin", b"model");
-    // More than the sockets on both sides take.
+    // More than the socket buffers on both sides hold.
     let large = pattern(24_000_000, 1);
     world.upload("large.bin", &large);
     let sent = form(&world.folder).len() - 20;
@@ -97,7 +97,7 @@ fn transfers_that_stand_still_hold_up_nobody_and_go_on_later() {
         loads.push(load);
     }
     let took = begins(&world, Duration::from_secs(3));
-    println!("behind 12 transfers that stand still a load takes {took:?}");
+    println!("with 12 stalled transfers a load takes {took:?}");
     for stream in uploads {
         finish(&world, stream, sent);
     }
@@ -108,7 +108,7 @@ fn transfers_that_stand_still_hold_up_nobody_and_go_on_later() {
 }
 
 #[test]
-fn where_all_stand_still_the_one_that_did_so_longest_makes_room() {
+fn if_all_are_stalled_the_one_stalled_longest_makes_room() {
     let world = World::new();
     world.upload("small.bin", b"model");
     let sent = form(&world.folder).len() - 20;
@@ -121,9 +121,9 @@ fn where_all_stand_still_the_one_that_did_so_longest_makes_room() {
         .collect();
     for _ in 0..2 {
         let took = begins(&world, Duration::from_secs(10));
-        println!("behind 64 transfers that stand still a load takes {took:?}");
+        println!("with 64 stalled transfers a load takes {took:?}");
     }
-    // Those for whom nobody waits any more go on.
+    // Once nobody waits any more, the others continue.
     let mut goes_on = 0;
     for mut stream in open {
         stream.set_timeout(Duration::from_secs(20)).unwrap();
@@ -135,14 +135,14 @@ fn where_all_stand_still_the_one_that_did_so_longest_makes_room() {
     assert!(goes_on >= 4, "{goes_on}");
 }
 
-/// A body that comes slowly comes.
+/// A slow body is received in the end.
 #[test]
 fn clients_that_are_slow_and_alive_keep_their_handler() {
     let world = World::with(|builder| builder.env("HANDLER_THREADS", "1").env("CLIENT_STALL_SECONDS", "30"));
     world.upload("small.bin", b"model");
     let bytes = form(&world.folder);
     let mut slow = upload(&world, 0);
-    // Begun, and never still for two seconds.
+    // It has begun, and never stalls for two seconds.
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
             for piece in bytes.as_bytes().chunks(bytes.len() / 8 + 1) {

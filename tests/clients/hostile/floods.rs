@@ -1,4 +1,4 @@
-//! What was seen to silence the service, or to cost it memory, threads and descriptors, on 2026-11-24.
+//! Attacks that silenced an earlier version of the service, or cost it memory, threads and descriptors.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +19,7 @@ fn connect(service: &Service) -> Option<Stream> {
     Some(stream)
 }
 
-/// Makes the close a reset where there is such a thing.
+/// Makes closing a TCP connection a reset.
 fn reset(stream: &Stream) {
     if let Stream::Tcp(stream) = stream {
         reset_on_close(stream);
@@ -35,7 +35,7 @@ fn without_end(service: &Service, beginning: &str, more: &str) {
     }
 }
 
-/// The library kept a thread and two descriptors for each for ever.
+/// `tiny_http` kept a thread and two descriptors for each of these for ever.
 #[test]
 fn requests_of_another_http_version_leave_nothing() {
     for scene in Scene::both(|builder| builder) {
@@ -51,7 +51,7 @@ fn requests_of_another_http_version_leave_nothing() {
     }
 }
 
-/// The library read what was left of such a body in the accept loop, without a limit of time.
+/// `tiny_http` read the rest of such a body in the accept loop, without a time limit.
 #[test]
 fn small_bodies_that_trickle_after_an_expectation_silence_nobody() {
     for scene in Scene::both(|builder| builder) {
@@ -70,7 +70,7 @@ fn small_bodies_that_trickle_after_an_expectation_silence_nobody() {
     }
 }
 
-/// The library collected a chunk-size line without a limit: 243 MiB in 4 s, of a client without a token.
+/// `tiny_http` collected a chunk-size line without a limit: 243 MiB in 4 s, from a client without a token.
 #[test]
 fn lines_without_end_cost_little_memory() {
     let zeros = "0".repeat(64 * 1024);
@@ -91,7 +91,7 @@ fn lines_without_end_cost_little_memory() {
         ("GET /health?".to_owned(), &zeros),
         (String::new(), &zeros),
         (String::new(), &empty),
-        // A body without end that is refused by its head.
+        // An endless body that is refused for its head.
         (ask("Content-Type: text/plain\r\n\r\nffffffff\r\n").replacen("application/json", "text/plain", 1), &zeros),
     ];
     for scene in Scene::both(|builder| builder.env("CLIENT_TOKEN", "open-sesame")) {
@@ -112,7 +112,8 @@ fn lines_without_end_cost_little_memory() {
     }
 }
 
-/// The answer to a request behind one that a handler worked for was written by the accept loop, which waited for it.
+/// While a handler was busy with a request, the accept loop waited for it to write the answer to the next request on that
+/// connection.
 #[test]
 fn pipelined_requests_of_clients_that_have_gone_silence_nobody() {
     let api = ResourceApi::start();
@@ -124,7 +125,7 @@ fn pipelined_requests_of_clients_that_have_gone_silence_nobody() {
     );
     let health = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
     for scene in Scene::both(|builder| builder.api(&api)) {
-        scene.withstands("pipelining behind a hung login", |service| {
+        scene.withstands("pipelining after a hung login", |service| {
             let mut open = Vec::new();
             repeat(1, |_| {
                 for requests in [format!("{login}{health}"), format!("{health}{login}{}", health.repeat(20))] {
@@ -135,7 +136,7 @@ fn pipelined_requests_of_clients_that_have_gone_silence_nobody() {
                 }
                 thread::sleep(Duration::from_millis(20));
             });
-            // And some that stay, and go when others have been served meanwhile.
+            // And some connections that stay open until others have been served.
             for _ in 0..8 {
                 if let Some(mut stream) = connect(service) {
                     let _ = stream.write_all(format!("{login}{health}{health}").as_bytes());
@@ -150,7 +151,7 @@ fn pipelined_requests_of_clients_that_have_gone_silence_nobody() {
     }
 }
 
-/// Sockets without a peer's name were seen by no count, and the accepting thread died: 24 s without an answer.
+/// Connections without a peer address were not counted, and the accepting thread died: 24 s without an answer.
 #[test]
 fn two_kinds_of_flood_at_1024_descriptors_silence_nobody() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! A body that was refused is never read as a request: behind a proxy, or in a browser, it comes from somebody who may not ask.
+//! The body of a refused request is never read as a request: through a proxy or a browser it may come from somebody who is
+//! not allowed to send one.
 
 use std::io::{BufReader, Read, Write};
 use std::net::Shutdown;
@@ -34,7 +35,7 @@ fn on_both(configure: impl Fn(ServiceBuilder) -> ServiceBuilder, test: impl Fn(&
     for builder in [Service::builder(), Service::builder().unix()] {
         let service = configure(builder.timeout(Duration::from_secs(10))).start();
         test(&service);
-        // What is late is seen more often.
+        // Repeated, because a late effect may be missed once.
         thread::sleep(Duration::from_millis(300));
         nothing_was_asked(&service);
     }
@@ -57,7 +58,7 @@ fn refused(service: &Service, head: &str, body: &str, status: u16) {
         let sent = scope.spawn(move || {
             let _ = sender.write_all(head.as_bytes());
             let _ = sender.write_all(body.as_bytes());
-            // Where the connection goes on, this ends it.
+            // If the connection stays open, this request ends it.
             let _ = sender.shutdown(Shutdown::Write);
         });
         let mut reader = BufReader::new(stream);
@@ -177,7 +178,7 @@ fn a_body_refused_with_422_is_not_read_as_requests() {
     on_both(
         |builder| builder,
         |service| {
-            // Refused for its type alone: a page can send that without asking first.
+            // Refused for its media type alone: a page can send that without a preflight request.
             for path in ["/login", "/load/m", "/upload/m"] {
                 let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n");
                 refused_in_both_framings(service, &head, 422);
@@ -297,7 +298,7 @@ fn a_body_refused_with_503_is_not_read_as_requests() {
     );
 }
 
-/// A page of another site may send plain text without asking, as much as it likes.
+/// A page of another site may send any amount of plain text without a preflight request.
 #[test]
 fn what_a_page_of_another_site_sends_is_not_read_as_requests() {
     let Some(browser) = Browser::or_skip("requests hidden in what a page sends") else { return };

@@ -1,4 +1,4 @@
-//! Connections that are open and do nothing cost a descriptor each, and give way where others need the place.
+//! Idle connections cost a descriptor each, and are closed when others need the place.
 
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::time::Duration;
@@ -15,7 +15,7 @@ const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
 /// In KiB.
 const MEMORY: u64 = 16 * 1024;
 
-/// How long the machine may take beyond a limit that the service keeps.
+/// How much later than the service's limit an answer may come on a slow machine.
 const SLACK: Duration = Duration::from_secs(6);
 
 #[test]
@@ -44,7 +44,7 @@ fn idle_connections_cost_no_thread_and_little_memory() {
         for reader in open.iter_mut().step_by(2) {
             assert_eq!(raw::read_reply(reader, "GET").unwrap().status, 200);
         }
-        // One may have been counted before that was about to close.
+        // A connection that was about to close may have been counted before.
         eventually(SLACK, "all are accepted", || service.descriptors() >= before.1 + wanted - 5);
         let grown = memory_kib(service.pid(), "RssAnon").saturating_sub(before.2);
         println!("{}: {wanted} connections cost {grown} KiB", service.address());
@@ -76,7 +76,7 @@ fn at_the_limit_the_connection_that_was_idle_longest_makes_room() {
             reader
         };
         let mut open: Vec<_> = (0..50).map(|_| connect()).collect();
-        // The first has been used again since.
+        // The first one has been used since, so it is not the one idle longest.
         let first = &mut open[0];
         first.get_mut().write_all(HEALTH).unwrap();
         assert_eq!(raw::read_reply(first, "GET").unwrap().status, 200);
@@ -98,7 +98,7 @@ fn at_the_limit_the_connection_that_was_idle_longest_makes_room() {
     }
 }
 
-/// Where nobody is idle, a newcomer is told instead of being kept.
+/// If no connection is idle, a newcomer gets an answer instead of waiting.
 #[test]
 fn at_the_limit_of_busy_connections_a_new_one_is_answered_503() {
     let api = ResourceApi::start();

@@ -1,4 +1,4 @@
-//! A service under attack beside one that nobody attacks: what the machine does to both is no fault of the service.
+//! A service under attack and a second one that is left alone: delays that both have come from the machine.
 
 use std::io::{self, BufReader, Write};
 use std::thread;
@@ -9,16 +9,16 @@ use crate::world::raw::{self, Stream};
 use crate::world::service::{Service, ServiceBuilder};
 use crate::world::{eventually, in_ci};
 
-/// `/health` is answered within this, and what the bystander takes at its worst.
+/// The limit for answers of `/health`, to which the bystander's slowest answer is added.
 const LIMIT: Duration = Duration::from_millis(100);
 
 /// An answer that takes longer does not come.
 const HANG: Duration = Duration::from_secs(5);
 
-/// When descriptors and threads are back, and how long the machine may take beyond it.
+/// When descriptors and threads must be back, with some slack for a slow machine.
 const SETTLE: Duration = Duration::from_secs(5 + 6);
 
-/// How many descriptors and threads may be others than before.
+/// How far the numbers of descriptors and threads may differ from before.
 const DIFFERENCE: usize = 5;
 
 /// How much more memory there may be at the worst moment.
@@ -58,7 +58,7 @@ struct Probes {
 }
 
 impl Probes {
-    /// From a client of its own.
+    /// Asks on a new connection.
     fn take(&mut self, service: &Service) {
         let started = Instant::now();
         let asked = (|| {
@@ -94,7 +94,7 @@ impl Scene {
     /// Runs an attack to its end. During it `/health` is answered all the time and memory stays small; after it nothing is left.
     pub fn withstands(&self, what: &str, attack: impl FnOnce(&Service) + Send) {
         let service = &self.service;
-        // What is made once is made.
+        // What the service allocates once is allocated.
         for path in ["/health", "/status", "/metrics", "/nope"] {
             service.get(path);
         }
@@ -113,7 +113,7 @@ impl Scene {
             }
         });
         let whole = began.elapsed();
-        // The peak holds what was not seen between two looks; pages of files in it are the program itself.
+        // The peak includes what happened between two samples; the pages of files in it are the program itself.
         most = most.max(service.vm_hwm_kib().saturating_sub(memory_kib(service.pid(), "RssFile")));
         let limit = LIMIT + idle.slowest();
         let missed = attacked.took.iter().filter(|took| **took > limit).count();
@@ -127,7 +127,7 @@ impl Scene {
         assert!(attacked.failures.is_empty(), "{said}: {:?}", attacked.failures);
         assert!(idle.failures.is_empty(), "the bystander: {:?}", idle.failures);
         // The machine may take a break during a probe and not during the bystander's.
-        // Only of the product, alone on the machine, can it be said how long an answer takes: see `.ci/run`.
+        // Response times can be judged only for the product, alone on the machine: see `.ci/run`.
         let strict = std::env::var_os("HOSTILE_STRICT").is_some();
         assert!(!strict || missed <= 1 + probes / 50, "{said}");
         let silent: Duration = attacked.took.iter().filter(|took| **took > limit).sum();

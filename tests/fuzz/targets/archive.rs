@@ -1,4 +1,4 @@
-//! The archive of container images: any file at `IMAGES_PATH`, and any tar behind a key that fits.
+//! The archive of container images: any file at `IMAGES_PATH`, and any tar encrypted under the right key.
 #![no_main]
 
 use std::io::{Read, Write};

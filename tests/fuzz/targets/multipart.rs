@@ -1,4 +1,4 @@
-//! A form as a client sends it. In what pieces it arrives must make no difference.
+//! A form as a client sends it. The pieces in which it arrives must make no difference.
 #![no_main]
 
 use std::io::{self, Read};

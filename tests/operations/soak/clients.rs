@@ -76,7 +76,7 @@ pub(super) fn log_in(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     }
 }
 
-/// What is answered from memory is always answered.
+/// Endpoints that answer from memory always answer.
 pub(super) fn poll(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     thread::sleep(dice.millis(0, 60));
     let path = ["/health", "/status", "/unlock/status"][dice.below(3) as usize];
@@ -100,7 +100,7 @@ pub(super) fn load_request(soak: &Soak, name: &str) -> String {
     format!("{head}Content-Length: {}\r\n\r\n{body}", body.len())
 }
 
-/// Says something, if somebody listens, and keeps the connection for a while.
+/// Sends something and keeps the connection open for a while.
 pub(super) fn say_and_hold(soak: &Soak, what: &[u8], hold: Duration) {
     if let Some(mut stream) = soak.connect() {
         let _ = stream.write_all(what);

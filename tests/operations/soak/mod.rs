@@ -20,7 +20,7 @@ use crate::world::s3_proxy::S3Proxy;
 use crate::world::tcp::lock;
 use crate::world::{World, pattern, s3_fault, sha256_hex};
 
-/// Clients that nobody hears from for so long are cut off.
+/// `CLIENT_STALL_SECONDS` of the service.
 const STALL: Duration = Duration::from_secs(2);
 
 /// Resident memory, in KiB, that the process may have when it rests after the second half of a run, over what it had when it
@@ -57,7 +57,7 @@ struct Soak {
     proxy: S3Proxy,
     until: Instant,
     stop: AtomicBool,
-    /// How often which client came to which end.
+    /// How often each client had each outcome.
     tally: Mutex<BTreeMap<String, u64>>,
     faults: Mutex<Vec<String>>,
 }
@@ -82,7 +82,7 @@ impl Soak {
         }
     }
 
-    /// Waits, but not beyond the end.
+    /// Waits, but not past the end of the soak.
     fn hold(&self, time: Duration) {
         let end = Instant::now() + time;
         while self.goes_on() && Instant::now() < end {
@@ -170,7 +170,7 @@ fn mend(soak: &Soak) {
     let (api, proxy) = (&soak.world.api, &soak.proxy);
     api.clear_faults();
     proxy.clear_faults();
-    // What hangs hangs no more.
+    // Requests that hang are ended.
     api.cut();
     proxy.cut();
     api.up();
@@ -294,7 +294,7 @@ fn mixed_clients_on_a_flapping_uplink_leave_nothing_behind() {
         "SOAK_SEED={seed}: {grown} KiB more are in use after the second half than after the first"
     );
     assert_eq!(soak.world.service.spooled(), 0, "spool files are left");
-    // Neither this program's threads nor, in the standard library's words, those of its libraries.
+    // No thread has panicked, neither the program's nor a library's.
     let said = soak.world.service.log_text();
     let panics: Vec<_> = said.lines().filter(|line| line.contains("panicked at")).take(5).collect();
     assert!(panics.is_empty(), "SOAK_SEED={seed}: {panics:#?}");

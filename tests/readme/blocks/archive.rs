@@ -10,7 +10,7 @@ use crate::world::World;
 use crate::world::docker::saved_images;
 use crate::world::resource_api::{EMAIL, PASSWORD};
 
-/// What the block makes of an image, a loader unlocks: its `docker load` is given what `docker save` gave.
+/// A loader unlocks the archive that the block makes, and its `docker load` gets what `docker save` wrote.
 pub fn it_unlocks(block: &str) {
     const FRAGMENT: &[u8] = b"the key fragment\nof the README\n";
     let scene = Scene::new();

@@ -1,4 +1,4 @@
-//! The blocks that bring the program onto a box. What stands for the box's root directory is a directory of the test's.
+//! Blocks that install the program on a box. A temporary directory takes the place of the box's root directory.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,7 @@ for word; do case $word in /*) word=$root$word; mkdir -p \"$(dirname \"$word\")\
 exec /usr/bin/install \"${words[@]}\"";
 
 /// Starts the unit as systemd would, as far as the program can see: with the environment of the unit and of its file.
-/// It waits until the service answers, as somebody does who types line by line.
+/// It waits until the service answers, as a person who types line by line would.
 const SYSTEMCTL: &str = "unit=$root/etc/systemd/system/loader.service
 case $* in
 daemon-reload) [ -e $unit ];;
@@ -128,7 +128,7 @@ pub fn as_a_container(block: &str) {
     assert_eq!(calls[0], "build --platform linux/arm64 -t loader .");
     assert!(dockerfile.contains("\nARG BASE="));
 
-    // The Dockerfile says the same of itself.
+    // The Dockerfile's comment has the same command.
     let (_, run) = block.split_once("docker run").unwrap();
     let comment: String =
         dockerfile.lines().map(|line| format!("{}\n", line.trim_start_matches('#').trim_start())).collect();

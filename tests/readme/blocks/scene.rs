@@ -80,7 +80,7 @@ impl Scene {
         format!("{dir}/root/usr/local/bin:{dir}/bin:{}", std::env::var("PATH").unwrap())
     }
 
-    /// What a block takes for the service at 127.0.0.1:8080 is this one.
+    /// A block that connects to 127.0.0.1:8080 gets this service.
     pub fn talks_to(&mut self, service: &Service) {
         service.address().clone_into(&mut self.address);
     }

@@ -1,5 +1,5 @@
-//! The blocks whose programs are those of this repository's own build: `cargo` and what CI runs. Run here they would begin all
-//! over again, so what is tried is that they name what there is, and that CI runs them.
+//! Blocks that build or test this repository. Run here they would start everything
+//! again, so these checks make sure that what they name exists and that CI runs it.
 
 use std::fs;
 use std::process::Command;
@@ -41,7 +41,7 @@ pub fn the_first_two_commands(block: &str) {
     assert!(has_target("example", "demo") && has_target("test", "tests"));
     let ci = file(".ci/run");
     assert!(ci.contains("\ncheck cargo run --example demo\n") && ci.contains("\nrun_tests cargo-test cargo test\n"));
-    // What the text beside it says.
+    // What the text below it says.
     assert!(README.text().contains("`cargo run --example demo -- --serve`"));
     assert!(file("tests/demo/main.rs").contains("Some(\"--serve\")"));
 }
@@ -98,7 +98,7 @@ pub fn the_release_build_serves(block: &str) {
     assert!(has_target("bin", "loader"));
 }
 
-/// `.dist/build` is played by a script that leaves the files of the names which the real one makes.
+/// A script takes the place of `.dist/build` and leaves files with the names that the real one makes.
 pub fn the_product_is_where_it_is_said_to_be(block: &str) {
     let script = file(".dist/build");
     let constants = |name: &&str| name.starts_with("readonly TARGET=") || name.starts_with("readonly DIST=");
