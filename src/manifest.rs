@@ -23,13 +23,11 @@ pub use self::keys::ManifestKeys;
 /// The longest manifest that is read. Two lines with 4,096 hashes have 480 KiB.
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
-/// SHA-256 of a chunk.
 pub type ChunkHash = [u8; 32];
 
 /// The upload that a manifest has to describe.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
-    /// The model.
     pub model: &'a ModelName,
     /// The version, by its small part.
     pub small: SmallHash,
@@ -37,10 +35,8 @@ pub struct Subject<'a> {
     pub small_length: Option<u64>,
 }
 
-/// The content of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// The big part, chunk by chunk.
     pub chunks: ChunkHashes,
     /// Length of the plaintext in bytes.
     pub plain_length: u64,

@@ -52,7 +52,6 @@ pub use self::version::{Evidence, Remote, Version};
 /// The name of the directory for uploads that are being received.
 const SPOOL_DIR: &str = ".spool";
 
-/// The cache at one root directory.
 pub struct ModelCache {
     root: PathBuf,
     keys: Arc<ManifestKeys>,
@@ -93,7 +92,6 @@ impl ModelCache {
         Ok(cache)
     }
 
-    /// The files of `model`.
     pub fn entry(&self, model: &ModelName) -> Entry {
         Entry::new(&self.root, model, Arc::clone(&self.catalog))
     }
@@ -208,17 +206,14 @@ impl ModelCache {
         }
     }
 
-    /// All cached models, from memory.
     pub fn models(&self) -> Vec<CachedModel> {
         self.catalog.models(usize::MAX)
     }
 
-    /// A summary of what is cached, from memory.
     pub fn summary(&self) -> CacheSummary {
         self.catalog.summary()
     }
 
-    /// A file to receive an upload.
     pub fn spool(&self) -> io::Result<Spool> {
         Spool::create(&self.root.join(SPOOL_DIR))
     }

@@ -121,7 +121,7 @@ impl Load<'_> {
         if version.is_old() {
             metrics::OLD_UPLOADS.add();
         }
-        let length = version.plain_length();
+        let length = version.plain_length;
         let tag = entity_tag(hash);
         let range = request.of(length, &tag).map_err(|_| LoadError::NoSuchRange { length })?;
         let reader = match &range {
@@ -132,7 +132,7 @@ impl Load<'_> {
                 self.client.plaintext_of_blocks(&small, &version, range)
             }
             _ => {
-                let big = version.read(0..version.length());
+                let big = version.read(0..version.length);
                 match copy {
                     Some(copy) => self.client.plaintext(small, copy.store_after(big, version), range.as_ref()),
                     None => self.client.plaintext(small, big, range.as_ref()),

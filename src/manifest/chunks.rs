@@ -23,14 +23,12 @@ pub fn chunk_size(length: u64) -> u64 {
     chunk
 }
 
-/// The chunk hashes of a big part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkHashes {
     /// Length of the big part in bytes.
     pub length: u64,
     /// Length of every chunk but the last, which may be shorter.
     pub chunk: u64,
-    /// SHA-256 of each.
     pub hashes: Vec<ChunkHash>,
 }
 
@@ -52,7 +50,6 @@ struct Level {
     chunk: u64,
     hashes: Vec<ChunkHash>,
     running: Sha256,
-    /// The number of bytes in `running`.
     filled: u64,
 }
 

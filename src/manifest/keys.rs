@@ -25,7 +25,6 @@ pub struct ManifestKeys {
     signing: Option<Ed25519KeyPair>,
     /// `TRUSTED_KEYS_PATH`.
     trusted: Option<Vec<Ed25519PublicKey>>,
-    /// `REQUIRE_MANIFEST`.
     required: bool,
 }
 
@@ -62,7 +61,6 @@ impl ManifestKeys {
         self.required || self.trusted.is_some()
     }
 
-    /// The text of an upload's manifest.
     pub fn sign(&self, subject: Subject<'_>, manifest: &Manifest) -> io::Result<String> {
         let claims = claims(Payload::new(subject, manifest));
         let mut text = self.installation.authenticate(claims.clone()).map_err(io::Error::other)?;
@@ -74,7 +72,6 @@ impl ManifestKeys {
         Ok(text)
     }
 
-    /// Reads an upload's manifest.
     pub fn verify(&self, text: &str, subject: Subject<'_>) -> Result<Manifest, ManifestError> {
         if text.len() as u64 > MAX_MANIFEST_BYTES {
             return Err(ManifestError::TooLong);
@@ -106,7 +103,6 @@ impl ManifestKeys {
         Ok(text)
     }
 
-    /// Reads a manifest that this box made.
     pub fn verify_own(&self, text: &str, subject: Subject<'_>) -> Result<Manifest, ManifestError> {
         payload(self.own.verify_token(text.trim_end(), Some(options())))?.check(subject)
     }

@@ -13,23 +13,18 @@ use crate::threads::lock;
 /// The number of models that are listed.
 const LISTED: usize = 100;
 
-/// A cached model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CachedModel {
-    /// The folder.
     pub folder: String,
-    /// The file name.
     pub name: String,
     /// Length of its big part in bytes.
     pub bytes: u64,
 }
 
-/// A summary of the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CacheSummary {
     /// Length of all big parts in bytes.
     pub bytes: u64,
-    /// The number of big parts.
     pub files: usize,
     /// The first hundred, by folder and name.
     pub models: Vec<CachedModel>,
@@ -40,12 +35,10 @@ pub struct CacheSummary {
 pub(super) struct Catalog(Mutex<BTreeMap<PathBuf, u64>>);
 
 impl Catalog {
-    /// Adds the complete big part at `big`.
     pub(super) fn insert(&self, big: &Path, bytes: u64) {
         lock(&self.0).insert(big.to_owned(), bytes);
     }
 
-    /// Removes the big part at `big`.
     pub(super) fn remove(&self, big: &Path) {
         lock(&self.0).remove(big);
     }

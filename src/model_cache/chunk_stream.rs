@@ -13,7 +13,6 @@ use crate::manifest::ChunkHash;
 /// How often a chunk is fetched in all if it arrives with the wrong hash.
 const TRIES: usize = 2;
 
-/// A download of consecutive chunks.
 pub(super) struct ChunkStream {
     body: Option<Box<dyn Read + Send>>,
     /// The chunks that `body` has yet to deliver.
@@ -25,7 +24,6 @@ impl ChunkStream {
         Self { body: None, chunks }
     }
 
-    /// The next chunk.
     pub(super) fn position(&self) -> usize {
         self.chunks.start
     }

@@ -9,7 +9,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// A reading of the system's clocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// Seconds since 1970.
@@ -21,7 +20,6 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// The reading of this moment.
     pub fn now() -> Self {
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         let uptime = text("/proc/uptime").split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
@@ -33,7 +31,6 @@ impl Reading {
 /// The clock at its last reading.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonotonicClock {
-    /// Its time, in seconds.
     now: u64,
     /// The highest wall time seen.
     wall: u64,
@@ -42,13 +39,11 @@ pub struct MonotonicClock {
 }
 
 impl MonotonicClock {
-    /// A new clock that begins with the wall clock's time.
     pub fn start(reading: Reading) -> Self {
         let Reading { wall, boot, uptime } = reading;
         Self { now: wall, wall, boot, uptime }
     }
 
-    /// Its time, in seconds.
     pub fn now(&self) -> u64 {
         self.now
     }
@@ -58,7 +53,6 @@ impl MonotonicClock {
         reading.wall < self.wall
     }
 
-    /// Advances to `reading`.
     pub fn advance(&mut self, reading: Reading) {
         let same_boot = reading.boot == self.boot && reading.uptime >= self.uptime;
         let by_uptime = reading.uptime - if same_boot { self.uptime } else { 0 };

@@ -24,7 +24,6 @@ const AHEAD: usize = 8;
 /// How much is requested at a time from a distant CDN: much more than a window, so that waiting for the first byte costs little.
 const PIECE: u64 = 8 << 20;
 
-/// The most downloads of one version at once.
 const MAX_DOWNLOADS: usize = 8;
 
 /// How often a waiting reader checks whether its client is gone.

@@ -1,8 +1,8 @@
 //! What makes a download survive a power cut: its bitmap while it goes on, its record and its final name at the end.
 
-use std::fs;
 use std::io;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -11,8 +11,8 @@ use super::old_upload::Prefix;
 use super::record::{PartRecord, Record};
 use super::version::{Place, Version};
 use crate::manifest::{ChunkHashes, Manifest, Subject};
-use crate::storage::{DiskSync, rename_durably};
-use crate::threads::lock;
+use crate::storage::{remove_file, rename_durably};
+use crate::threads::{self, lock};
 
 /// How often the bitmap is written. A power cut costs at most what came since.
 const EVERY: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Syncs the chunks of a download and writes its bitmap, now and then and in the background: storage can be slower than the
 /// network.
 pub(super) struct Durable {
-    sync: DiskSync,
+    running: Option<JoinHandle<io::Result<()>>>,
     last: Instant,
 }
 
@@ -28,11 +28,11 @@ impl Durable {
     pub(super) fn new() -> Self {
         let now = Instant::now();
         // The first time comes sooner.
-        Self { sync: DiskSync::default(), last: now.checked_sub(EVERY * 3 / 4).unwrap_or(now) }
+        Self { running: None, last: now.checked_sub(EVERY * 3 / 4).unwrap_or(now) }
     }
 
     pub(super) fn now_and_then(&mut self, version: &Arc<Version>) {
-        if self.last.elapsed() >= EVERY && self.sync.is_idle() {
+        if self.last.elapsed() >= EVERY && self.running.as_ref().is_none_or(JoinHandle::is_finished) {
             self.wait(version);
             self.start(version);
         }
@@ -48,12 +48,14 @@ impl Durable {
             state.stored.clone()
         };
         let version = Arc::clone(version);
-        self.sync.start(move || make_durable(&version, &stored));
+        // Without a thread the bitmap is just written later.
+        self.running = threads::spawn("disk-sync", move || make_durable(&version, &stored)).ok();
     }
 
-    /// After a failed sync the disk is not trusted with the rest.
+    /// After a failed sync, which the system reports only once, the disk is not trusted with the rest.
     fn wait(&mut self, version: &Version) {
-        if let Err(error) = self.sync.wait() {
+        let panicked = |_| Err(io::Error::other("the data could not be written to the disk"));
+        if let Some(Err(error)) = self.running.take().map(|thread| thread.join().unwrap_or_else(panicked)) {
             version.end_caching(&error);
         }
     }
@@ -100,14 +102,8 @@ fn try_finish(version: &Version) -> io::Result<()> {
     rename_durably(file, &entry.part(), &entry.big)?;
     version.state().place = Place::Big;
     entry.is_cached(version.length);
-    for path in [entry.part_record(), entry.part_source()] {
-        if let Err(error) = fs::remove_file(path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
-        }
-    }
-    Ok(())
+    remove_file(&entry.part_record())?;
+    remove_file(&entry.part_source())
 }
 
 /// The record of a complete version. For an old upload, this box makes the manifest.

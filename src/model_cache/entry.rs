@@ -1,14 +1,12 @@
 //! The files of one model in the cache.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalog::Catalog;
 use super::record::Record;
 use crate::names::ModelName;
-use crate::storage::{create_parent, open_private};
+use crate::storage::{create_parent, open_private, remove_file};
 
 /// The suffix of a stored small part, after the name of its big part.
 pub(super) const SMALL_SUFFIX: &str = ".small.json";
@@ -16,7 +14,6 @@ pub(super) const SMALL_SUFFIX: &str = ".small.json";
 /// The files of one model.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The model.
     pub model: ModelName,
     pub(super) big: PathBuf,
     pub(super) catalog: Arc<Catalog>,
@@ -83,16 +80,13 @@ impl Entry {
     /// Removes an unfinished download. Its bitmap goes first: without it the rest is worth nothing.
     pub(super) fn discard_part(&self) {
         for path in [self.part_record(), self.part_source(), self.part()] {
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
+            if let Err(error) = remove_file(&path) {
                 log::warn!("cannot remove {}: {error}", path.display());
             }
         }
     }
 }
 
-/// The path of the record of a cached big part.
 pub(super) fn record_of(big: &Path) -> PathBuf {
     with_suffix(big, ".json")
 }

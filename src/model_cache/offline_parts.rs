@@ -33,7 +33,6 @@ const CLOCK_STEP: u64 = 10;
 /// Why a box cannot work without the Resource API.
 #[derive(Debug)]
 pub enum OfflineError {
-    /// `OFFLINE_HOURS` is 0.
     Off,
     /// No small part is stored, or it has expired.
     NothingStored,
@@ -107,7 +106,6 @@ impl OfflineParts {
         parts
     }
 
-    /// Whether small parts are stored at all.
     pub fn is_on(&self) -> bool {
         self.limit > 0
     }
@@ -157,12 +155,10 @@ impl OfflineParts {
         }
     }
 
-    /// Removes the small part of a model.
     pub fn forget(&self, entry: &Entry) {
         remove(&entry.small());
     }
 
-    /// Removes expired parts.
     pub fn remove_expired(&self) -> Result<(), OfflineError> {
         let now = self.time_offline()?;
         for path in self.paths() {
@@ -216,7 +212,6 @@ impl OfflineParts {
         self.root.join(CLOCK_RECORD)
     }
 
-    /// The files of all stored parts.
     fn paths(&self) -> Vec<PathBuf> {
         let entries =
             |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());

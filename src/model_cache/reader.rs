@@ -38,30 +38,13 @@ pub struct ChunkReader {
     prover: Option<Prover>,
     /// A buffer for reuse.
     spare: Option<Vec<u8>>,
-    current: Bytes,
+    current: Option<Arc<Vec<u8>>>,
     /// The bytes that have not been given out yet.
     bytes: Range<u64>,
     /// A download for this reader alone, if chunks cannot be stored.
     own: Option<ChunkStream>,
     /// For an old upload that is downloaded for this reader alone.
     prefix: Option<Prefix>,
-}
-
-/// A proven chunk.
-enum Bytes {
-    None,
-    Own(Vec<u8>),
-    Shared(Arc<Vec<u8>>),
-}
-
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::None => &[],
-            Self::Own(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
-        }
-    }
 }
 
 impl ChunkReader {
@@ -81,25 +64,24 @@ impl ChunkReader {
             pending: VecDeque::new(),
             prover: None,
             spare: None,
-            current: Bytes::None,
+            current: None,
             bytes,
             own: None,
             prefix: None,
         }
     }
 
-    /// Makes the next chunk the current one.
     fn next_chunk(&mut self) -> io::Result<()> {
-        if let Bytes::Own(buffer) = std::mem::replace(&mut self.current, Bytes::None) {
+        if let Some(Ok(buffer)) = self.current.take().map(Arc::try_unwrap) {
             self.spare = Some(buffer);
         }
         let index = self.rest.start;
         self.version.advance(self.demand, index);
         self.read_ahead();
-        self.current = match self.proven(index) {
-            Some(bytes) => Bytes::Own(bytes),
+        self.current = Some(match self.proven(index) {
+            Some(bytes) => Arc::new(bytes),
             None => self.wait_for(index)?,
-        };
+        });
         self.rest.start = index + 1;
         self.ahead = self.ahead.max(self.rest.start);
         if self.ahead == self.rest.end {
@@ -145,21 +127,21 @@ impl ChunkReader {
     }
 
     /// The chunk at `index`, from a download or the file.
-    fn wait_for(&mut self, index: usize) -> io::Result<Bytes> {
+    fn wait_for(&mut self, index: usize) -> io::Result<Arc<Vec<u8>>> {
         loop {
             let mut buffer = self.spare.take().unwrap_or_default();
             match download::wait_for(&self.version, index, self.demand)? {
-                Chunk::Recent(bytes) => return Ok(Bytes::Shared(bytes)),
+                Chunk::Recent(bytes) => return Ok(bytes),
                 Chunk::Stored(expected) => {
                     if self.version.read_stored(index, &mut buffer) && digest(&buffer) == expected {
-                        return Ok(Bytes::Own(buffer));
+                        return Ok(Arc::new(buffer));
                     }
                     self.spare = Some(buffer);
                     self.version.mark_bad(index);
                 }
                 Chunk::Fetch(expected) => {
                     self.fetch(index, &mut buffer, expected)?;
-                    return Ok(Bytes::Own(buffer));
+                    return Ok(Arc::new(buffer));
                 }
             }
         }
@@ -213,7 +195,7 @@ impl Read for ChunkReader {
             self.next_chunk()?;
         }
         let at = (self.bytes.start % self.version.chunk) as usize;
-        let current = self.current.as_slice().get(at..).unwrap_or_default();
+        let current = self.current.as_deref().and_then(|chunk| chunk.get(at..)).unwrap_or_default();
         let left = usize::try_from(self.bytes.end - self.bytes.start).unwrap_or(usize::MAX);
         let count = current.len().min(left).min(out.len());
         if count == 0 {
@@ -235,7 +217,6 @@ pub(super) fn digest(bytes: &[u8]) -> ChunkHash {
     Sha256::digest(bytes).into()
 }
 
-/// A background thread that compares chunks with their hashes.
 struct Prover {
     send: Sender<(Vec<u8>, ChunkHash)>,
     receive: Receiver<(Vec<u8>, bool)>,

@@ -1,17 +1,15 @@
 //! The JSON records of cached files.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::old_upload::OldObject;
 use crate::manifest::{MAX_CHUNKS, MAX_MANIFEST_BYTES};
 use crate::security::SmallHash;
-use crate::storage::{read_document, write_document};
+use crate::storage::{read_document, read_document_up_to, write_document};
 
 /// What a cached big part is, and what its chunks are compared with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,13 +18,12 @@ pub(super) struct Record {
     /// The text of the manifest: the uploader's, or for an old upload the one that this box made. None until an old upload has
     /// been downloaded.
     pub(super) manifest: Option<String>,
-    /// The object of an old upload.
     pub(super) old: Option<OldObject>,
 }
 
 impl Record {
     pub(super) fn read(path: &Path) -> Option<Self> {
-        read_long(path)
+        read_document_up_to(2 * MAX_MANIFEST_BYTES, path)
     }
 
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
@@ -69,13 +66,6 @@ impl PartRecord {
         let bits = bits.unwrap_or_default();
         (0..count).map(|index| bits.get(index / 8).is_some_and(|byte| byte & (1 << (index % 8)) != 0)).collect()
     }
-}
-
-/// Like [`read_document`], for a document with a manifest in it.
-fn read_long<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let mut json = Vec::new();
-    File::open(path).ok()?.take(2 * MAX_MANIFEST_BYTES).read_to_end(&mut json).ok()?;
-    serde_json::from_slice(&json).ok()
 }
 
 #[cfg(test)]

@@ -24,12 +24,10 @@ impl Spool {
         Ok(Self { file: open_private(&path, true)?, path, moved: false })
     }
 
-    /// Another new file in the same directory.
     pub fn another(&self) -> io::Result<Self> {
         Self::create(self.path.parent().unwrap_or(Path::new(".")))
     }
 
-    /// The file.
     pub fn file(&self) -> &File {
         &self.file
     }

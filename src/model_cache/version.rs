@@ -56,9 +56,11 @@ pub struct Version {
     pub(super) entry: Entry,
     pub(super) record: Record,
     object: BigObject,
-    pub(super) length: u64,
+    /// Length of the big part in bytes.
+    pub length: u64,
     pub(super) chunk: u64,
-    pub(super) plain_length: u64,
+    /// Length of the plaintext in bytes.
+    pub plain_length: u64,
     pub(super) small_length: Option<u64>,
     pub(super) file: Option<Arc<File>>,
     remote: Mutex<Arc<dyn Remote>>,
@@ -73,7 +75,6 @@ pub struct Version {
     _siblings: Arc<Mutex<Versions>>,
 }
 
-/// What a version is made from.
 pub(super) struct Known {
     pub(super) entry: Entry,
     pub(super) record: Record,
@@ -84,7 +85,6 @@ pub(super) struct Known {
     pub(super) siblings: Arc<Mutex<Versions>>,
 }
 
-/// The file of a version.
 pub(super) struct Files {
     pub(super) file: Option<File>,
     pub(super) place: Place,
@@ -114,14 +114,12 @@ pub(super) enum Place {
 #[derive(Clone, Copy)]
 pub(super) struct Demand {
     pub(super) number: u64,
-    /// The number of connections over which its chunks should come.
     pub(super) connections: usize,
 }
 
 pub(super) struct State {
     /// The hashes of all chunks; for an old upload, of the chunks downloaded so far.
     pub(super) hashes: Vec<ChunkHash>,
-    /// Which chunks are in the file.
     pub(super) stored: Vec<bool>,
     /// The latest downloaded chunk, already proven, for readers that wait for it.
     pub(super) recent: Option<(usize, Arc<Vec<u8>>)>,
@@ -130,9 +128,7 @@ pub(super) struct State {
     /// The chunks that each download still has to fetch, by the download's number.
     pub(super) claims: Vec<(u64, Range<usize>)>,
     next_number: u64,
-    /// When the progress was last logged.
     reported_at: Option<Instant>,
-    /// Why the last download failed.
     pub(super) failure: Option<String>,
     pub(super) place: Place,
     /// All chunks are stored, and the file is being renamed.
@@ -220,19 +216,8 @@ impl Version {
         }
     }
 
-    /// Whether it downloads into the part file.
     pub(super) fn uses_part(&self) -> bool {
         self.state().place == Place::Part
-    }
-
-    /// Length of the big part in bytes.
-    pub fn length(&self) -> u64 {
-        self.length
-    }
-
-    /// Length of the plaintext in bytes.
-    pub fn plain_length(&self) -> u64 {
-        self.plain_length
     }
 
     /// Whether it is an old upload, without an uploader's manifest.
@@ -250,7 +235,6 @@ impl Version {
         self.record.old.as_ref().is_some_and(|old| old.small_sha256.is_none())
     }
 
-    /// Whether all chunks are in the cache.
     pub fn is_complete(&self) -> bool {
         self.state().is_whole()
     }
@@ -275,7 +259,6 @@ impl Version {
         Arc::clone(&lock(&self.remote))
     }
 
-    /// Opens a range of the object.
     pub(super) fn open(&self, bytes: Range<u64>) -> Box<dyn Read + Send> {
         self.remote().open(&self.object, bytes)
     }
@@ -343,7 +326,6 @@ impl Version {
         }
     }
 
-    /// The reader is gone.
     pub(super) fn withdraw(&self, demand: Demand) {
         self.state().demands.retain(|(number, _)| *number != demand.number);
     }
