@@ -203,6 +203,10 @@ impl Read for ChunkReader {
         }
         out[..count].copy_from_slice(&current[..count]);
         self.bytes.start += count as u64;
+        if self.bytes.is_empty() {
+            // The client still has to receive the last bytes; that takes no memory here.
+            (self.current, self.prover) = (None, None);
+        }
         Ok(count)
     }
 }
