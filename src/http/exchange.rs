@@ -23,7 +23,7 @@ pub(super) struct Exchange {
     id: RequestId,
     head: Head,
     body: Decoder,
-    /// Reading the body has failed, so nobody knows where the next request would begin.
+    /// Reading the body has failed, so it is unknown where the next request would begin.
     broken: bool,
     /// Bytes that were received from the client; those from `used` on have not been read yet.
     bytes: Vec<u8>,
@@ -63,7 +63,6 @@ impl Exchange {
         }
     }
 
-    /// The id of this request in the log and in `X-Request-Id`.
     pub(super) fn id(&self) -> RequestId {
         self.id
     }
@@ -79,7 +78,7 @@ impl Exchange {
         self.head.field(name)
     }
 
-    /// The declared length of the body; none if it is chunked.
+    /// The declared length of the body, which a chunked one does not have.
     pub(super) fn declared_length(&self) -> Option<u64> {
         match self.head.framing {
             Framing::Length(length) => Some(length),

@@ -76,7 +76,7 @@ impl Handlers {
         handlers
     }
 
-    /// Queues the request for a handler. Gives it back if too many are waiting.
+    /// Queues the request for a handler, or returns it if too many are waiting.
     pub(super) fn submit(self: &Arc<Self>, exchange: Box<Exchange>) -> Result<(), Box<Exchange>> {
         let mut state = lock(&self.state);
         if state.queue.len() >= self.limit * QUEUED_PER_HANDLER {

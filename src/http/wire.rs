@@ -1,4 +1,4 @@
-//! What is close to the bytes of a client. Nothing here knows what a request is for.
+//! The layer close to the bytes of a client, which is independent of the purpose of a request.
 
 pub(super) mod body;
 pub(super) mod connection;

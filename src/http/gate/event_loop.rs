@@ -36,7 +36,7 @@ const MAX_HEADS: usize = 4 << 20;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 << 20;
 
-/// How long, and how often, a new client waits for requests that are answered in no time.
+/// How long, and how often, a new client waits for requests that are being answered from memory.
 const MOMENT: Duration = Duration::from_micros(200);
 const MOMENTS: usize = 25;
 

@@ -12,10 +12,10 @@ const NUMBER: &str = "X-Number";
 /// This many answers of `tiny_http` fit easily into the buffer of the socket.
 const UNREAD_ANSWERS: u32 = 32;
 
-/// The end of the gate, which writes the heads.
+/// The gate's end of the connection, which writes the heads.
 pub(super) struct Feed(UnixStream);
 
-/// The end of the accept loop, which receives the requests and acknowledges them.
+/// The accept loop's end of the connection, which receives the requests and acknowledges them.
 pub(in crate::http) struct Requests {
     /// Dropping a server on a socket without a path panics, so it lives as long as the process.
     server: ManuallyDrop<tiny_http::Server>,
@@ -57,7 +57,7 @@ pub(super) fn write_head(heads: &mut Vec<u8>, method: &str, target: &str, number
 }
 
 impl Requests {
-    /// Waits for the next request: its method, target and number. None if the time is over.
+    /// Waits for the next request: its method, target and number. None if there is none in time.
     pub(in crate::http) fn next(&mut self, limit: std::time::Duration) -> Option<(tiny_http::Method, String, u64)> {
         // The only error it has is that nobody else can connect.
         let request = self.server.recv_timeout(limit).ok().flatten()?;

@@ -62,7 +62,7 @@ fn receive(service: &Service, exchange: &mut Exchange, path_name: &str) -> Resul
     let boundary = boundary(exchange.header("content-type").unwrap_or_default()).unwrap_or_default();
     let limit = service.configuration.max_upload_bytes;
 
-    // The rest of the form is small, so its length tells about how long the file is.
+    // The rest of the form is small, so the file is nearly as long as the form.
     let declared = exchange.declared_length();
     let (shortest, longest) =
         (declared.unwrap_or(0).saturating_sub(FORM_OVERHEAD), declared.unwrap_or(limit).min(limit));

@@ -7,7 +7,6 @@ use super::head::Framing;
 /// The longest chunk-size line, and the longest trailer section, in bytes.
 const MAX_LINE: usize = 1024;
 
-/// The most trailer fields.
 const MAX_TRAILERS: usize = 32;
 
 /// What is left to read of a body.

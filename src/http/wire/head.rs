@@ -8,9 +8,7 @@ use super::target::{self, is_authority};
 pub(in crate::http) const MAX_HEAD: usize = 16 * 1024;
 
 const MAX_TARGET: usize = 8000;
-
 const MAX_EMPTY_LINES: usize = 8;
-
 const MAX_FIELDS: usize = 100;
 
 /// Methods that an endpoint without them answers with 405. Any other is 501, and so is `CONNECT`, which is for proxies.
@@ -32,6 +30,8 @@ const fn refusal(status: u16, detail: &'static str) -> Refusal {
 
 const TOO_LARGE: Refusal = refusal(431, "the request line and headers may have 16384 bytes at most");
 const TOO_MANY_FIELDS: Refusal = refusal(431, "a request may have 100 header fields at most");
+const CONTROL_CHARACTER: Refusal =
+    refusal(400, "the request head has a control character; this port speaks plain HTTP/1.1");
 const TARGET_TOO_LONG: Refusal = refusal(414, "the request target may have 8000 bytes at most");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,12 +130,7 @@ impl HeadBuffer {
                 },
                 b'\n' => return Err(refusal(400, "a line of the request head ends in LF without CR")),
                 b'\t' | b' '..=b'~' | 0x80.. => {}
-                _ => {
-                    return Err(refusal(
-                        400,
-                        "the request head has a control character; this port speaks plain HTTP/1.1",
-                    ));
-                }
+                _ => return Err(CONTROL_CHARACTER),
             }
             self.scanned += 1;
         }
