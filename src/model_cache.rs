@@ -123,7 +123,7 @@ impl ModelCache {
         let is_requested = |record: &Record| record.small_sha256 == subject.small;
         let is_read = !versions.is_empty();
         let mut open = |record, manifest, files| {
-            let known = self.known(entry, &siblings, record, manifest, subject.small_length);
+            let known = self.known(entry, &siblings, record, manifest);
             let version = Arc::new(Version::new(known, files, Arc::clone(remote)));
             versions.push(Arc::downgrade(&version));
             version
@@ -172,7 +172,7 @@ impl ModelCache {
             }
         };
         let files = new_files(entry, &record, manifest.as_ref(), &versions);
-        let known = self.known(entry, &siblings, record, manifest, subject.small_length);
+        let known = self.known(entry, &siblings, record, manifest);
         let version = Arc::new(Version::new(known, files, remote));
         versions.push(Arc::downgrade(&version));
         version
@@ -184,10 +184,9 @@ impl ModelCache {
         siblings: &Arc<Mutex<Versions>>,
         record: Record,
         manifest: Option<Manifest>,
-        small_length: Option<u64>,
     ) -> Known {
         let (keys, siblings) = (Arc::clone(&self.keys), Arc::clone(siblings));
-        Known { entry: entry.clone(), record, manifest, small_length, keys, siblings }
+        Known { entry: entry.clone(), record, manifest, keys, siblings }
     }
 
     /// The manifest in a record, if it is accepted.

@@ -115,8 +115,8 @@ fn complete_record(version: &Version) -> io::Result<Record> {
     let hashes = version.state().hashes.clone();
     let chunks = ChunkHashes { length: version.length, chunk: version.chunk, hashes };
     let manifest = Manifest { chunks, plain_length: version.plain_length };
-    let (model, small, small_length) = (&version.entry.model, record.small_sha256, version.small_length);
-    let text = version.keys.sign_own(Subject { model, small, small_length }, &manifest)?;
+    let subject = Subject { model: &version.entry.model, small: record.small_sha256, small_length: None };
+    let text = version.keys.sign_own(subject, &manifest)?;
     Ok(Record { manifest: Some(text), ..record })
 }
 

@@ -61,7 +61,6 @@ pub struct Version {
     pub(super) chunk: u64,
     /// Length of the plaintext in bytes.
     pub plain_length: u64,
-    pub(super) small_length: Option<u64>,
     pub(super) file: Option<Arc<File>>,
     remote: Mutex<Arc<dyn Remote>>,
     pub(super) keys: Arc<ManifestKeys>,
@@ -80,7 +79,6 @@ pub(super) struct Known {
     pub(super) record: Record,
     /// None for an old upload that has not been downloaded to its end.
     pub(super) manifest: Option<Manifest>,
-    pub(super) small_length: Option<u64>,
     pub(super) keys: Arc<ManifestKeys>,
     pub(super) siblings: Arc<Mutex<Versions>>,
 }
@@ -157,7 +155,7 @@ impl State {
 
 impl Version {
     pub(super) fn new(known: Known, files: Files, remote: Arc<dyn Remote>) -> Self {
-        let Known { entry, record, manifest, small_length, keys, siblings } = known;
+        let Known { entry, record, manifest, keys, siblings } = known;
         let (length, plain_length) = match (&manifest, &record.old) {
             (Some(manifest), _) => (manifest.chunks.length, manifest.plain_length),
             (None, Some(old)) => (old.length, old.plain_length),
@@ -190,7 +188,6 @@ impl Version {
             length,
             chunk,
             plain_length,
-            small_length,
             file: files.file.map(Arc::new),
             remote: Mutex::new(remote),
             keys,
