@@ -1,4 +1,4 @@
-//! The unlock: from credentials to images in the Docker engine, on a thread of its own.
+//! The unlock: from credentials to images in the Docker engine, on a worker thread.
 
 pub mod docker;
 
@@ -22,35 +22,35 @@ use crate::storage::{read_document, write_document};
 use crate::threads;
 use crate::unlock_state::{Claim, UnlockMonitor, UnlockState, UnlockStatus};
 
-/// The record of the last unlock, in the cache's root. No folder can have this name.
+/// The record of the last unlock, in the root of the cache. It is no valid folder name.
 const RECORD: &str = ".unlock.json";
 
-/// The version that any archive satisfies.
+/// The `API_VERSION` that every archive satisfies.
 const ANY_VERSION: &str = "latest";
 
 /// Why an unlock failed.
 #[derive(Debug)]
 pub enum UnlockError {
-    /// The credentials were not accepted, or the Resource API could not be asked.
+    /// The login failed.
     Login(ApiError),
     /// The key fragment could not be fetched.
     KeyFragment(ApiError),
-    /// The archive cannot be used.
+    /// The archive is unusable.
     Archive(ArchiveError),
-    /// Docker did not take the images.
+    /// A docker command failed.
     Docker(DockerError),
-    /// The archive turned out to be damaged while it was read.
+    /// The archive broke off or made no sense while it was read.
     Damaged(io::Error),
-    /// The archive names no image, so nothing could be confirmed.
+    /// The archive names no image that could be confirmed.
     NoTags,
     /// `API_VERSION` is not among the archive's tags.
     WrongVersion {
         /// The expected tag.
         expected: String,
-        /// The tags that the archive names.
+        /// The tags in the archive.
         found: Vec<String>,
     },
-    /// docker reported success, but does not have this image.
+    /// `docker load` succeeded, but the engine lacks this image.
     NotLoaded(String),
 }
 
@@ -87,7 +87,7 @@ impl From<ArchiveError> for UnlockError {
     }
 }
 
-/// The one unlock in a process.
+/// The one unlock of a process.
 pub struct Unlock {
     client: Arc<ApiClient>,
     docker: Docker,
@@ -98,7 +98,7 @@ pub struct Unlock {
 }
 
 impl Unlock {
-    /// An unlock as configured, which logs in through `client`.
+    /// An unlock that logs in through `client`.
     pub fn new(configuration: &Configuration, client: Arc<ApiClient>) -> Self {
         Self {
             client,
@@ -110,7 +110,7 @@ impl Unlock {
         }
     }
 
-    /// Starts the unlock, unless it is running or the engine has its images already. Returns the state, or none if there is no
+    /// Starts the unlock unless it is running or the engine has the images already. Returns the state, or none if there is no
     /// archive.
     pub fn start(self: &Arc<Self>, credentials: Credentials) -> Option<UnlockState> {
         let state = self.monitor.status().state;
@@ -123,10 +123,10 @@ impl Unlock {
         if let Claim::Running(state) = self.monitor.claim() {
             return Some(state);
         }
-        // The engine is asked after the claim: of two callers before it, one could find the images missing, wait while the
-        // other's unlock runs and ends, and unlock again. A panic must not leave the claim behind.
+        // Checked after the claim: otherwise a second caller could find the images missing, be overtaken by the whole
+        // unlock of the first, and unlock again. A panic must not leave the claim in place.
         if catch_unwind(AssertUnwindSafe(|| self.is_done())).unwrap_or(false) {
-            log::info!("the archive's images are loaded already");
+            log::info!("the engine has the images of the archive already");
             self.monitor.advance(UnlockState::Ready);
             return Some(UnlockState::Ready);
         }
@@ -137,17 +137,17 @@ impl Unlock {
         Some(self.status().state)
     }
 
-    /// Where the unlock is.
+    /// The current state.
     pub fn status(&self) -> UnlockStatus {
         self.monitor.status()
     }
 
-    /// Ends a `docker load` that is running.
+    /// Kills a running `docker load`.
     pub fn stop(&self) {
         self.docker.kill();
     }
 
-    /// Whether the images of this very archive are in the engine already.
+    /// Whether the engine has the images of this archive, according to the record.
     fn is_done(&self) -> bool {
         let Some(record) = read_document::<UnlockRecord>(&self.record_path) else { return false };
         let same_archive = ArchiveIdentity::of(&self.images_path).is_ok_and(|identity| identity == record.archive);
@@ -159,7 +159,7 @@ impl Unlock {
             && record.images.iter().all(still_there)
     }
 
-    /// Does it all. Ends in [`UnlockState::Ready`] or [`UnlockState::Error`], whatever happens, a panic included.
+    /// Runs the whole unlock. It ends in [`UnlockState::Ready`] or [`UnlockState::Error`], even after a panic.
     fn run(&self, credentials: Credentials) {
         match catch_unwind(AssertUnwindSafe(|| self.try_run(credentials))) {
             Ok(Ok(images)) => {
@@ -170,7 +170,7 @@ impl Unlock {
                 log::error!("the unlock failed: {error}");
                 self.monitor.fail(error.to_string());
             }
-            Err(_) => self.monitor.fail("the unlock failed for an internal reason; see the log".into()),
+            Err(_) => self.monitor.fail("the unlock failed because of an internal error; see the log".into()),
         }
     }
 
@@ -181,7 +181,7 @@ impl Unlock {
         let fragment = self.client.key_fragment().map_err(UnlockError::KeyFragment)?;
 
         self.monitor.advance(UnlockState::Decrypting);
-        // What the archive is now: should it be replaced meanwhile, the record will not fit.
+        // Taken first: if the archive is replaced meanwhile, the record must not match it.
         let identity = ArchiveIdentity::of(&self.images_path).map_err(ArchiveError::Unreadable)?;
         let archive = Archive::open(&self.images_path, &fragment)?;
         self.docker.check()?;
@@ -194,34 +194,33 @@ impl Unlock {
             images.insert(tag.clone(), id);
         }
         if let Err(error) = write_document(&UnlockRecord { archive: identity, images }, &self.record_path) {
-            log::warn!("the next start will unlock again, {} cannot be written: {error}", self.record_path.display());
+            log::warn!("{} cannot be written, so the next start unlocks again: {error}", self.record_path.display());
         }
         Ok(tags)
     }
 
-    /// Streams the archive into `docker load` and answers the tags that must be in the engine now.
+    /// Streams the archive into `docker load` and returns the tags that the engine must have now.
     fn load(&self, archive: Archive) -> Result<Vec<String>, UnlockError> {
         let (format, total) = (archive.format(), archive.plain_length());
         self.monitor.progress(0, total);
         let mut load = self.docker.load()?;
-        let mut stream = Feed {
-            source: archive.into_reader(),
+        let mut stream = Tee {
+            archive: archive.into_reader(),
             load: &mut load,
             transfer: Transfer::begin(Stage::Unlock, self.images_path.to_string_lossy(), 0, Some(total)),
             report: &|done| self.monitor.progress(done, total),
             done: 0,
-            broken: None,
+            failure: None,
         };
         let read = match format {
             Format::Tar => ManifestReader::read(&mut stream).map(|manifest| Some(manifest.tags())),
             Format::Compressed => drain(&mut stream).map(|()| None),
         };
-        let broken = stream.broken.take();
-        let tags = match (read, broken) {
-            // Dropping the load kills docker before it sees an end.
-            (_, Some(Broken::Source(error))) => return Err(UnlockError::Damaged(error)),
-            (_, Some(Broken::Docker)) => return Err(load.why().into()),
-            (Err(error), None) => return Err(UnlockError::Damaged(error)),
+        let failure = stream.failure.take();
+        let tags = match (read, failure) {
+            (_, Some(TeeFailure::Docker)) => return Err(load.into_error().into()),
+            // Dropping the load kills docker before it sees the end of its input.
+            (_, Some(TeeFailure::Archive(error))) | (Err(error), None) => return Err(UnlockError::Damaged(error)),
             (Ok(tags), None) => tags,
         };
         let Some(tags) = tags else {
@@ -238,8 +237,8 @@ impl Unlock {
         Ok(tags)
     }
 
-    /// Docker takes the images of an archive one by one. If it fails at one, those before it are in the engine already, and
-    /// half an archive is worse than none.
+    /// Restores the tags of an archive that failed halfway: docker loads its images one by one, and half an archive is worse
+    /// than none.
     fn roll_back(&self, tags: &[String], before: &[Option<String>]) {
         for (tag, before) in tags.iter().zip(before) {
             let now = self.docker.image_id(tag);
@@ -250,7 +249,7 @@ impl Unlock {
                 (Err(error), _) => Err(error),
             };
             if let Err(error) = result {
-                log::warn!("{tag} of the archive that failed remains in the engine: {error}");
+                log::warn!("docker load failed, and {tag} of its archive remains in the engine: {error}");
             }
         }
     }
@@ -266,36 +265,36 @@ impl Unlock {
     }
 }
 
-/// Passes what is read from an archive on to docker.
-struct Feed<'a, R> {
-    source: R,
+/// Reads an archive and writes what it reads to docker.
+struct Tee<'a, R> {
+    archive: R,
     load: &'a mut Load,
     transfer: Transfer,
     report: &'a dyn Fn(u64),
     done: u64,
-    broken: Option<Broken>,
+    failure: Option<TeeFailure>,
 }
 
-/// Which side failed: a tar reader in between knows its own words for it only.
-enum Broken {
-    Source(io::Error),
+/// The side that failed. The tar reader above a [`Tee`] would replace the error by its own.
+enum TeeFailure {
+    Archive(io::Error),
     Docker,
 }
 
-impl<R: Read> Read for Feed<'_, R> {
+impl<R: Read> Read for Tee<'_, R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.broken.is_some() {
+        if self.failure.is_some() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let count = match self.source.read(out) {
+        let count = match self.archive.read(out) {
             Ok(count) => count,
             Err(error) => {
-                self.broken = Some(Broken::Source(error));
+                self.failure = Some(TeeFailure::Archive(error));
                 return Err(io::ErrorKind::InvalidData.into());
             }
         };
         if self.load.write_all(&out[..count]).is_err() {
-            self.broken = Some(Broken::Docker);
+            self.failure = Some(TeeFailure::Docker);
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         self.done += count as u64;

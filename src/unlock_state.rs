@@ -1,15 +1,17 @@
-//! Where an unlock is: the states that `/unlock/status` reports, and the one place that changes them.
+//! The state of the unlock, as `/unlock/status` reports it.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use serde::Serialize;
 
-/// The steps of an unlock in their order, and its two ends.
+use crate::threads::lock;
+
+/// The steps of an unlock, in order, and its two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnlockState {
-    /// Nothing was asked for since the start.
+    /// No unlock since the start.
     Idle,
     /// Logging in to the Resource API.
     Authenticating,
@@ -37,7 +39,7 @@ impl UnlockState {
         Self::Error,
     ];
 
-    /// Whether a worker is at work in this state.
+    /// Whether a worker runs in this state.
     pub fn is_running(self) -> bool {
         !matches!(self, Self::Idle | Self::Ready | Self::Error)
     }
@@ -45,88 +47,83 @@ impl UnlockState {
 
 impl fmt::Display for UnlockState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The JSON form is the name that operators know.
+        // The same name as in JSON.
         self.serialize(f)
     }
 }
 
-/// Bytes of the archive's plaintext handed to docker so far, and in all.
+/// How much of the archive's plaintext docker has read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Progress {
-    /// Bytes done.
+pub struct UnlockProgress {
+    /// Bytes read.
     pub done: u64,
-    /// Bytes in all; 0 until the archive has been opened.
+    /// All bytes; 0 until the archive is open.
     pub total: u64,
 }
 
-/// What `GET /unlock/status` answers.
+/// The body of `GET /unlock/status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UnlockStatus {
     /// The current state.
     pub state: UnlockState,
     /// Why the last unlock failed; kept until the next one starts.
     pub error: Option<String>,
-    /// How far the images are.
-    pub progress: Progress,
+    /// How far the archive has been read.
+    pub progress: UnlockProgress,
 }
 
-/// The status of the one unlock that can run at a time, shared between handlers and the worker.
+/// The status of the unlock, shared by handlers and the worker.
 #[derive(Debug)]
 pub struct UnlockMonitor(Mutex<UnlockStatus>);
 
 impl Default for UnlockMonitor {
     fn default() -> Self {
-        Self(Mutex::new(UnlockStatus { state: UnlockState::Idle, error: None, progress: Progress::default() }))
+        Self(Mutex::new(UnlockStatus { state: UnlockState::Idle, error: None, progress: UnlockProgress::default() }))
     }
 }
 
 impl UnlockMonitor {
-    /// A copy of the status as it is now.
+    /// The current status.
     pub fn status(&self) -> UnlockStatus {
-        self.lock().clone()
+        lock(&self.0).clone()
     }
 
-    /// Claims the unlock for the caller: if none runs, the state becomes [`UnlockState::Authenticating`] and the answer is
-    /// [`Claim::Started`]. Check and start are one critical section, so of any number of callers exactly one is told to start.
+    /// Claims the unlock for the caller. Check and start are one critical section, so that of any number of callers exactly
+    /// one gets [`Claim::Started`].
     pub fn claim(&self) -> Claim {
-        let mut status = self.lock();
+        let mut status = lock(&self.0);
         if status.state.is_running() {
             return Claim::Running(status.state);
         }
-        *status = UnlockStatus { state: UnlockState::Authenticating, error: None, progress: Progress::default() };
+        *status = UnlockStatus { state: UnlockState::Authenticating, error: None, progress: UnlockProgress::default() };
         Claim::Started
     }
 
     /// Moves a running unlock to `state`.
     pub fn advance(&self, state: UnlockState) {
-        self.lock().state = state;
+        lock(&self.0).state = state;
     }
 
-    /// Records how far the images are. `done` never goes backwards.
+    /// Reports progress. `done` never decreases.
     pub fn progress(&self, done: u64, total: u64) {
-        let mut status = self.lock();
-        status.progress = Progress { done: done.max(status.progress.done), total };
+        let mut status = lock(&self.0);
+        status.progress = UnlockProgress { done: done.max(status.progress.done), total };
     }
 
-    /// Ends the unlock with `message`, a sentence for the technician.
+    /// Ends the unlock with an error message.
     pub fn fail(&self, message: String) {
-        let mut status = self.lock();
+        let mut status = lock(&self.0);
         status.state = UnlockState::Error;
         status.error = Some(message);
     }
-
-    /// A panic while the lock was held leaves a status that is still whole, so it is used as it is.
-    fn lock(&self) -> MutexGuard<'_, UnlockStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// The answer to [`UnlockMonitor::claim`].
+/// The result of [`UnlockMonitor::claim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The caller must start the worker now.
+    /// The caller must start the worker; the state is [`UnlockState::Authenticating`].
     Started,
-    /// A worker is at work, in this state.
+    /// A worker is running, in this state.
     Running(UnlockState),
 }
 
@@ -135,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_have_their_names_on_the_wire() {
+    fn states_are_written_in_snake_case() {
         let names: Vec<String> = UnlockState::ALL.iter().map(ToString::to_string).collect();
         assert_eq!(
             names,
@@ -148,13 +145,13 @@ mod tests {
         let monitor = UnlockMonitor::default();
         let started = std::thread::scope(|scope| {
             let callers: Vec<_> = (0..50).map(|_| scope.spawn(|| monitor.claim())).collect();
-            callers.into_iter().filter(|_| true).map(|c| c.join().unwrap()).filter(|c| *c == Claim::Started).count()
+            callers.into_iter().map(|caller| caller.join().unwrap()).filter(|claim| *claim == Claim::Started).count()
         });
         assert_eq!(started, 1);
     }
 
     #[test]
-    fn error_is_kept_until_the_next_unlock() {
+    fn the_error_is_kept_until_the_next_unlock() {
         let monitor = UnlockMonitor::default();
         monitor.claim();
         monitor.fail("no engine".into());

@@ -1,51 +1,60 @@
-//! The Docker engine, through the `docker` command: so that contexts, `DOCKER_HOST` and credentials work as a person at the
-//! box would have it.
+//! The Docker engine, through the `docker` command, so that its contexts, `DOCKER_HOST` and credentials apply as they do for
+//! a person at the box.
 
 mod load;
-mod output;
+mod tail;
 
 use std::fmt;
 use std::io;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::output::Tail;
+use self::load::LoadProcess;
+use self::tail::Tail;
+use crate::configuration::VARIABLES;
+use crate::systemd;
+use crate::threads::lock;
 
 pub use self::load::Load;
 
-use crate::configuration::VARIABLES;
-use crate::systemd;
+/// The time limit of every command but `docker load`.
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
-/// An engine that does not answer a question within this time is down.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
-
-/// A `docker load` that reads nothing for so long hangs.
+/// A `docker load` that reads nothing for this long hangs.
 const STALL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// Why docker did not do what was asked.
+/// How often an exit status is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Why a docker command failed.
 #[derive(Debug)]
 pub enum DockerError {
     /// There is no `docker` command.
-    NoCommand,
+    NotInstalled,
     /// The `docker` command could not be run.
-    Command(io::Error),
-    /// The command is there, but the engine does not answer.
+    NotRun(io::Error),
+    /// The command runs, but reaches no engine.
     EngineDown(String),
-    /// `docker load` failed; these are its last words.
-    LoadFailed(String),
-    /// `docker load` stopped reading and was killed.
+    /// A command reported a failure.
+    Failed {
+        /// The command, such as `load`.
+        command: &'static str,
+        /// The end of its standard error.
+        message: String,
+    },
+    /// `docker load` stopped reading for this long and was killed.
     Stalled(Duration),
 }
 
 impl fmt::Display for DockerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoCommand => f.write_str("the docker command is not installed, or not in PATH"),
-            Self::Command(error) => write!(f, "the docker command cannot be run: {error}"),
-            Self::EngineDown(words) => write!(f, "the Docker engine does not answer: {words}"),
-            Self::LoadFailed(words) => write!(f, "docker load failed: {words}"),
+            Self::NotInstalled => f.write_str("the docker command is not installed, or not in PATH"),
+            Self::NotRun(error) => write!(f, "the docker command cannot be run: {error}"),
+            Self::EngineDown(message) => write!(f, "the Docker engine does not answer: {message}"),
+            Self::Failed { command, message } => write!(f, "docker {command} failed: {message}"),
             Self::Stalled(limit) => {
                 write!(f, "docker load took no data for {} seconds and was killed", limit.as_secs())
             }
@@ -55,13 +64,13 @@ impl fmt::Display for DockerError {
 
 impl std::error::Error for DockerError {}
 
-/// The way to the engine.
-#[derive(Clone, Debug)]
+/// The Docker engine.
+#[derive(Debug)]
 pub struct Docker {
     program: String,
     stall_limit: Duration,
-    /// The `docker load` that is running, for [`kill`](Self::kill).
-    loading: Arc<Mutex<Option<Arc<Mutex<Child>>>>>,
+    /// The running `docker load`, for [`kill`](Self::kill).
+    loading: Mutex<Weak<LoadProcess>>,
 }
 
 impl Default for Docker {
@@ -71,104 +80,99 @@ impl Default for Docker {
 }
 
 impl Docker {
-    /// Another command, and another limit for a load that takes no data.
+    /// The engine that the command `program` reaches. A `docker load` that takes no data for `stall_limit` is killed.
     pub fn new(program: &str, stall_limit: Duration) -> Self {
-        Self { program: program.to_owned(), stall_limit, loading: Arc::default() }
+        Self { program: program.to_owned(), stall_limit, loading: Mutex::default() }
     }
 
-    /// Whether the engine can be used.
-    ///
-    /// # Errors
-    /// [`DockerError::NoCommand`] and [`DockerError::EngineDown`].
+    /// Fails unless the engine answers.
     pub fn check(&self) -> Result<(), DockerError> {
-        self.ask(&["version", "--format", "{{.Server.Version}}"])?.map(drop).map_err(DockerError::EngineDown)
+        match self.run("version", &["--format", "{{.Server.Version}}"]) {
+            Err(DockerError::Failed { message, .. }) => Err(DockerError::EngineDown(message)),
+            result => result.map(drop),
+        }
     }
 
     /// The id of the image with this tag; none if there is no such image.
-    ///
-    /// # Errors
-    /// See [`DockerError`].
     pub fn image_id(&self, tag: &str) -> Result<Option<String>, DockerError> {
-        match self.ask(&["image", "inspect", "--format", "{{.Id}}", "--", tag])? {
+        match self.run("image inspect", &["--format", "{{.Id}}", "--", tag]) {
             Ok(id) => Ok(Some(id.trim().to_owned()).filter(|id| !id.is_empty())),
-            Err(words) if words.to_ascii_lowercase().contains("no such image") => Ok(None),
-            Err(words) => Err(DockerError::EngineDown(words)),
+            Err(DockerError::Failed { message, .. }) if message.to_ascii_lowercase().contains("no such image") => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 
-    /// Gives an image another tag, which moves from where it was.
-    ///
-    /// # Errors
-    /// See [`DockerError`].
+    /// Makes `tag` name the image `id`.
     pub fn tag(&self, id: &str, tag: &str) -> Result<(), DockerError> {
-        self.ask(&["tag", "--", id, tag])?.map(drop).map_err(DockerError::EngineDown)
+        self.run("tag", &["--", id, tag]).map(drop)
     }
 
-    /// Removes a tag, and its image if it has no other.
-    ///
-    /// # Errors
-    /// See [`DockerError`].
+    /// Removes a tag, and with its last tag the image.
     pub fn remove(&self, tag: &str) -> Result<(), DockerError> {
-        self.ask(&["image", "rm", "--", tag])?.map(drop).map_err(DockerError::EngineDown)
+        self.run("image rm", &["--", tag]).map(drop)
     }
 
     /// Starts `docker load`.
-    ///
-    /// # Errors
-    /// See [`DockerError`].
     pub fn load(&self) -> Result<Load, DockerError> {
-        let child = self.spawn(&["load"], Stdio::piped())?;
-        Load::new(child, self.stall_limit, Arc::clone(&self.loading))
+        let child = self.spawn("load", &[], Stdio::piped())?;
+        let (load, process) = Load::new(child, self.stall_limit)?;
+        *lock(&self.loading) = process;
+        Ok(load)
     }
 
-    /// Kills the `docker load` that is running, if one is. It then has not seen the end of its input, so nothing is loaded.
+    /// Kills the running `docker load`, if there is one. It has not seen the end of its input, so it loads nothing.
     pub fn kill(&self) {
-        if let Some(child) = lock(&self.loading).take() {
-            let _ = lock(&child).kill();
+        if let Some(process) = lock(&self.loading).upgrade() {
+            process.kill();
         }
     }
 
-    fn spawn(&self, arguments: &[&str], stdin: Stdio) -> Result<Child, DockerError> {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+    fn spawn(&self, command: &str, arguments: &[&str], stdin: Stdio) -> Result<Child, DockerError> {
+        let mut process = Command::new(&self.program);
+        process.args(command.split(' ')).args(arguments);
+        process.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         for secret in VARIABLES.iter().filter(|variable| variable.is_secret) {
-            command.env_remove(secret.name).env_remove(secret.file_variable());
+            process.env_remove(secret.name).env_remove(secret.file_variable());
         }
-        systemd::hide_from(&mut command);
-        command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => DockerError::NoCommand,
-            _ => DockerError::Command(error),
+        systemd::hide_from(&mut process);
+        process.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => DockerError::NotInstalled,
+            _ => DockerError::NotRun(error),
         })
     }
 
-    /// Runs a short command to its end: its output, or what it complained about.
-    fn ask(&self, arguments: &[&str]) -> Result<Result<String, String>, DockerError> {
-        let mut child = self.spawn(arguments, Stdio::null())?;
-        let out = Tail::of(child.stdout.take()).map_err(DockerError::Command)?;
-        let err = Tail::of(child.stderr.take()).map_err(DockerError::Command)?;
+    /// Runs a short command to its end and returns its standard output.
+    fn run(&self, command: &'static str, arguments: &[&str]) -> Result<String, DockerError> {
+        let mut child = self.spawn(command, arguments, Stdio::null())?;
+        let out = Tail::of(child.stdout.take()).map_err(DockerError::NotRun)?;
+        let err = Tail::of(child.stderr.take()).map_err(DockerError::NotRun)?;
         let started = Instant::now();
         loop {
-            match child.try_wait().map_err(DockerError::Command)? {
-                Some(status) if status.success() => return Ok(Ok(out.finish())),
-                Some(status) => return Ok(Err(last_words(&err.finish(), &status.to_string()))),
-                None if started.elapsed() > ANSWER_LIMIT => {
+            match child.try_wait().map_err(DockerError::NotRun)? {
+                Some(status) if status.success() => return Ok(out.finish()),
+                Some(status) => return Err(failed(command, err, Some(status))),
+                None if started.elapsed() > COMMAND_LIMIT => {
                     let _ = child.kill();
                     let _ = child.wait();
-                    return Ok(Err(format!("no answer within {} seconds", ANSWER_LIMIT.as_secs())));
+                    let message = format!("no answer within {} seconds", COMMAND_LIMIT.as_secs());
+                    return Err(DockerError::Failed { command, message });
                 }
-                None => thread::sleep(Duration::from_millis(5)),
+                None => thread::sleep(POLL_INTERVAL),
             }
         }
     }
 }
 
-/// The end of what a command wrote to stderr, in one line.
-fn last_words(stderr: &str, status: &str) -> String {
-    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let last = lines[lines.len().saturating_sub(3)..].join("; ");
-    if last.is_empty() { format!("it ended with {status}") } else { last }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The failure of a command: the last three lines of its standard error, or else its exit status.
+fn failed(command: &'static str, stderr: Tail, status: Option<ExitStatus>) -> DockerError {
+    let text = stderr.finish();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let message = match (&lines[lines.len().saturating_sub(3)..], status) {
+        ([], Some(status)) => format!("it ended with {status}"),
+        ([], None) => "it did not end".into(),
+        (last, _) => last.join("; "),
+    };
+    DockerError::Failed { command, message }
 }

@@ -153,7 +153,7 @@ fn a_docker_that_stops_reading_is_killed() {
     while load.write_all(&[0; 65_536]).is_ok() {
         assert!(started.elapsed() < Duration::from_secs(10));
     }
-    assert!(matches!(load.why(), DockerError::Stalled(_)));
+    assert!(matches!(load.into_error(), DockerError::Stalled(_)));
 }
 
 #[test]

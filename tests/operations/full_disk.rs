@@ -206,7 +206,7 @@ fn an_unlock_succeeds_while_its_record_cannot_be_written() {
     };
     disk.fill_but(0);
     assert_eq!(unlock(), "authenticating");
-    assert!(world.service.log_text().contains("the next start will unlock again"));
+    assert!(world.service.log_text().contains("the next start unlocks again"));
     assert_eq!(files(disk.path()), [""; 0]);
     assert_eq!(unlock(), "authenticating", "there is no record");
     disk.free();

@@ -1,14 +1,14 @@
-//! What a command writes, of which the end is kept.
+//! The end of a command's output.
 
 use std::io::{self, Read};
 use std::thread::JoinHandle;
 
 use crate::threads;
 
-/// How many bytes at the end are kept.
+/// How many bytes are kept.
 const KEPT: usize = 16 * 1024;
 
-/// Reads a stream on a thread of its own, so that the command never waits for a reader.
+/// Reads a stream on a thread of its own, so that the command never blocks on a full pipe, and keeps its end.
 pub(super) struct Tail(JoinHandle<Vec<u8>>);
 
 impl Tail {
@@ -27,7 +27,7 @@ impl Tail {
         threads::spawn("docker-output", read).map(Self)
     }
 
-    /// All that is kept, when the command has closed the stream.
+    /// Waits until the command has closed the stream.
     pub(super) fn finish(self) -> String {
         String::from_utf8_lossy(&self.0.join().unwrap_or_default()).into_owned()
     }
