@@ -1,4 +1,4 @@
-//! The integration tests: one program, a folder for each subject.
+//! The integration tests: one program, a folder for each subject. `README.md` has the promises and the test of each.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod world;
