@@ -2,6 +2,7 @@
 //! `{filename}.big`, and behind it the generations that make an upload atomic (SPEC section 5).
 
 mod config;
+mod error;
 mod object;
 mod publish;
 mod s3;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use self::object::Source;
+use self::object::Downloader;
 use self::publish::Destination;
 use self::s3::{Role, S3Account, S3Endpoint};
 use crate::http_client::{HttpClient, TRANSFER_TRIES, TRIES};
@@ -21,9 +22,10 @@ use crate::names::ModelName;
 use crate::security::SmallHash;
 
 pub use self::config::{AccessKey, CdnConfig, CdnConfigError};
+pub use self::error::{CdnError, CdnErrorKind};
 pub use self::object::{BigObject, ContentRange, ObjectReader};
 pub use self::publish::{BigPart, Multipart};
-pub use self::s3::{CdnError, RenewConfig};
+pub use self::s3::RenewConfig;
 
 /// Object metadata: SHA-256 of the big part itself.
 const META_SHA256: &str = "x-amz-meta-sha256";
@@ -31,10 +33,10 @@ const META_SHA256: &str = "x-amz-meta-sha256";
 /// Object metadata: SHA-256 of the small part that the big part belongs to.
 const META_SMALL_SHA256: &str = "x-amz-meta-small-sha256";
 
-/// A CDN that answers later than this is far away. One that is near answers within a few milliseconds.
+/// A CDN that takes longer than this to respond is far away. A near one takes a few milliseconds.
 const FAR: Duration = Duration::from_millis(25);
 
-/// How many connections fill a line whose round trip is long. Each costs about a third of a MiB.
+/// How many connections use the bandwidth of a link with a long round trip. Each costs about a third of a MiB.
 const CONNECTIONS_WHEN_FAR: usize = 8;
 
 /// Up to which length one request stores or copies an object.
@@ -77,7 +79,7 @@ fn is_generation_of(key: &str, file_name: &str) -> bool {
 
 /// The CDN with its two access keys.
 pub struct CdnManager {
-    downloads: Source,
+    downloads: Downloader,
     uploader: S3Account,
     limits: Limits,
 }
@@ -96,7 +98,7 @@ impl CdnManager {
     fn at(endpoint: S3Endpoint) -> Self {
         let endpoint = Arc::new(endpoint);
         let account = |role| S3Account { endpoint: Arc::clone(&endpoint), role };
-        let (downloads, uploader) = (Source::new(account(Role::Download)), account(Role::Upload));
+        let (downloads, uploader) = (Downloader::new(account(Role::Download)), account(Role::Upload));
         Self { downloads, uploader, limits: Limits::default() }
     }
 
@@ -146,9 +148,9 @@ impl CdnManager {
     /// The manifest of the generation that belongs to the small part with this hash, if there is one.
     pub fn manifest(&self, model: &ModelName, small: SmallHash) -> Result<Option<String>, CdnError> {
         match self.downloads.text(&model.folder, &manifest_key(&model.file, small), MAX_MANIFEST_BYTES) {
-            Err(CdnError::Missing { .. }) => Ok(None),
-            // A key that may not list a bucket is told this of what is not there.
-            Err(CdnError::Refused { status: StatusCode::FORBIDDEN, .. }) => Ok(None),
+            Err(error) if error.is_missing() => Ok(None),
+            // S3's status for a missing object if the key may not list the bucket.
+            Err(CdnError { kind: CdnErrorKind::Refused { status: StatusCode::FORBIDDEN, .. }, .. }) => Ok(None),
             found => found.map(Some),
         }
     }
@@ -163,7 +165,7 @@ impl CdnManager {
     /// Deletes the generation of an upload that was not committed, and its manifest.
     pub fn delete_generation(&self, model: &ModelName, small: SmallHash) -> Result<(), CdnError> {
         let destination = self.destination(model);
-        // In this order: of a generation that remains, the next upload knows.
+        // The generation last: if it remains, the next upload finds and deletes it.
         destination.delete(&manifest_key(&model.file, small))?;
         destination.delete(&generation_key(&model.file, small))
     }
@@ -171,7 +173,7 @@ impl CdnManager {
     /// Whether there is the generation of the small part with this hash.
     pub fn has_generation(&self, model: &ModelName, small: SmallHash) -> Result<bool, CdnError> {
         match self.downloads.describe(&model.folder, &generation_key(&model.file, small), TRANSFER_TRIES) {
-            Err(CdnError::Missing { .. } | CdnError::Refused { .. }) => Ok(false),
+            Err(error) if error.is_missing() || error.is_refused() => Ok(false),
             found => found.map(|_| true),
         }
     }

@@ -220,7 +220,7 @@ impl Publication<'_> {
         for _ in 0..MAX_CONCURRENT_COMMITS {
             match self.cdn.set_plain(self.model, current) {
                 // As above. (A key without the right to list a bucket gets 403 for a missing object.)
-                Err(CdnError::Missing { .. } | CdnError::Refused { .. }) if current == uploaded => {
+                Err(error) if current == uploaded && (error.is_missing() || error.is_refused()) => {
                     self.store()?;
                     self.cdn.set_plain(self.model, current)?;
                 }

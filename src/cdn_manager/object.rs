@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderName, Method, Response, StatusCode, header};
 use ureq::{Body, BodyReader};
 
-use super::s3::{CdnError, S3Account, S3Request, empty_sha256, object_name};
+use super::error::{CdnError, CdnErrorKind};
+use super::s3::{S3Account, S3Request, empty_sha256, object_name};
 use super::{META_SHA256, META_SMALL_SHA256, generation_key};
 use crate::http_client::{Backoff, HttpClientError, HttpClientErrorKind, Payload, TRANSFER_TRIES, TRIES, with_retries};
 use crate::metrics::Stage;
@@ -17,7 +18,7 @@ use crate::metrics::Transfer;
 use crate::names::ModelName;
 use crate::security::{HELD_BACK, Sha256Hash, SmallHash};
 
-/// What the CDN says of an object before it is downloaded.
+/// The description of an object, without its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BigObject {
     /// The bucket, which is the model's folder.
@@ -53,18 +54,18 @@ impl BigObject {
 
 /// The CDN as the downloader's key opens it.
 #[derive(Clone)]
-pub(super) struct Source {
+pub(super) struct Downloader {
     pub(super) account: S3Account,
     /// How long the last description took to come, in nanoseconds.
     latency: Arc<AtomicU64>,
 }
 
-impl Source {
+impl Downloader {
     pub(super) fn new(account: S3Account) -> Self {
         Self { account, latency: Arc::default() }
     }
 
-    /// How long the CDN took to answer the last time that it was asked for little.
+    /// How long the last request for little data took.
     pub(super) fn latency(&self) -> Duration {
         Duration::from_nanos(self.latency.load(Ordering::Relaxed))
     }
@@ -82,7 +83,7 @@ impl Source {
         Ok(BigObject {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
-            length: length.ok_or_else(|| bad(bucket, key, "it does not tell the object's length"))?,
+            length: length.ok_or_else(|| bad(bucket, key, "it has no Content-Length"))?,
             etag: etag(&head.headers),
             sha256: metadata(META_SHA256).and_then(|text| Sha256Hash::parse(&text)),
             small: metadata(META_SMALL_SHA256).and_then(|text| SmallHash::parse(&text)),
@@ -125,7 +126,7 @@ impl Source {
     /// Opens a range of the version of an object that was described, and tells how many bytes come before it: a CDN may send
     /// more than was asked for (206), or ignore ranges and send all (200).
     fn open(&self, object: &BigObject, range: Range<u64>) -> Result<(Response<Body>, u64), CdnError> {
-        let changed = || CdnError::Changed(object_name(&object.bucket, &object.key));
+        let changed = || CdnError { object: object_name(&object.bucket, &object.key), kind: CdnErrorKind::Changed };
         let bad = |reason: &str| bad(&object.bucket, &object.key, reason);
         let mut headers = Vec::new();
         if range != (0..object.length) {
@@ -148,13 +149,13 @@ impl Source {
                     return Err(changed());
                 }
                 if sent.start > range.start || sent.end != range.end {
-                    return Err(bad(&format!("bytes from {} were asked for, and it sent others", range.start)));
+                    return Err(bad(&format!("it holds other bytes than the requested ones from {}", range.start)));
                 }
                 sent.start
             }
             StatusCode::OK if response.body().content_length().is_none_or(|length| length == object.length) => 0,
             StatusCode::OK => return Err(changed()),
-            status => return Err(bad(&format!("it is {status} instead of the object"))),
+            status => return Err(bad(&format!("its status is {status}"))),
         };
         Ok((response, range.start - start))
     }
@@ -170,22 +171,20 @@ impl Source {
         self.account.send(&request, Payload::None)
     }
 
-    /// A body that ended early. The other connections are most likely as dead as its.
+    /// The error of a body that ended early. The other connections have most likely died as well.
     fn broken(&self, object: &BigObject, at: u64, error: &io::Error) -> CdnError {
         self.account.endpoint.http.forget_connections();
-        let (name, length) = (object_name(&object.bucket, &object.key), object.length);
-        let reason = format!("{name} at byte {at} of {length}: {error}");
-        CdnError::HttpClient(HttpClientError {
-            server: "the CDN".into(),
-            kind: HttpClientErrorKind::Interrupted(reason),
-        })
+        let reason = format!("at byte {at} of {}: {error}", object.length);
+        let kind = HttpClientErrorKind::Interrupted(reason);
+        let error = HttpClientError { server: "the CDN".into(), kind };
+        CdnError { object: object_name(&object.bucket, &object.key), kind: CdnErrorKind::HttpClient(error) }
     }
 }
 
 /// The bytes of a range of an object. A broken transfer continues by range from where it stopped; what is read is
 /// always of the one version of the object that was described.
 pub struct ObjectReader {
-    source: Source,
+    source: Downloader,
     object: BigObject,
     offset: u64,
     end: u64,
@@ -195,7 +194,7 @@ pub struct ObjectReader {
 }
 
 impl ObjectReader {
-    pub(super) fn new(source: Source, object: BigObject, range: Range<u64>) -> Self {
+    pub(super) fn new(source: Downloader, object: BigObject, range: Range<u64>) -> Self {
         let name = object_name(&object.bucket, &object.key);
         let transfer = Transfer::begin(Stage::Download, name, range.start, None).of_piece();
         let backoff = Backoff::new(TRANSFER_TRIES);
@@ -265,7 +264,7 @@ impl Read for ObjectReader {
 }
 
 fn bad(bucket: &str, key: &str, reason: &str) -> CdnError {
-    CdnError::BadAnswer { object: object_name(bucket, key), reason: reason.into() }
+    CdnError { object: object_name(bucket, key), kind: CdnErrorKind::BadResponse(reason.into()) }
 }
 
 fn skip(reader: &mut impl Read, count: u64) -> io::Result<()> {

@@ -11,7 +11,8 @@ use s3::serde_types::{CompleteMultipartUploadData, InitiateMultipartUploadRespon
 use s3::signing::uri_encode;
 use serde::Deserialize;
 
-use super::s3::{CdnError, MAX_XML_BYTES, S3Account, S3Request, empty_sha256, object_name, xml};
+use super::error::{CdnError, CdnErrorKind};
+use super::s3::{MAX_XML_BYTES, S3Account, S3Request, empty_sha256, object_name, xml};
 use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
 use crate::http_client::{BufferedResponse, Payload, TRANSFER_TRIES};
 use crate::metrics::Stage;
@@ -101,7 +102,7 @@ impl Destination {
     /// Deletes an object, if it is there.
     pub(super) fn delete(&self, key: &str) -> Result<(), CdnError> {
         match self.ask(Method::DELETE, key, &[], &[], Payload::None, empty_sha256()) {
-            Err(CdnError::Missing { .. }) => Ok(()),
+            Err(error) if error.is_missing() => Ok(()),
             result => result.map(drop),
         }
     }
@@ -126,14 +127,14 @@ impl Destination {
                 None => return Ok(found),
             }
         }
-        Err(self.bad("", "its listing does not end"))
+        Err(self.bad("", "the listing does not end"))
     }
 
     /// Begins an upload in parts.
     pub(super) fn begin(&self, key: &str, metadata: Metadata) -> Result<Multipart, CdnError> {
         let answer = self.ask(Method::POST, key, &[("uploads", "")], &metadata, NO_CONTENT, empty_sha256())?;
         let begun: InitiateMultipartUploadResponse =
-            xml(&answer.body).ok_or_else(|| self.bad(key, "it does not tell the upload's id"))?;
+            xml(&answer.body).ok_or_else(|| self.bad(key, "it has no upload id"))?;
         Ok(Multipart {
             to: self.clone(),
             key: key.to_owned(),
@@ -164,7 +165,7 @@ impl Destination {
     }
 
     fn bad(&self, key: &str, reason: &str) -> CdnError {
-        CdnError::BadAnswer { object: object_name(&self.bucket, key), reason: reason.into() }
+        CdnError { object: object_name(&self.bucket, key), kind: CdnErrorKind::BadResponse(reason.into()) }
     }
 }
 
@@ -193,10 +194,8 @@ impl Multipart {
         length: u64,
         transfer: &Transfer,
     ) -> Result<(), CdnError> {
-        let hasher = Hasher::of_range(file, offset..offset + length).map_err(|error| CdnError::BadAnswer {
-            object: format!("local copy of {}", self.key),
-            reason: error.to_string(),
-        })?;
+        let hasher = Hasher::of_range(file, offset..offset + length)
+            .map_err(|error| CdnError { object: self.object(), kind: CdnErrorKind::LocalFile(error) })?;
         let payload = Payload::File { file, offset, length, transfer };
         let answer = self.ask_part(number, &[], payload, hasher.finish())?;
         self.note(number, answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned))
@@ -212,7 +211,7 @@ impl Multipart {
         match self.to.ask(Method::POST, &self.key, &id, &[], payload, Sha256Hash::of(body.as_bytes())) {
             Ok(answer) => self.to.without_error(&self.key, &answer)?,
             // The answer to a first try was lost, and with its success the upload's id was gone.
-            Err(CdnError::Missing { .. }) if self.is_there() => {}
+            Err(error) if error.is_missing() && self.is_there() => {}
             Err(error) => return Err(error),
         }
         self.complete.store(true, Ordering::Relaxed);
@@ -246,7 +245,7 @@ impl Multipart {
     }
 
     fn note(&self, number: u32, etag: Option<String>) -> Result<(), CdnError> {
-        let etag = etag.ok_or_else(|| self.to.bad(&self.key, "it does not tell the part's ETag"))?;
+        let etag = etag.ok_or_else(|| self.to.bad(&self.key, "it has no ETag"))?;
         lock(&self.parts).push(Part { part_number: number, etag });
         Ok(())
     }
@@ -271,7 +270,7 @@ impl Drop for Multipart {
             let aborted =
                 to.ask(Method::DELETE, &key, &[("uploadId", &id)], &[], Payload::None, empty_sha256()).map(drop);
             if let Err(error) = aborted
-                && !matches!(error, CdnError::Missing { .. })
+                && !error.is_missing()
             {
                 log::warn!("the parts of an upload that failed remain in the CDN: {error}");
             }

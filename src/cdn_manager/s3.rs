@@ -1,11 +1,10 @@
-//! S3 requests: addresses, signatures and the meaning of answers. `rust-s3` signs and knows the XML; the bytes travel by
-//! [`HttpClient`], since rust-s3's own transport takes a truncated body for a success and limits the time of a whole transfer.
+//! S3 requests: addresses, signatures and error responses. `rust-s3` provides signatures and XML types; [`HttpClient`] sends the
+//! requests, because rust-s3's own transport takes a truncated body for a success and limits the time of a whole transfer.
 
-use std::fmt;
 use std::io::Read;
 use std::mem;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::SystemTime;
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -20,81 +19,22 @@ use ureq::Body;
 use url::Url;
 
 use super::config::{AccessKey, CdnConfig};
-use crate::http_client::{
-    BufferedResponse, HttpClient, HttpClientError, HttpClientErrorKind, Payload, Retry, server_time, with_retries,
-};
+use super::error::{CdnError, CdnErrorKind};
+use crate::http_client::{BufferedResponse, HttpClient, HttpClientError, Payload, server_time, with_retries};
 use crate::security::Sha256Hash;
+use crate::threads::{lock, read, write};
 
-/// The largest XML answer that is read: a page of a listing has at most 1000 keys.
+/// The largest XML response: a page of a listing has at most 1000 keys.
 pub(super) const MAX_XML_BYTES: u64 = 4 * 1024 * 1024;
 
-/// How far into the body of a refusal its error code is looked for.
+/// How much of a refusal's body is searched for the error code.
 const MAX_REFUSAL_BYTES: u64 = 8 * 1024;
 
-/// A clock that is this near is not what a server complains of.
+/// A server does not complain about a clock error, in seconds, up to this.
 const CLOCK_TOLERANCE: i64 = 30;
 
 /// Fetches the CDN configuration again; none if it cannot be had.
 pub type RenewConfig = Box<dyn Fn() -> Option<CdnConfig> + Send + Sync>;
-
-/// Why the CDN did not give or take an object.
-#[derive(Debug)]
-pub enum CdnError {
-    /// The CDN could not be reached, or was not able to answer.
-    HttpClient(HttpClientError),
-    /// There is no such bucket or object; its name.
-    Missing(String),
-    /// The CDN refused the request, for example the access key.
-    Refused {
-        /// Bucket and key.
-        object: String,
-        /// The status.
-        status: StatusCode,
-        /// S3's error code, such as `SignatureDoesNotMatch`.
-        code: String,
-    },
-    /// The object was replaced while it was read; its name.
-    Changed(String),
-    /// The CDN's answer contradicts the request.
-    BadAnswer {
-        /// Bucket and key.
-        object: String,
-        /// The contradiction.
-        reason: String,
-    },
-}
-
-impl fmt::Display for CdnError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::HttpClient(error) => write!(f, "the CDN cannot be used: {error}"),
-            Self::Missing(object) => write!(f, "the CDN has no {object}"),
-            Self::Refused { object, status, code } => write!(f, "the CDN refused access to {object}: {status} {code}"),
-            Self::Changed(object) => {
-                write!(f, "{object} was replaced in the CDN while it was downloaded; load it again")
-            }
-            Self::BadAnswer { object, reason } => write!(f, "the CDN's answer for {object} is unusable: {reason}"),
-        }
-    }
-}
-
-impl std::error::Error for CdnError {}
-
-impl From<HttpClientError> for CdnError {
-    fn from(error: HttpClientError) -> Self {
-        Self::HttpClient(error)
-    }
-}
-
-impl CdnError {
-    /// Whether and when the same request may succeed.
-    pub fn retry(&self) -> Retry {
-        match self {
-            Self::HttpClient(error) => error.retry(),
-            _ => Retry::Never,
-        }
-    }
-}
 
 /// One request, before it is signed.
 pub(super) struct S3Request<'a> {
@@ -110,13 +50,16 @@ pub(super) struct S3Request<'a> {
 }
 
 impl S3Request<'_> {
-    /// Bucket and key, as errors name the object.
-    pub(super) fn object(&self) -> String {
-        object_name(self.bucket, self.key)
+    fn error(&self, kind: CdnErrorKind) -> CdnError {
+        CdnError { object: object_name(self.bucket, self.key), kind }
+    }
+
+    fn http_error(&self, error: HttpClientError) -> CdnError {
+        self.error(CdnErrorKind::HttpClient(error))
     }
 }
 
-/// How errors name an object.
+/// An object's name in errors and logs.
 pub(super) fn object_name(bucket: &str, key: &str) -> String {
     if key.is_empty() { format!("bucket {bucket}") } else { format!("object {bucket}/{key}") }
 }
@@ -187,17 +130,17 @@ impl S3Endpoint {
     /// Replaces keys of which `refused` is one by those of the configuration of now. Whether there are others.
     fn renews_its_keys(&self, role: Role, refused: &AccessKey) -> bool {
         let Some(renew) = &self.renew else { return false };
-        let _alone = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.renewing);
         if self.key(role).is(refused)
             && let Some(config) = renew()
         {
-            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = [config.downloader, config.uploader];
+            *write(&self.keys) = [config.downloader, config.uploader];
         }
         !self.key(role).is(refused)
     }
 
     fn key(&self, role: Role) -> AccessKey {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner)[role as usize].clone()
+        read(&self.keys)[role as usize].clone()
     }
 }
 
@@ -211,16 +154,16 @@ impl S3Account {
             let now = OffsetDateTime::now_utc();
             let now = now.saturating_add(time::Duration::seconds(self.endpoint.clock_error.load(Ordering::Relaxed)));
             let signed = self.sign(request, &key, now);
-            let unusable = || HttpClientError { server: request.object(), kind: HttpClientErrorKind::BadAddress };
-            let response = self.endpoint.http.call(&signed.ok_or_else(unusable)?, payload)?;
+            let signed = signed.ok_or_else(|| request.error(CdnErrorKind::BadRequest))?;
+            let response = self.endpoint.http.call(&signed, payload).map_err(|error| request.http_error(error))?;
             if response.status().is_success() {
                 return Ok(response);
             }
             let (head, body) = response.into_parts();
             let mut text = Vec::new();
             let _ = body.into_reader().take(MAX_REFUSAL_BYTES).read_to_end(&mut text);
-            let error = refusal(&request.object(), head.status, &text);
-            let CdnError::Refused { code, .. } = &error else { return Err(error) };
+            let error = request.error(refusal(head.status, &text));
+            let CdnErrorKind::Refused { code, .. } = &error.kind else { return Err(error) };
             let again = (mem::take(&mut clock) && self.endpoint.corrects_its_clock(code, &head.headers))
                 || (mem::take(&mut keys) && self.endpoint.renews_its_keys(self.role, &key));
             if !again {
@@ -283,7 +226,7 @@ impl S3Account {
     ) -> Result<BufferedResponse, CdnError> {
         with_retries(tries, CdnError::retry, || {
             let response = self.send(request, payload)?;
-            Ok(self.endpoint.http.buffer(&self.endpoint.host, response, limit)?)
+            self.endpoint.http.buffer(&self.endpoint.host, response, limit).map_err(|error| request.http_error(error))
         })
     }
 }
@@ -308,20 +251,19 @@ fn canonical_request(request: &S3Request<'_>, url: &Url, headers: &HeaderMap) ->
 }
 
 /// What a status that is no success means.
-fn refusal(object: &str, status: StatusCode, body: &[u8]) -> CdnError {
+fn refusal(status: StatusCode, body: &[u8]) -> CdnErrorKind {
     #[derive(Deserialize)]
     struct S3Error {
         #[serde(rename = "Code")]
         code: String,
     }
-    let object = object.to_owned();
     let code = xml::<S3Error>(body).map(|error| error.code).unwrap_or_default();
     let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
     match status {
-        StatusCode::NOT_FOUND if code == "NoSuchBucket" => CdnError::Missing(format!("bucket for {object}")),
-        StatusCode::NOT_FOUND => CdnError::Missing(object),
-        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => CdnError::Changed(object),
-        status => CdnError::Refused { object, status, code },
+        StatusCode::NOT_FOUND if code == "NoSuchBucket" => CdnErrorKind::NoBucket,
+        StatusCode::NOT_FOUND => CdnErrorKind::Missing,
+        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => CdnErrorKind::Changed,
+        status => CdnErrorKind::Refused { status, code },
     }
 }
 
@@ -342,7 +284,7 @@ mod tests {
     #[test]
     fn an_error_names_the_code_of_the_answer_only() {
         let body = b"<Error><Code>Access\nDenied</Code><Message>key AKIA</Message></Error>";
-        let error = refusal("object b/k", StatusCode::FORBIDDEN, body).to_string();
-        assert_eq!(error, "the CDN refused access to object b/k: 403 Forbidden AccessDenied");
+        let error = CdnError { object: object_name("b", "k"), kind: refusal(StatusCode::FORBIDDEN, body) };
+        assert_eq!(error.to_string(), "the CDN refused access to object b/k: 403 Forbidden AccessDenied");
     }
 }

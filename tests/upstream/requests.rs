@@ -248,7 +248,7 @@ fn an_endless_listing_is_abandoned() {
     let cdn = CdnManager::new(HttpClient::new(None).unwrap(), &CdnConfig::from_yaml(yaml.as_bytes()).unwrap());
     let error =
         cdn.prune(&ModelName::new("models", "m.bin").unwrap(), SmallHash::of(b"small")).unwrap_err().to_string();
-    assert!(error.contains("its listing does not end"), "{error}");
+    assert!(error.contains("the listing does not end"), "{error}");
     assert!(asked.load(Ordering::SeqCst) <= 100);
 }
 
