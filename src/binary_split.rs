@@ -1,5 +1,4 @@
-//! The encrypted archive of container images: opened with a key fragment, checked before a byte of it goes anywhere, and
-//! read as plaintext.
+//! The encrypted archive of container images: checked before any byte is used, then read as plaintext.
 
 mod manifest;
 mod record;
@@ -17,23 +16,23 @@ use crate::security::{
 pub use self::manifest::{ManifestReader, loaded_tags, tag_of};
 pub use self::record::{ArchiveIdentity, UnlockRecord};
 
-/// A tar has headers of this size, and its shortest form begins with one.
+/// Size of a tar header.
 const TAR_BLOCK: usize = 512;
 
-/// The shortest archive that is looked at: initialization vector, one tar header, padding.
+/// The shortest archive: initialization vector, one tar header, padding.
 const SHORTEST: u64 = (BLOCK + TAR_BLOCK + BLOCK) as u64;
 
-/// Why an archive cannot be used.
+/// Why an archive is unusable.
 #[derive(Debug)]
 pub enum ArchiveError {
     /// It cannot be read.
     Unreadable(io::Error),
-    /// It ends too early: its length, or its last block, is not that of a whole archive.
+    /// Its length or its last block shows that its end is missing.
     Truncated {
-        /// Its length in bytes.
+        /// The length of the file.
         length: u64,
     },
-    /// It does not decrypt to an archive of images: the key fragment is of another archive.
+    /// It does not decrypt to an archive: the key fragment belongs to another one.
     WrongKey,
 }
 
@@ -61,17 +60,17 @@ impl From<io::Error> for ArchiveError {
     }
 }
 
-/// What the plaintext of an archive is; docker reads all of them.
+/// The format of an archive's plaintext. Docker reads all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A plain tar, whose manifest can be read as it passes.
+    /// A plain tar, whose manifest can be read on the way to docker.
     Tar,
     /// A tar compressed with gzip, xz or zstd.
     Compressed,
 }
 
 impl Format {
-    /// Tells the format by the first bytes of the plaintext; none if it is no archive.
+    /// Detects the format from the first bytes of the plaintext; none if it is no archive.
     fn of(head: &[u8]) -> Option<Self> {
         const GZIP: &[u8] = &[0x1f, 0x8b, 0x08];
         const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
@@ -83,7 +82,7 @@ impl Format {
     }
 }
 
-/// An archive that was checked as far as can be without reading it whole: it is there, its key fits, and it has its end.
+/// An archive whose beginning and end were checked: its key fits, and it is not truncated.
 pub struct Archive {
     file: File,
     key: AesKey,
@@ -92,10 +91,7 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Opens and checks the archive at `path` with the key made of `key_fragment`.
-    ///
-    /// # Errors
-    /// See [`ArchiveError`].
+    /// Opens and checks the archive at `path` with the key derived from `key_fragment`.
     pub fn open(path: &Path, key_fragment: &[u8]) -> Result<Self, ArchiveError> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
@@ -105,7 +101,7 @@ impl Archive {
         }
         let key = AesKey::from_secret(key_fragment);
 
-        // The beginning comes first: it tells a wrong key, with which the end means nothing.
+        // The beginning first: it reveals a wrong key, under which the end means nothing.
         let mut head = [0; BLOCK + TAR_BLOCK];
         file.read_exact_at(&mut head, 0)?;
         let head = decrypt_beginning(&head, &key).unwrap_or_default();
@@ -122,7 +118,7 @@ impl Archive {
                 return Err(truncated);
             }
         };
-        // Where an archive was cut, one block in 256 looks padded. A whole tar ends in zeros, too.
+        // One block in 256 looks padded by chance. A whole tar also ends in zeros.
         if format == Format::Tar && !ends_in_zeros(&file, length, &key)? {
             return Err(truncated);
         }
@@ -147,7 +143,7 @@ impl Archive {
 
 /// Whether the plaintext ends in the zeros of a tar's last block.
 fn ends_in_zeros(file: &File, length: u64, key: &AesKey) -> io::Result<bool> {
-    // Any ciphertext block is the initialization vector of what follows it.
+    // Each ciphertext block is the initialization vector of the next one.
     let mut tail = [0; BLOCK + TAR_BLOCK];
     file.read_exact_at(&mut tail, length - (BLOCK + TAR_BLOCK) as u64)?;
     let plain = decrypt_whole(&tail, key).unwrap_or_else(|_| vec![1]);
@@ -195,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_key_is_told_from_truncation_at_every_length() {
+    fn a_wrong_key_and_truncation_are_different_errors_at_every_length() {
         let whole = archive(&tar());
         for length in (0..whole.len()).step_by(7).chain([whole.len() - 1, whole.len() - 16]) {
             let error = open(&whole[..length], FRAGMENT).err().unwrap();

@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 
 use crate::secret::{Secret, json_object};
 
-/// What a person types to log in, as the JSON bodies of `/login` and `/unlock` carry it.
+/// A login, as in the JSON bodies of `/login` and `/unlock`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Credentials {
     /// The account's email address.

@@ -1,15 +1,14 @@
-//! The hardware string, to which the Resource API ties a user's keys.
+//! The hardware string, to which the Resource API binds a user's keys.
 //!
-//! One changed character changes every key, and the box can no longer read its models. So a source is used only if it
-//! reads the same on every boot, and the same on the host and in an ordinary container:
+//! One changed character changes every key, and the box can no longer read its models. So a source is used only if its value
+//! is the same on every boot, and the same on the host and in an ordinary container:
 //!
 //! - Containers share the host's `/proc/cpuinfo`, `/proc/meminfo` and `/sys`, but docker and podman mask
-//!   `/sys/firmware`, where the device tree lives and where `/proc/device-tree` points. What comes from the device tree
-//!   is therefore read where the kernel repeats it: `Model` in `/proc/cpuinfo`, the SoC bus, the `uevent` of platform
+//!   `/sys/firmware`, where the device tree lives and where `/proc/device-tree` points. Values of
+//!   the device tree are therefore read where the kernel repeats them: `Model` in `/proc/cpuinfo`, the SoC bus, the `uevent` of platform
 //!   devices.
-//! - `sda` and `nvme0` are given in the order in which probing ends, so disks are ordered by where they are plugged in.
-//! - The disk that the system boots from cannot be told from within a container (its mounts are its own), so mounts are
-//!   not asked.
+//! - `sda` and `nvme0` are assigned in the order in which probing ends, so disks are ordered by where they are plugged in.
+//! - A container has its own mounts and cannot identify the boot disk, so mounts are not considered.
 //!
 //! Two cases remain in which host and container differ, and there `HARDWARE_ID` is the answer (or, for the first,
 //! running the container with `--security-opt systempaths=unconfined`): a board whose kernel repeats its model nowhere,
@@ -19,17 +18,17 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-/// What stands for a part that the machine does not have, or does not show.
+/// Stands for a part that the machine does not have or does not show.
 const NONE: &str = "none";
 
-/// Longest part, in characters. A corrupt device must not make a string that nobody can read out on the phone.
+/// The longest part, in characters: a corrupt device must not make the string too long to read out on the phone.
 const MAX_PART_CHARS: usize = 128;
 
-/// Most bytes read of one file. `/proc/cpuinfo` is the only long one, and what is sought in it stands near its start,
-/// or, on the small boards that have `Model`, at the end of a few kilobytes.
+/// The most bytes read of one file. Only `/proc/cpuinfo` is longer; its fields are near its start, or, on the small boards
+/// that have `Model`, at the end of a few kilobytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// Where the serial of a disk is found below `/sys/block/<disk>`. The first that is not empty counts.
+/// The files below `/sys/block/<disk>` with a disk's serial. The first one that is not empty counts.
 const SERIAL_FILES: [&str; 6] = [
     // eMMC and SD: the whole identification register. Its 32-bit serial alone is zero on some cheap cards.
     "device/cid",
@@ -39,13 +38,13 @@ const SERIAL_FILES: [&str; 6] = [
     "device/vpd_pg80",
     // virtio, where the hypervisor sets one.
     "serial",
-    // World-wide names last: kernels have changed how they write them.
+    // World-wide names last: their format differs between kernels.
     "device/wwid",
     "wwid",
 ];
 
-/// Parts of a device's path that say that it is not built into the box: USB, NVMe over a network, iSCSI. Such a disk
-/// comes and goes without the box becoming another one.
+/// Parts of the path of a device that is not built in: USB, NVMe over a network, iSCSI. Such a disk comes and goes while the
+/// box remains the same.
 const NOT_BUILT_IN: [&str; 3] = ["/usb", "/nvme-fabrics/", "/session"];
 
 /// The hardware string of the machine: `CPU: {cpu}. GPU: {gpu}. Memory: {memory}. DriveSerial: {serial}`.
@@ -70,7 +69,7 @@ fn part(text: Option<String>) -> String {
     text.unwrap_or_else(|| NONE.to_owned())
 }
 
-/// The first answer in this order: `model name` (x86, 32-bit ARM, Jetson), then the board's model, then what is left.
+/// The first of these: `model name` (x86, 32-bit ARM, Jetson), then the board's model, then the rest.
 ///
 /// The board's model is taken from the kernel's copies before the device tree itself, because a container sees only the
 /// copies. Most SoC drivers copy the model literally; where one does not (Qualcomm), both sides must still agree.
@@ -168,8 +167,8 @@ fn memory(root: &Path) -> Option<String> {
 /// `MemTotal` is what firmware and kernel left over. It differs by hundreds of KiB from boot to boot, by tens of MiB
 /// between kernels and by hundreds of MiB with the carve-outs of a Jetson or the `gpu_mem` of a Raspberry Pi, so
 /// rounding to the nearest GiB, or up to the next, would flip sooner or later. Carve-outs grow with the machine, and so
-/// does the step here: 1 GiB up to 8 GiB, 2 up to 16, 4 up to 32, and so on: an eighth of the machine or more, while 2
-/// to 8 % are usually missing.
+/// does the step here: 1 GiB up to 8 GiB, 2 up to 16, 4 up to 32, and so on: an eighth of the memory or more, while usually
+/// 2 to 8 % are missing.
 fn installed_gib(kib: u64) -> u64 {
     let gib = kib.div_ceil(1024 * 1024).max(1);
     let step = (gib.next_power_of_two() / 8).max(1);
@@ -191,15 +190,14 @@ fn drive_serial(root: &Path) -> Option<String> {
             return None;
         }
         let serial = SERIAL_FILES.iter().find_map(|file| serial(&disk.join(file)))?;
-        // An NVMe drive with two ports has a virtual path that tells nothing but its number: there the serial decides.
+        // The virtual path of an NVMe drive with two ports holds only its number, so there the serial decides.
         let place = if place.contains("/virtual/") { String::new() } else { natural_key(&place) };
         Some((kind, place, serial))
     };
     names(&block).into_iter().filter_map(rank).min().map(|(_, _, serial)| serial)
 }
 
-/// Kinds of disk that can be the system's, in the order of preference. An SD card is last: where there is another disk,
-/// the card is something that a visitor may take out.
+/// Kinds of system disk, in the order of preference. An SD card is last, because anybody can take it out.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum DiskKind {
     Nvme,
@@ -209,9 +207,8 @@ enum DiskKind {
 }
 
 impl DiskKind {
-    /// Known kinds are let in instead of keeping others out (loop, ram, zram, dm, md, sr, nbd, …), so that the next
-    /// virtual device of the kernel changes nothing. Whole names are compared: `nvme0c0n1` is one path to `nvme0n1`,
-    /// `mmcblk0boot0` a part of `mmcblk0`.
+    /// Only known kinds count, so that a new virtual device of the kernel (as loop, ram, zram, dm, md, sr, nbd) changes nothing.
+    /// Whole names are compared: `nvme0c0n1` is one path to `nvme0n1`, `mmcblk0boot0` a part of `mmcblk0`.
     fn of(name: &str, disk: &Path) -> Option<Self> {
         let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let letters = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase());
@@ -262,8 +259,7 @@ fn natural_key(name: &str) -> String {
     key
 }
 
-/// The names in a directory, sorted, because the order in which the kernel lists them is not promised. Empty if it
-/// cannot be read.
+/// The names in a directory, sorted, because the kernel promises no order. Empty if it cannot be read.
 fn names(directory: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -359,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn gpu_nodes_are_told_from_their_neighbours() {
+    fn gpu_nodes_are_distinguished_from_similar_names() {
         assert!(["gpu", "v3d", "gpu3d", "gp10b", "gv11b", "ga10b"].into_iter().all(is_gpu_node));
         assert!(!["gpu-thermal", "gpio", "gic", "gmu", "npu", "g11b", "clock-controller"].into_iter().any(is_gpu_node));
     }

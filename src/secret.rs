@@ -1,4 +1,4 @@
-//! Text that must never be seen: passwords, tokens, keys and salts.
+//! Secret texts: passwords, tokens, keys and salts.
 
 use std::fmt;
 
@@ -16,12 +16,12 @@ impl Secret {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// The text itself. Whoever calls this is responsible for where it goes.
+    /// The text itself. The caller is responsible for where it goes.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Compares in a time that depends on the lengths only, so that a caller who guesses learns nothing from the delay.
+    /// Compares in a time that depends on the lengths only, so that the delay tells a guesser nothing.
     pub fn matches(&self, candidate: &str) -> bool {
         let (ours, theirs) = (self.0.as_bytes(), candidate.as_bytes());
         let differing = ours.iter().zip(theirs).fold(0, |differing, (a, b)| std::hint::black_box(differing | (a ^ b)));
@@ -35,10 +35,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A flat JSON object of texts. It may hold a password, so it is wiped when dropped.
+/// A flat JSON object of strings. It may hold a password, so it is wiped when dropped.
 pub fn json_object<const N: usize>(fields: [(&str, &str); N]) -> Zeroizing<Vec<u8>> {
     let object = fields.map(|(name, value)| {
-        // Text always has a JSON form.
+        // A string always has a JSON form.
         Zeroizing::new(format!("\"{name}\":{}", serde_json::to_string(value).unwrap_or_default()))
     });
     let fields: Vec<&str> = object.iter().map(|field| field.as_str()).collect();

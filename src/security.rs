@@ -29,7 +29,7 @@ pub struct Salts {
     pub hardware: Secret,
     /// Goes into the API key.
     pub api_key: Secret,
-    /// Is all that the resource key is made of.
+    /// The only input of the resource key.
     pub resource_key: Secret,
 }
 
@@ -38,17 +38,17 @@ pub struct Salts {
 pub struct AesKey([u8; 32]);
 
 impl AesKey {
-    /// The AES key of a secret: SHA-256 of its bytes. For text these are its UTF-8 bytes, for a key fragment the raw ones.
+    /// The AES key of a secret: the SHA-256 of its UTF-8 bytes, or of the raw bytes of a key fragment.
     pub fn from_secret(secret: &[u8]) -> Self {
         Self(Sha256::digest(secret).into())
     }
 
-    /// The key with which every model is encrypted.
+    /// The key of every model.
     pub fn of_resources(salts: &Salts) -> Self {
         Self::from_secret(resource_key(salts).as_bytes())
     }
 
-    /// The key with which the Resource API encrypts a file for this user on this hardware.
+    /// The key of files from the Resource API for this user on this hardware.
     pub fn of_api(credentials: &Credentials, hardware: &str, salts: &Salts) -> Self {
         Self::from_secret(api_key(credentials, hardware, salts).as_bytes())
     }
@@ -64,9 +64,9 @@ impl std::fmt::Debug for AesKey {
     }
 }
 
-/// `base64(SHA-384(text))`, standard alphabet, padded: the scheme's way of making a secret of a text.
+/// `base64(SHA-384(text))`, standard alphabet, padded.
 pub fn secret_hash(text: &str) -> Zeroizing<String> {
-    // 48 bytes always encode to 64 characters, so there is nothing that can fail.
+    // 48 bytes always encode to 64 characters, so this cannot fail.
     let digest = Zeroizing::new(<[u8; 48]>::from(Sha384::digest(text.as_bytes())));
     Zeroizing::new(Base64::encode_to_string(*digest).unwrap_or_default())
 }
@@ -87,7 +87,7 @@ pub fn api_key(credentials: &Credentials, hardware: &str, salts: &Salts) -> Zero
     )))
 }
 
-/// The secret with which models are encrypted, the same on every box of an installation.
+/// The secret for models, the same on every box of an installation.
 pub fn resource_key(salts: &Salts) -> Zeroizing<String> {
     secret_hash(salts.resource_key.expose())
 }

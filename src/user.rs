@@ -1,10 +1,10 @@
-//! Who is logged in: the claims of the Resource API's token that this program uses.
+//! The user: the claims that this program uses of the Resource API's token.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer};
 
-/// The account behind the current session.
+/// The account of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// User id, a UUID as text (claim `nameid`).
@@ -15,10 +15,10 @@ pub struct User {
     pub role: Role,
 }
 
-/// Roles of the Resource API; the numbers are theirs.
+/// Roles of the Resource API, with its numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
-    /// No role, or one that this version does not know.
+    /// No role, or an unknown one.
     #[default]
     None = 0,
     /// Operates a box.
@@ -65,7 +65,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// From a name or a number, as text or not; anything else is [`Role::None`], so that a new role does not lock a box out.
+/// From a name or a number, quoted or not. Anything else is [`Role::None`], so that a new role does not lock a box out.
 impl<'de> Deserialize<'de> for Role {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
@@ -81,7 +81,7 @@ mod tests {
     use super::Role;
 
     #[test]
-    fn role_comes_as_name_or_number() {
+    fn a_role_is_a_name_or_a_number() {
         for (json, role) in [
             ("\"Operator\"", Role::Operator),
             ("10", Role::Operator),

@@ -1,11 +1,11 @@
-//! Which images an archive holds: read from its manifest as the bytes pass, or from what docker says.
+//! The image tags of an archive: from its manifest, or from docker's output.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use serde::Deserialize;
 
-/// The largest manifest that is read; they have a few hundred bytes an image.
+/// The largest manifest. An image takes a few hundred bytes.
 const MAX_MANIFEST: u64 = 1024 * 1024;
 
 /// An image in `manifest.json`, docker's own layout.
@@ -29,7 +29,7 @@ struct OciManifest {
     annotations: BTreeMap<String, String>,
 }
 
-/// Reads a tar that passes through `source`, keeping what its manifests say and nothing else.
+/// The tags in the manifests of a tar stream.
 #[derive(Debug, Default)]
 pub struct ManifestReader {
     docker: Vec<String>,
@@ -37,10 +37,7 @@ pub struct ManifestReader {
 }
 
 impl ManifestReader {
-    /// Reads `source` to its end. Layers are skipped over, never held.
-    ///
-    /// # Errors
-    /// Those of `source`, and of a tar that is damaged.
+    /// Reads `source` to its end, without holding layers in memory.
     pub fn read(mut source: impl Read) -> io::Result<Self> {
         let mut found = Self::default();
         let mut archive = tar::Archive::new(&mut source);
@@ -53,12 +50,12 @@ impl ManifestReader {
                 _ => {}
             }
         }
-        // What follows the end of the tar is part of the stream, too.
+        // The stream continues after the end of the tar.
         io::copy(&mut source, &mut io::sink())?;
         Ok(found)
     }
 
-    /// The tags that the archive names. Where it has both manifests, as docker writes today, its own says it as docker will.
+    /// The tags. Of an archive with both manifests, as docker writes today, docker's own names them as `docker load` does.
     pub fn tags(self) -> Vec<String> {
         if self.docker.is_empty() { self.oci } else { self.docker }
     }
@@ -70,7 +67,7 @@ fn whole(entry: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(json)
 }
 
-/// A manifest that cannot be understood names nothing; docker is the one to refuse it.
+/// A malformed manifest has no tags; it is left to docker to refuse it.
 fn docker_tags(json: &[u8]) -> Vec<String> {
     let images: Vec<DockerImage> = serde_json::from_slice(json).unwrap_or_default();
     images.into_iter().flat_map(|image| image.repo_tags.unwrap_or_default()).collect()
@@ -79,7 +76,7 @@ fn docker_tags(json: &[u8]) -> Vec<String> {
 fn oci_tags(json: &[u8]) -> Vec<String> {
     let index = serde_json::from_slice(json).unwrap_or(OciIndex { manifests: Vec::new() });
     let name = |mut manifest: OciManifest| {
-        // The first is the whole name; the second may be a tag alone, which names no image.
+        // The first is a full name; the second may be a tag alone, which names no image.
         let whole = manifest.annotations.remove("io.containerd.image.name");
         whole.or_else(|| {
             manifest.annotations.remove("org.opencontainers.image.ref.name").filter(|name| name.contains([':', '/']))
@@ -135,13 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tar_that_is_cut_is_an_error() {
+    fn a_truncated_tar_is_an_error() {
         let stream = tar(&[("layer", &[1; 5000]), ("manifest.json", DOCKER)]);
         assert!(ManifestReader::read(&stream[..3000]).is_err());
     }
 
     #[test]
-    fn tags_are_cut_from_references() {
+    fn the_tag_of_a_reference_is_found() {
         for (reference, tag) in
             [("app:1.0", Some("1.0")), ("reg:5000/app", None), ("reg:5000/a/b:2", Some("2")), ("app", None)]
         {

@@ -1,4 +1,4 @@
-//! What was unlocked: so that a restart knows that the images of this very archive are loaded already.
+//! The record of the last unlock, by which a restart recognizes an archive whose images are loaded.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::security::Hasher;
 use crate::storage::FileIdentity;
 
-/// How much of both ends of an archive is hashed. All of it would take as long as unlocking it.
+/// How much is hashed at each end of an archive. Hashing all of it would take as long as unlocking it.
 const HASHED: u64 = 1024 * 1024;
 
-/// What tells an archive from another.
+/// Identifies an archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveIdentity {
     file: FileIdentity,
@@ -23,10 +23,7 @@ pub struct ArchiveIdentity {
 }
 
 impl ArchiveIdentity {
-    /// That of the archive at `path`.
-    ///
-    /// # Errors
-    /// Those of the file system.
+    /// The identity of the archive at `path`.
     pub fn of(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let identity = FileIdentity::of(&file)?;
@@ -45,6 +42,6 @@ impl ArchiveIdentity {
 pub struct UnlockRecord {
     /// The archive.
     pub archive: ArchiveIdentity,
-    /// Tag to image id, as docker gave it.
+    /// The image id of each tag.
     pub images: BTreeMap<String, String>,
 }

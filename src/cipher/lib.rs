@@ -1,6 +1,6 @@
 //! AES-256-CBC on runs of whole blocks. Padding, initialization vectors and streams are `loader::security`'s.
 //!
-//! Each call takes many blocks at once: on one at a time the processor's instructions are not kept busy.
+//! Each call takes many blocks: one at a time would not keep the processor's AES units busy.
 
 use aes::Aes256;
 use cbc::cipher::array::Array;
@@ -10,7 +10,7 @@ use cbc::cipher::{BlockCipherDecrypt, BlockModeEncrypt, KeyInit, KeyIvInit};
 /// Length of a cipher block and of an initialization vector, in bytes.
 pub const BLOCK: usize = 16;
 
-/// Encrypts blocks, each of which goes into the next. Its state is wiped from memory when dropped.
+/// Encrypts successive blocks. Its state is wiped from memory when dropped.
 pub struct Encryptor(cbc::Encryptor<Aes256>);
 
 impl Encryptor {
@@ -19,7 +19,7 @@ impl Encryptor {
         Self(cbc::Encryptor::new(key.into(), iv.into()))
     }
 
-    /// Encrypts the whole blocks of `bytes` in place; what is left behind the last one stays as it is.
+    /// Encrypts the whole blocks of `bytes` in place; the bytes after the last one stay as they are.
     #[inline(never)]
     pub fn encrypt(&mut self, bytes: &mut [u8]) {
         let (blocks, _rest) = InOutBuf::from(bytes).into_chunks();
@@ -27,13 +27,13 @@ impl Encryptor {
     }
 }
 
-/// Blocks that are decrypted in one call. Their ciphertext is kept beside them meanwhile.
+/// How many blocks are decrypted at once, with a copy of their ciphertext.
 const RUN: usize = 256;
 
-/// Decrypts blocks. Its key is wiped from memory when dropped.
+/// Decrypts successive blocks. Its key is wiped from memory when dropped.
 ///
-/// The chaining is written out here: that of `cbc` goes byte by byte unless the whole program is compiled for speed, and
-/// then takes longer than the cipher.
+/// The chaining is written out here: unless the whole program is compiled for speed, the one in `cbc` goes byte by byte and
+/// takes longer than the cipher.
 pub struct Decryptor {
     cipher: Aes256,
     /// The ciphertext before the next block.
@@ -41,12 +41,12 @@ pub struct Decryptor {
 }
 
 impl Decryptor {
-    /// Ready for the block behind `iv`, which is the block before it or the initialization vector.
+    /// Ready for the block after `iv`, which is the initialization vector or the preceding ciphertext block.
     pub fn new(key: &[u8; 32], iv: &[u8; BLOCK]) -> Self {
         Self { cipher: Aes256::new(key.into()), before: *iv }
     }
 
-    /// Decrypts the whole blocks of `bytes` in place; what is left behind the last one stays as it is.
+    /// Decrypts the whole blocks of `bytes` in place; the bytes after the last one stay as they are.
     #[inline(never)]
     pub fn decrypt(&mut self, bytes: &mut [u8]) {
         let (blocks, _rest) = bytes.as_chunks_mut::<BLOCK>();
@@ -69,9 +69,9 @@ mod tests {
 
     use super::*;
 
-    /// Against `cbc`'s own chaining, across calls of all kinds of lengths.
+    /// Compared with `cbc`'s own chaining, over calls of different lengths.
     #[test]
-    fn what_is_decrypted_is_what_cbc_decrypts() {
+    fn decrypts_as_cbc_does() {
         let (key, iv) = ([7; 32], [9; BLOCK]);
         let encrypted: Vec<u8> = (0..(3 * RUN + 5) * BLOCK).map(|i| (i * i % 253) as u8).collect();
         let mut expected = encrypted.clone();

@@ -1,7 +1,5 @@
-//! Hashes in the background, while the bytes go on to what they are for.
-//!
-//! The hash is the slowest stage of an upload's receipt, and the only one that can go on without the others. So a long stream
-//! is hashed on a thread of its own, a few buffers late.
+//! Hashing in the background. The hash is the slowest stage of receiving an upload and the only one that can run apart from the
+//! others, so a long stream is hashed on a thread of its own, a few buffers late.
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -10,19 +8,19 @@ use std::thread::JoinHandle;
 use crate::constants::CHUNK;
 use crate::threads;
 
-/// A stream that is shorter is not worth a thread.
+/// A shorter stream is not worth a thread.
 const WORTH_A_THREAD: usize = 1 << 20;
 
-/// How many buffers may be on their way to the thread. Two would do if the scheduler were exact.
+/// Buffers on the way to the thread. With an exact scheduler two would do.
 const BUFFERS: usize = 4;
 
-/// Something that takes bytes in, as a hash does.
+/// Consumes bytes, as a hash does.
 pub trait Absorb: Clone + Send + 'static {
     /// Adds `bytes`.
     fn absorb(&mut self, bytes: &[u8]);
 }
 
-/// A running hash whose work is done on another core once there is enough of it.
+/// A running hash that moves to another core once the stream is long enough.
 pub struct BackgroundHasher<H: Absorb> {
     /// The state until the thread takes over.
     hasher: H,
@@ -31,12 +29,12 @@ pub struct BackgroundHasher<H: Absorb> {
 }
 
 impl<H: Absorb> BackgroundHasher<H> {
-    /// Goes on from what `hasher` has seen.
+    /// Continues from the state of `hasher`.
     pub fn new(hasher: H) -> Self {
         Self { hasher, seen: 0, worker: None }
     }
 
-    /// Adds `bytes`. Waits if the thread is late by as much as its buffers hold.
+    /// Adds `bytes`. Waits while all buffers are full.
     pub fn update(&mut self, bytes: &[u8]) {
         if self.worker.is_none() && self.seen < WORTH_A_THREAD {
             self.seen += bytes.len();
@@ -56,16 +54,16 @@ impl<H: Absorb> BackgroundHasher<H> {
     }
 }
 
-/// The thread and the buffers that go round between it and the caller.
+/// The thread, and the buffers that circulate between it and the caller.
 struct Worker<H> {
-    /// Buffers of [`CHUNK`] bytes, with how many of these count.
+    /// Buffers, with the number of bytes in use.
     full: SyncSender<(Vec<u8>, usize)>,
     empty: Receiver<Vec<u8>>,
     thread: JoinHandle<H>,
 }
 
 impl<H: Absorb> Worker<H> {
-    /// None where there is no second core, or no thread to be had: the caller then hashes itself.
+    /// None without a second core or a thread; the caller then hashes itself.
     fn start(hasher: &H) -> Option<Self> {
         if !threads::has_second_core() {
             return None;
@@ -79,7 +77,7 @@ impl<H: Absorb> Worker<H> {
         let hash = move || {
             while let Ok((buffer, count)) = filled.recv() {
                 hasher.absorb(&buffer[..count]);
-                // The caller may have gone: then nobody waits for it.
+                // Fails if the caller is gone, which does not matter.
                 let _ = emptied.send(buffer);
             }
             hasher
@@ -89,7 +87,7 @@ impl<H: Absorb> Worker<H> {
 
     fn update(&self, bytes: &[u8]) {
         for bytes in bytes.chunks(CHUNK) {
-            // The thread ends before its caller by a panic only, which `finish` hands on.
+            // Only a panic ends the thread early, and `finish` resumes it.
             let Ok(mut buffer) = self.empty.recv() else { return };
             buffer[..bytes.len()].copy_from_slice(bytes);
             let _ = self.full.send((buffer, bytes.len()));
@@ -123,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_on_from_what_was_hashed_before() {
+    fn it_continues_from_an_earlier_state() {
         let bytes = vec![5; 3 * WORTH_A_THREAD];
         let mut hasher = Hasher::default();
         hasher.update(&bytes[..1000]);

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::{AesKey, BLOCK};
 use crate::constants::CHUNK;
 
-/// Ciphertext that is not decrypted before the source has said that it is at its end, in bytes.
+/// How many bytes of ciphertext are not decrypted before the source reports its end.
 ///
 /// One block is needed to find the padding. The second guarantees that at least one byte of plaintext is among what is
 /// held back (the last block can be all padding), so a source that checks its bytes and fails at its end, as
@@ -53,7 +53,7 @@ pub struct DecryptReader<R> {
     source: R,
     key: AesKey,
     state: State,
-    /// `plain_start..plain_end` is plaintext to give out, `plain_end..filled` ciphertext.
+    /// `plain_start..plain_end` is plaintext to be read, `plain_end..filled` ciphertext.
     buffer: Zeroizing<Box<[u8]>>,
     plain_start: usize,
     plain_end: usize,
@@ -71,7 +71,7 @@ enum State {
     Blocks(Decryptor),
     /// All plaintext has been decrypted.
     Finished,
-    /// A read has failed. Whoever reads on must not take this for the end.
+    /// A read failed. Further reads must not look like the end.
     Failed,
 }
 
@@ -82,7 +82,7 @@ impl<R: Read> DecryptReader<R> {
     }
 
     /// Decrypts a stretch of whole blocks: `source` begins with the block before them, which is their initialization
-    /// vector. Padding that is in the stretch is given out.
+    /// vector. Padding in the stretch is returned as data.
     pub fn of_stretch(source: R, key: AesKey) -> Self {
         Self::with(source, key, false)
     }
@@ -100,7 +100,7 @@ impl<R: Read> DecryptReader<R> {
         }
     }
 
-    /// Reads once more behind the ciphertext that is there. Answers whether anything came.
+    /// Reads more ciphertext. Returns whether there was any.
     fn read_more(&mut self) -> io::Result<bool> {
         loop {
             match self.source.read(&mut self.buffer[self.filled..]) {
@@ -114,7 +114,7 @@ impl<R: Read> DecryptReader<R> {
         }
     }
 
-    /// The initialization vector comes first; it is not plaintext.
+    /// Reads the initialization vector.
     fn start(&mut self) -> io::Result<Decryptor> {
         while self.filled < BLOCK {
             if !self.read_more()? {
@@ -187,10 +187,7 @@ impl<R: Read> Read for DecryptReader<R> {
     }
 }
 
-/// The plaintext of a small ciphertext that is wholly in memory.
-///
-/// # Errors
-/// See [`DecryptError`].
+/// The plaintext of a whole ciphertext in memory.
 pub fn decrypt_whole(encrypted: &[u8], key: &AesKey) -> Result<Vec<u8>, DecryptError> {
     let mut plain = decrypt_beginning(encrypted, key)?;
     let length = unpadded_length(&plain)?;
@@ -198,10 +195,7 @@ pub fn decrypt_whole(encrypted: &[u8], key: &AesKey) -> Result<Vec<u8>, DecryptE
     Ok(plain)
 }
 
-/// The plaintext of the first blocks of a ciphertext, which go on elsewhere.
-///
-/// # Errors
-/// [`DecryptError::TooShort`] and [`DecryptError::NotWholeBlocks`].
+/// The plaintext of the first blocks of a longer ciphertext.
 pub fn decrypt_beginning(encrypted: &[u8], key: &AesKey) -> Result<Vec<u8>, DecryptError> {
     let (iv, blocks) = encrypted.split_at_checked(BLOCK).ok_or(DecryptError::TooShort)?;
     if blocks.is_empty() {
@@ -220,8 +214,7 @@ pub fn decrypt_beginning(encrypted: &[u8], key: &AesKey) -> Result<Vec<u8>, Decr
 /// The length of the plaintext of `encrypted_length` bytes that end in `tail`, the last two cipher blocks (the first of
 /// them is the initialization vector where the plaintext is shorter than a block).
 ///
-/// # Errors
-/// See [`DecryptError`]. A wrong key gives [`DecryptError::BadPadding`] in 255 of 256 cases.
+/// A wrong key gives [`DecryptError::BadPadding`] in 255 of 256 cases.
 pub fn plain_length(encrypted_length: u64, tail: &[u8; HELD_BACK], key: &AesKey) -> Result<u64, DecryptError> {
     let block = BLOCK as u64;
     if encrypted_length < 2 * block {
@@ -259,7 +252,7 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    /// Gives its bytes in portions of one size, and an error in place of the end.
+    /// Yields its bytes in portions of one size, and at the end, if so wished, an error.
     struct Dribble<'a>(&'a [u8], usize, bool);
 
     impl Read for Dribble<'_> {
@@ -275,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn decrypts_whatever_portions_the_source_gives() {
+    fn decrypts_portions_of_any_size() {
         for size in [0, 1, 15, 16, 17, 31, 32, 33, 100, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 7] {
             let plain: Vec<u8> = (0..size).map(|i| (i * 7 % 251) as u8).collect();
             let encrypted = encrypted(&plain);

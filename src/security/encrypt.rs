@@ -8,10 +8,9 @@ use zeroize::Zeroizing;
 use super::{AesKey, BLOCK};
 use crate::constants::CHUNK;
 
-/// Encrypts what is written to it and writes the ciphertext on, under a fresh random initialization vector.
+/// Encrypts what is written to it under a fresh random initialization vector, and writes the ciphertext to a sink.
 ///
-/// [`finish`](Self::finish) must be called at the end: it writes the padded last block. Without it the ciphertext is
-/// incomplete, and whoever decrypts it will say so.
+/// [`finish`](Self::finish) must be called at the end: it writes the padded last block. Without it, decryption fails.
 pub struct EncryptWriter<W> {
     sink: W,
     cipher: Encryptor,
@@ -21,10 +20,7 @@ pub struct EncryptWriter<W> {
 }
 
 impl<W: Write> EncryptWriter<W> {
-    /// Writes the initialization vector to `sink` and gets ready.
-    ///
-    /// # Errors
-    /// The sink's, and the kernel's if it has no random bytes to give.
+    /// Writes the initialization vector to `sink`. Fails also if the kernel has no random bytes.
     pub fn new(mut sink: W, key: &AesKey) -> io::Result<Self> {
         let mut iv = [0; BLOCK];
         getrandom::fill(&mut iv).map_err(io::Error::from)?;
@@ -37,13 +33,10 @@ impl<W: Write> EncryptWriter<W> {
         })
     }
 
-    /// Writes the padded last block and gives the sink back.
-    ///
-    /// # Errors
-    /// The sink's.
+    /// Writes the padded last block and returns the sink.
     pub fn finish(mut self) -> io::Result<W> {
         let padding = BLOCK - self.filled % BLOCK;
-        // A full buffer is flushed at once, so there is room for a block.
+        // A full buffer was flushed at once, so there is room for a block.
         self.buffer[self.filled..self.filled + padding].fill(padding as u8);
         self.filled += padding;
         self.flush_blocks()?;
@@ -69,7 +62,7 @@ impl<W: Write> Write for EncryptWriter<W> {
         Ok(count)
     }
 
-    /// Passes on to the sink; what is not yet a full buffer stays here until [`finish`](Self::finish).
+    /// Flushes the sink only: an incomplete buffer stays until [`finish`](Self::finish).
     fn flush(&mut self) -> io::Result<()> {
         self.sink.flush()
     }

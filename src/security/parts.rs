@@ -1,6 +1,6 @@
 //! The two parts of an encrypted file: a small one for the Resource API and a big one for the CDN.
 //!
-//! Joining them is `small.chain(big)`; splitting a stream whose length is not known yet is [`PartsWriter`].
+//! `small.chain(big)` joins them; [`PartsWriter`] splits a stream of unknown length.
 
 use std::io::{self, Write};
 
@@ -12,24 +12,24 @@ const SPLIT_KNOWN_AT: u64 = SMALL_MAX * 10 / 3;
 
 /// How many bytes of an encrypted file of `encrypted_length` bytes are its small part.
 pub fn split_point(encrypted_length: u64) -> u64 {
-    // Written so that no length overflows: from `SPLIT_KNOWN_AT` on the three tenths are not needed.
+    // The comparison first, so that no length overflows.
     if encrypted_length >= SPLIT_KNOWN_AT { SMALL_MAX } else { encrypted_length * 3 / 10 }
 }
 
-/// What a [`PartsWriter`] has made.
+/// The result of a [`PartsWriter`].
 pub struct Parts<W> {
     /// The small part, at most 3072 bytes.
     pub small: Vec<u8>,
-    /// The sink that has taken the big part.
+    /// The sink with the big part.
     pub big: W,
 }
 
-/// Makes the sink for a big part, whose small part is known by then.
+/// Opens the sink for the big part, given the small part.
 pub type OpenBig<W> = Box<dyn FnOnce(&[u8]) -> io::Result<W> + Send>;
 
 /// Splits the encrypted bytes written to it: the small part stays in memory, the big part goes to a sink.
 ///
-/// The split point depends on the whole length, so the first 10 240 bytes are kept until it is certain.
+/// The split point depends on the whole length, so up to 10,240 bytes are kept until it is certain.
 pub struct PartsWriter<W> {
     small: Vec<u8>,
     open: Option<OpenBig<W>>,
@@ -37,15 +37,12 @@ pub struct PartsWriter<W> {
 }
 
 impl<W: Write> PartsWriter<W> {
-    /// Sends the big part to what `open` makes.
+    /// Writes the big part to the sink that `open` opens.
     pub fn new(open: OpenBig<W>) -> Self {
         Self { small: Vec::with_capacity(SPLIT_KNOWN_AT as usize), open: Some(open), big: None }
     }
 
-    /// Ends the stream and gives both parts.
-    ///
-    /// # Errors
-    /// The sink's.
+    /// Ends the stream and returns both parts.
     pub fn finish(mut self) -> io::Result<Parts<W>> {
         let big = match self.big.take() {
             Some(big) => big,
@@ -56,7 +53,7 @@ impl<W: Write> PartsWriter<W> {
 
     fn split_at(&mut self, point: usize) -> io::Result<W> {
         let head_of_big = self.small.split_off(point);
-        let open = self.open.take().ok_or_else(|| io::Error::other("the big part could not be opened before"))?;
+        let open = self.open.take().ok_or_else(|| io::Error::other("the big part could not be opened earlier"))?;
         let mut big = open(&self.small)?;
         big.write_all(&head_of_big)?;
         Ok(big)
