@@ -14,6 +14,7 @@ mod serve;
 mod status;
 mod terminal;
 mod unlock;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -22,10 +23,11 @@ use std::process::ExitCode;
 use crate::configuration::Configuration;
 
 /// All commands, in the order of the help.
-static COMMANDS: [&Command; 7] = [
+static COMMANDS: [&Command; 8] = [
     &status::COMMAND,
     &login::COMMAND,
     &unlock::COMMAND,
+    &verify::COMMAND,
     &fingerprint::COMMAND,
     &healthcheck::COMMAND,
     &pack::COMMAND,

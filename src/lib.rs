@@ -1,22 +1,36 @@
 //! The loader: one small program between local programs, the Resource API and the CDN of an edge installation.
 //!
-//! A model's way to a local program, room by room; each step is a `Read` around a `Read`, and nothing calls back up:
+//! # The rooms
+//! A model on its way to a local program; each step is a `Read` around a `Read`, and nothing calls back up:
 //!
-//! 1. [`cdn_manager`] and [`api_client`] fetch its two halves, both by [`http_client`].
-//! 2. `manifest` says what each chunk of the large half must be, and who said so.
-//! 3. `model_cache` downloads, proves, keeps and repairs those chunks on the local disk.
-//! 4. [`security`] joins and decrypts the halves.
-//! 5. [`http`] sends the plaintext to the client that asked.
+//! ```text
+//! client ── http ── api_client ─┬─ http_client ── Resource API    the small part
+//!                               ├─ model_cache ── cdn_manager ── http_client ── CDN    the big part, chunk by chunk
+//!                               └─ security    both parts joined and decrypted
+//! ```
 //!
-//! An upload goes the other way. [`unlock`] takes the archive of container images through [`binary_split`] into `docker load`.
-//! Around them: [`cli`] is the command line and starts the service, `configuration` reads the environment, [`hardware_service`]
-//! identifies the box, `logging` and `metrics` say what happens, `storage` makes writes durable, `systemd` talks to the service
-//! manager.
+//! - [`http`] accepts the client (`gate`), parses its request (`wire`) and leads it to an endpoint (`routes`).
+//! - [`api_client`] logs in, loads and uploads, with the [`credentials`] of a `user`. A model is known by its [`names`].
+//! - `manifest` signs and checks the hash of each chunk of a big part.
+//! - `model_cache` downloads, proves, stores and repairs these chunks.
+//! - [`cdn_manager`] speaks S3, and [`http_client`] speaks HTTP to every server: timeouts, retries, TLS.
+//! - [`security`] derives the keys, splits, joins, encrypts and decrypts; its inner loop is a package of its own, `src/cipher`.
+//! - [`unlock`] takes the archive of container images through [`binary_split`] into `docker load`, step by step
+//!   (`unlock_state`).
+//! - [`cli`] is the command line, and starts the service. `configuration` reads the environment.
+//! - [`hardware_service`] identifies the box, `systemd` talks to the service manager, `logging` and `metrics` report.
+//! - Small tools of many rooms: `cancellation`, `constants`, `keyed_lock`, [`secret`], `storage` (durable files), `threads`.
 //!
-//! Public is what the tests and the fuzz targets use; everything else is private, so that the compiler finds what is dead.
+//! # Where something new goes
+//! - an endpoint: a file in `http/routes/`, a row in `http/routes.rs`, a path in `http/routes/openapi.json`
+//! - an environment variable: a row in `configuration.rs`
+//! - a command: a file in `cli/`, a row in `cli.rs`
+//! - a counter or gauge: a row in `metrics.rs`, and the line that counts
+//! - an error of the CDN: `CdnError` in `cdn_manager/s3.rs`
+//! - a limit on request heads: `http/wire/head.rs`
 //!
-//! Unsafe code is denied but in two places: `cli::terminal` asks the C library for the modes of a terminal, and `systemd`
-//! takes over descriptors by their numbers.
+//! Modules are public only if the tests or the fuzz targets use them, so that the compiler finds dead code. Unsafe code is
+//! denied except in two places: `cli::terminal` changes the modes of a terminal, and `systemd` takes over descriptors.
 
 pub mod api_client;
 pub mod binary_split;

@@ -30,9 +30,9 @@ fn run(words: &[&str]) -> Result<(), Failure> {
     pack(&Arguments::parse(words).map_err(Failure::arguments)?).map_err(Failure::runtime)
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 struct Arguments {
-    key_file: Option<PathBuf>,
+    key_file: PathBuf,
     input: Option<PathBuf>,
     output: Option<PathBuf>,
 }
@@ -40,13 +40,12 @@ struct Arguments {
 impl Arguments {
     /// A single hyphen stands for standard input or output.
     fn parse(words: &[&str]) -> Result<Self, String> {
-        let mut arguments = Self::default();
-        let mut files = Vec::new();
+        let (mut key_file, mut files) = (None, Vec::new());
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match word.strip_prefix("--key-file") {
-                Some("") => arguments.key_file = Some(words.next().ok_or("--key-file needs a file")?.into()),
-                Some(value) if value.starts_with('=') => arguments.key_file = Some(value[1..].into()),
+                Some("") => key_file = Some(*words.next().ok_or("--key-file needs a file")?),
+                Some(value) if value.starts_with('=') => key_file = Some(&value[1..]),
                 _ if word.starts_with('-') && *word != "-" => return Err(format!("unknown option {word}")),
                 _ => files.push(*word),
             }
@@ -55,8 +54,8 @@ impl Arguments {
             return Err("at most two files, the input and the output".into());
         }
         let file = |index: usize| files.get(index).filter(|name| **name != "-").map(PathBuf::from);
-        (arguments.input, arguments.output) = (file(0), file(1));
-        if arguments.key_file.is_none() { Err("--key-file is missing".into()) } else { Ok(arguments) }
+        let key_file = key_file.ok_or("--key-file is missing")?.into();
+        Ok(Self { key_file, input: file(0), output: file(1) })
     }
 }
 
@@ -71,7 +70,7 @@ struct Input {
 
 /// Encrypts the input to the output. An output file appears under its name when it is complete.
 fn pack(arguments: &Arguments) -> Result<(), String> {
-    let key_file = arguments.key_file.as_deref().unwrap_or(Path::new(""));
+    let key_file = &arguments.key_file;
     let unread = |error| format!("the key file {} cannot be read: {error}", key_file.display());
     let fragment = Zeroizing::new(fs::read(key_file).map_err(unread)?);
     if fragment.is_empty() {
@@ -178,7 +177,7 @@ mod tests {
     #[test]
     fn files_default_to_the_standard_streams() {
         let expected = |input: Option<&str>, output: Option<&str>| {
-            Ok(Arguments { key_file: Some("k".into()), input: input.map(Into::into), output: output.map(Into::into) })
+            Ok(Arguments { key_file: "k".into(), input: input.map(Into::into), output: output.map(Into::into) })
         };
         assert_eq!(parse(&["--key-file", "k"]), expected(None, None));
         assert_eq!(parse(&["--key-file=k", "in"]), expected(Some("in"), None));

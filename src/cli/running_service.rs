@@ -35,7 +35,6 @@ pub(super) struct Response {
 /// Why the service did not do what it was asked.
 pub(super) struct AskError {
     /// The status of its response, if there was one.
-    #[expect(dead_code, reason = "for commands that go on after a 404")]
     pub(super) status: Option<u16>,
     reason: String,
 }

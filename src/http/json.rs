@@ -59,7 +59,7 @@ fn explain_value(value: &Value, fields: &[&str]) -> String {
     if let Some(field) = fields.iter().find(|field| object.get(**field).is_none_or(Value::is_null)) {
         return format!("{field} is missing");
     }
-    "a field appears twice".into()
+    "a field appears twice, or its value has the wrong type".into()
 }
 
 /// Any text in the value may be a password.

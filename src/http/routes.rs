@@ -5,6 +5,7 @@ mod health;
 mod load;
 mod login;
 mod metrics;
+mod models;
 mod openapi;
 mod page;
 mod status;
@@ -54,13 +55,15 @@ pub(super) enum AnsweredBy {
 }
 
 /// All endpoints. Any other path is not found.
-static ROUTES: [Route; 11] = [
+static ROUTES: [Route; 13] = [
     Route { public: true, ..get("/", page::page) },
     Route { public: true, ..get("/docs", docs::docs) },
     Route { public: true, ..get("/openapi.json", openapi::openapi) },
     Route { polled: true, ..get("/metrics", metrics::metrics) },
     Route { public: true, polled: true, ..get("/health", health::health) },
     Route { polled: true, ..get("/status", status::status) },
+    get("/models", models::models),
+    Route { cancellable: true, ..post("/models/verify", admit_json, models::verify) },
     Route { cancellable: true, ..post("/login", admit_json, login::login) },
     Route { cancellable: true, ..post("/load/{filename}", load::admit, load::load) },
     post("/upload/{filename}", upload::admit, upload::upload),

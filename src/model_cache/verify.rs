@@ -78,8 +78,11 @@ impl ModelCache {
             if version.is_intact(index, &mut buffer) {
                 continue;
             }
-            if verified.reason.is_none() {
-                verified.reason = version.repair(bytes, index, &mut buffer).err().map(|error| error.to_string());
+            if verified.reason.is_none()
+                && let Err(error) = version.repair(bytes, index, &mut buffer)
+            {
+                log::warn!("chunk {index} of the cached {model} cannot be repaired: {error}");
+                verified.reason = Some(error.to_string());
             }
             *(if verified.reason.is_none() { &mut verified.repaired } else { &mut verified.bad }) += 1;
         }

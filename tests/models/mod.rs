@@ -12,3 +12,4 @@ mod repair;
 mod streaming;
 mod transfers;
 mod vectors;
+mod verify;

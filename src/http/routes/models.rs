@@ -1,0 +1,49 @@
+//! `GET /models` and `POST /models/verify`: what is in the cache, and whether it is intact.
+
+use serde::{Deserialize, Serialize};
+
+use crate::constants::DEFAULT_FOLDER;
+use crate::http::exchange::Exchange;
+use crate::http::json::read_json;
+use crate::http::reply::Reply;
+use crate::http::service::Service;
+use crate::model_cache::{Verified, VerifyError};
+use crate::names::{FileName, Folder, ModelName};
+
+pub(super) fn models(service: &Service) -> Reply {
+    Reply::json(200, &serde_json::json!({ "models": service.client.cached_models() }))
+}
+
+#[derive(Deserialize)]
+struct Request {
+    folder: Option<String>,
+    filename: String,
+    /// The first chunk to verify.
+    first: Option<usize>,
+    /// How many chunks to verify; without it, all from the first one on.
+    count: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    status: &'static str,
+    #[serde(flatten)]
+    verified: Verified,
+}
+
+pub(super) fn verify(service: &Service, exchange: &mut Exchange, _: &str) -> Result<Reply, Reply> {
+    let Request { folder, filename, first, count } = read_json(exchange, &["filename", "folder"])?;
+    let unprocessable = |error| Reply::error(422, error);
+    let folder = Folder::new(folder.unwrap_or_else(|| DEFAULT_FOLDER.to_owned())).map_err(unprocessable)?;
+    let model = ModelName { folder, file: FileName::new(filename).map_err(unprocessable)? };
+    let first = first.unwrap_or(0);
+    let chunks = first..first.saturating_add(count.unwrap_or(usize::MAX));
+    match service.client.verify(&model, chunks) {
+        Ok(verified) => Ok(Reply::json(200, &Answer { status: "ok", verified })),
+        Err(error @ VerifyError::NotCached) => Err(Reply::error(404, error)),
+        Err(error) => {
+            log::warn!("{model} was not verified: {error}");
+            Err(Reply::error(500, error))
+        }
+    }
+}
