@@ -27,7 +27,7 @@ const MAX_RESPONSE: u64 = 4 << 20;
 
 pub(super) struct Response {
     pub(super) status: u16,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
     /// Whether the service demands its bearer token.
     wants_token: bool,
 }

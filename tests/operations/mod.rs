@@ -11,3 +11,4 @@ mod power_cuts;
 mod secrets;
 mod soak;
 mod systemd;
+mod unattended;
