@@ -1,8 +1,6 @@
 //! The client of the Resource API and the CDN: login, load and upload.
 
-mod background_login;
 mod big_sink;
-mod keep;
 mod load;
 mod load_error;
 mod offline;
@@ -17,7 +15,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use zeroize::Zeroizing;
 
@@ -35,12 +33,9 @@ use crate::security::AesKey;
 use crate::threads::lock;
 use crate::user::User;
 
-use self::background_login::{BackgroundLogin, CurrentLogin};
-use self::keep::KeepList;
 use self::resource_api::ResourceApi;
 use self::session::Session;
 
-pub use self::background_login::CredentialsSource;
 pub use self::load::Plaintext;
 pub use self::load_error::LoadError;
 pub use self::range_request::{ByteRange, RangeRequest};
@@ -76,17 +71,6 @@ impl fmt::Display for LoginError {
 
 impl std::error::Error for LoginError {}
 
-impl LoginError {
-    /// Whether the same login may succeed once the Resource API answers again.
-    fn is_away(&self) -> bool {
-        match self {
-            Self::Api(error) | Self::Offline(error, _) => error.is_away(),
-            Self::CdnConfigUnavailable(_) => true,
-            Self::CdnConfig(_) => false,
-        }
-    }
-}
-
 impl From<ApiError> for LoginError {
     fn from(error: ApiError) -> Self {
         Self::Api(error)
@@ -119,9 +103,7 @@ pub struct ApiClient {
     /// One upload of a model at a time takes the steps: two at once could end with the small part of one and the plain key of
     /// the other.
     uploads: KeyedLock<ModelName, ()>,
-    login: CurrentLogin,
-    background_login: Mutex<BackgroundLogin>,
-    keep: KeepList,
+    login: RwLock<Option<Arc<Login>>>,
 }
 
 impl ApiClient {
@@ -156,9 +138,7 @@ impl ApiClient {
             cache,
             offline_parts,
             uploads: KeyedLock::default(),
-            login: CurrentLogin::default(),
-            background_login: Mutex::default(),
-            keep: KeepList::new(&configuration.keep),
+            login: RwLock::new(None),
         })
     }
 
@@ -170,26 +150,23 @@ impl ApiClient {
     /// Proves the credentials and loads the CDN configuration, then replaces the previous login. While the Resource API is away, a
     /// stored small part can prove the credentials.
     pub fn login(&self, credentials: Credentials) -> Result<(), LoginError> {
-        self.login.replace(self.prove(credentials)?);
-        Ok(())
-    }
-
-    fn prove(&self, credentials: Credentials) -> Result<Login, LoginError> {
-        match self.open_session(&credentials) {
+        let login = match self.open_session(&credentials) {
             Ok(session) => {
                 let login = Login::new(session);
                 self.cdn(&login)?;
-                Ok(login)
+                login
             }
-            Err(error) if error.is_away() => self.login_offline(credentials, error),
-            Err(error) => Err(error.into()),
-        }
+            Err(error) if error.is_away() => self.login_offline(credentials, error)?,
+            Err(error) => return Err(error.into()),
+        };
+        self.replace(login);
+        Ok(())
     }
 
     /// Logs in for an unlock, which needs no CDN: its configuration is fetched when a load needs it.
     pub fn login_for_unlock(&self, credentials: Credentials) -> Result<(), ApiError> {
         let session = self.open_session(&credentials)?;
-        self.login.replace(Login::new(session));
+        self.replace(Login::new(session));
         Ok(())
     }
 
@@ -215,7 +192,11 @@ impl ApiClient {
     }
 
     fn current(&self) -> Option<Arc<Login>> {
-        self.login.get()
+        self.login.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace(&self, login: Login) {
+        *self.login.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(login));
     }
 
     /// The CDN of this login. Its configuration is fetched once, and again when the CDN refuses its keys.

@@ -2,18 +2,28 @@
 //!
 //! A command is one file with its [`Command`], and one row of [`COMMANDS`]; the help texts come from there.
 
+mod completions;
+mod connection;
+mod exec;
 mod fingerprint;
 mod healthcheck;
 mod help;
 mod keygen;
+mod load;
 mod login;
+#[cfg(test)]
+mod manual;
+mod memory;
+mod models;
 mod pack;
 mod progress;
 mod running_service;
 mod serve;
 mod status;
 mod terminal;
+mod transfer;
 mod unlock;
+mod upload;
 mod verify;
 
 use std::ffi::OsString;
@@ -23,15 +33,20 @@ use std::process::ExitCode;
 use crate::configuration::Configuration;
 
 /// All commands, in the order of the help.
-static COMMANDS: [&Command; 8] = [
+static COMMANDS: [&Command; 13] = [
     &status::COMMAND,
     &login::COMMAND,
     &unlock::COMMAND,
+    &load::COMMAND,
+    &upload::COMMAND,
+    &models::COMMAND,
     &verify::COMMAND,
+    &exec::COMMAND,
     &fingerprint::COMMAND,
     &healthcheck::COMMAND,
     &pack::COMMAND,
     &keygen::COMMAND,
+    &completions::COMMAND,
 ];
 
 /// A command: `loader NAME ARGUMENTS`.
@@ -51,6 +66,17 @@ impl Command {
     fn usage(&self) -> String {
         format!("loader {} {}", self.name, self.arguments).trim_end().to_owned()
     }
+
+    /// Its long options: those that begin a line of the help, and those that only the usage shows.
+    fn options(&self) -> Vec<&'static str> {
+        let lines = self.help.iter().flat_map(|paragraph| paragraph.lines());
+        let described = lines.filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
+        let words = described.chain([self.arguments]).flat_map(|text| text.split([' ', ',', '[', ']']));
+        let mut options: Vec<&str> = words.filter(|word| word.len() > 2 && word.starts_with("--")).collect();
+        options.sort_unstable();
+        options.dedup();
+        options
+    }
 }
 
 /// Why the program ends without success.
@@ -61,6 +87,8 @@ enum Failure {
     Setup(String),
     /// Anything else.
     Runtime(String),
+    /// With an exit status of its own.
+    Status(u8, String),
 }
 
 impl Failure {
@@ -75,6 +103,14 @@ impl Failure {
     fn runtime(reason: impl ToString) -> Self {
         Self::Runtime(reason.to_string())
     }
+
+    fn message(self) -> String {
+        match self {
+            Self::Arguments(message) | Self::Setup(message) | Self::Runtime(message) | Self::Status(_, message) => {
+                message
+            }
+        }
+    }
 }
 
 /// Does what the arguments (without the program's name) say.
@@ -82,12 +118,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<String> =
         arguments.into_iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (message, status) = match run_words(&words) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Arguments(message) | Failure::Setup(message)) => (message, 2),
-        Err(Failure::Runtime(message)) => (message, 1),
+    let Err(failure) = run_words(&words) else { return ExitCode::SUCCESS };
+    let status = match failure {
+        Failure::Arguments(_) | Failure::Setup(_) => 2,
+        Failure::Runtime(_) => 1,
+        Failure::Status(status, _) => status,
     };
-    eprintln!("loader: {message}");
+    eprintln!("loader: {}", failure.message());
     ExitCode::from(status)
 }
 
@@ -97,7 +134,7 @@ fn run_words(words: &[&str]) -> Result<(), Failure> {
         ["--help" | "-h" | "help"] => print(&help::general()),
         ["--version" | "-V"] => print(concat!("loader ", env!("CARGO_PKG_VERSION"), "\n")),
         [name, ref rest @ ..] => match COMMANDS.iter().find(|command| command.name == name) {
-            Some(command) if rest.iter().any(|word| matches!(*word, "--help" | "-h")) => print(&help::of(command)),
+            Some(command) if asks_for_help(rest) => print(&help::of(command)),
             Some(command) => (command.run)(rest).map_err(|failure| match failure {
                 Failure::Arguments(reason) => Failure::Arguments(format!("{reason}; {}", command.usage())),
                 other => other,
@@ -105,6 +142,11 @@ fn run_words(words: &[&str]) -> Result<(), Failure> {
             None => Err(Failure::arguments(format!("unknown arguments: {}; see loader --help", words.join(" ")))),
         },
     }
+}
+
+/// What comes after two hyphens is another program's.
+fn asks_for_help(words: &[&str]) -> bool {
+    words.iter().take_while(|word| **word != "--").any(|word| matches!(*word, "--help" | "-h"))
 }
 
 /// A reader that goes away, such as `head`, is no failure.

@@ -7,13 +7,13 @@ mod bind_address;
 mod value;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use log::LevelFilter;
 use zeroize::Zeroizing;
 
 use self::value::Value;
-use crate::names::ModelName;
 use crate::secret::Secret;
 use crate::security::Salts;
 
@@ -123,6 +123,8 @@ variables! {
         => max_connections: usize = value::number(1..=65_536);
     secret "CLIENT_TOKEN" = "", "bearer token that clients must send"
         => client_token: Option<Secret> = value::token;
+    "LOADER_URL" = "", "for commands: http://host:port or unix:/path; unset: BIND_ADDR"
+        => loader_url: Option<BindAddress> = value::loader_url;
     "ALLOWED_HOSTS" = "", "comma-separated host names that browsers may use for this service"
         => allowed_hosts: Vec<String> = value::host_names;
     "JWT_PUBLIC_KEY_PATH" = "", "PEM public key (RSA or P-256) that verifies the Resource API's tokens"
@@ -135,14 +137,6 @@ variables! {
         => require_manifest: bool = value::flag;
     "OLD_READERS" = "true", "false: uploads leave out the plain key, which only old readers need"
         => old_readers: bool = value::flag;
-    "CREDENTIALS_PATH" = "", "JSON file with the email and password of the login at the start"
-        => credentials_path: Option<PathBuf> = value::path_if_any;
-    "UNLOCK_AT_START" = "false", "true: unlocks at the start, with those credentials"
-        => unlock_at_start: bool = value::flag;
-    "KEEP" = "", "comma-separated folder/name: models to have at hand always"
-        => keep: Vec<ModelName> = value::models;
-    "KEEP_SECONDS" = "300", "how often new versions of these models are looked for, 1 to 86400"
-        => keep_every: Duration = value::time(1, 1..=86_400);
     // A year at most: more is a slip of the finger.
     "OFFLINE_HOURS" = "0", "how long models load without the Resource API, 0 (not at all) to 8760"
         => offline_limit: Duration = value::time(3600, 0..=8760);
@@ -151,14 +145,15 @@ variables! {
 impl Configuration {
     /// Reads the process's environment.
     pub fn from_environment() -> Result<Self, String> {
-        Self::from_lookup(variable)
+        // That is for commands: a name in it that cannot be resolved must not stop the service.
+        Self::from_lookup(|name| if name == "LOADER_URL" { Ok(None) } else { variable(name) })
     }
 
     /// What a command needs to reach the running service; everything else has its default. A technician may not be able to
     /// read the files that the service reads.
     pub fn for_clients() -> Result<Self, String> {
         Self::from_lookup(|name| match name {
-            "BIND_ADDR" | "CLIENT_TOKEN" | "CLIENT_TOKEN_FILE" => variable(name),
+            "BIND_ADDR" | "LOADER_URL" | "CLIENT_TOKEN" | "CLIENT_TOKEN_FILE" => variable(name),
             _ => Ok(None),
         })
     }
@@ -177,6 +172,13 @@ impl Configuration {
         let salts = [&self.hardware_salt, &self.api_key_salt, &self.resource_key_salt];
         let secrets = VARIABLES.iter().filter(|variable| variable.is_secret && !variable.default.is_empty());
         secrets.filter(|row| salts.iter().any(|salt| salt.matches(row.default))).map(|row| row.name).collect()
+    }
+}
+
+/// Removes the secrets of this program, and the names of files with them, from the environment of another one.
+pub fn hide_secrets_from(command: &mut Command) {
+    for secret in VARIABLES.iter().filter(|variable| variable.is_secret) {
+        command.env_remove(secret.name).env_remove(secret.file_variable());
     }
 }
 
@@ -230,6 +232,10 @@ mod tests {
             ("API_VERSION", "a b"),
             ("BIND_ADDR", "8080"),
             ("BIND_ADDR", "unix:relative"),
+            ("LOADER_URL", "https://127.0.0.1:1"),
+            ("LOADER_URL", "127.0.0.1:8080"),
+            ("LOADER_URL", "http://127.0.0.1:80/path"),
+            ("LOADER_URL", "unix:relative"),
             ("LOG_LEVEL", "loud"),
             ("CDN_CONFIG_PATH", "/nonexistent/cdn.yaml"),
             ("CA_CERT_PATH", "/nonexistent/ca.pem"),

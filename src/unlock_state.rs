@@ -1,7 +1,7 @@
 //! The state of the unlock, as `/unlock/status` reports it.
 
 use std::fmt;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde::Serialize;
 
@@ -74,28 +74,24 @@ pub struct UnlockStatus {
 
 /// The status of the unlock, shared by handlers and the worker.
 #[derive(Debug)]
-pub struct UnlockMonitor {
-    status: Mutex<UnlockStatus>,
-    changed: Condvar,
-}
+pub struct UnlockMonitor(Mutex<UnlockStatus>);
 
 impl Default for UnlockMonitor {
     fn default() -> Self {
-        let status = UnlockStatus { state: UnlockState::Idle, error: None, progress: UnlockProgress::default() };
-        Self { status: Mutex::new(status), changed: Condvar::new() }
+        Self(Mutex::new(UnlockStatus { state: UnlockState::Idle, error: None, progress: UnlockProgress::default() }))
     }
 }
 
 impl UnlockMonitor {
     /// The current status.
     pub fn status(&self) -> UnlockStatus {
-        lock(&self.status).clone()
+        lock(&self.0).clone()
     }
 
     /// Claims the unlock for the caller. Check and start are one critical section, so that of any number of callers exactly
     /// one gets [`Claim::Started`].
     pub fn claim(&self) -> Claim {
-        let mut status = lock(&self.status);
+        let mut status = lock(&self.0);
         if status.state.is_running() {
             return Claim::Running(status.state);
         }
@@ -103,38 +99,22 @@ impl UnlockMonitor {
         Claim::Started
     }
 
-    /// Sets [`UnlockState::Ready`], for images that are there although nobody has asked for an unlock since the start.
-    pub fn set_ready_if_idle(&self) {
-        let mut status = lock(&self.status);
-        if status.state == UnlockState::Idle {
-            status.state = UnlockState::Ready;
-        }
-    }
-
-    /// Waits until no unlock is running, and returns the state.
-    pub fn wait_until_ended(&self) -> UnlockState {
-        let ended = self.changed.wait_while(lock(&self.status), |status| status.state.is_running());
-        ended.unwrap_or_else(PoisonError::into_inner).state
-    }
-
     /// Moves a running unlock to `state`.
     pub fn advance(&self, state: UnlockState) {
-        lock(&self.status).state = state;
-        self.changed.notify_all();
+        lock(&self.0).state = state;
     }
 
     /// Reports progress. `done` never decreases.
     pub fn progress(&self, done: u64, total: u64) {
-        let mut status = lock(&self.status);
+        let mut status = lock(&self.0);
         status.progress = UnlockProgress { done: done.max(status.progress.done), total };
     }
 
     /// Ends the unlock with an error message.
     pub fn fail(&self, message: String) {
-        let mut status = lock(&self.status);
+        let mut status = lock(&self.0);
         status.state = UnlockState::Error;
         status.error = Some(message);
-        self.changed.notify_all();
     }
 }
 

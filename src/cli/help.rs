@@ -5,23 +5,22 @@ use crate::configuration::{VARIABLES, Variable};
 
 /// For the commands that talk to the running service.
 pub(super) const SERVICE: &str = "\
-The service is reached at BIND_ADDR. If it demands a bearer token, CLIENT_TOKEN must hold it. Both are read from the
-environment.
+The service is reached at LOADER_URL, or else at BIND_ADDR. If it demands a bearer token, CLIENT_TOKEN must hold it, or
+CLIENT_TOKEN_FILE name a file with it. All are read from the environment.
 ";
 
 /// For the commands that need an account.
-pub(super) const ACCOUNT: &str = "\
-  EMAIL, --email EMAIL   the account at the Resource API; asked for if it is missing
+pub(super) const ACCOUNT: &str = "  EMAIL, --email EMAIL   the account at the Resource API; asked for if it is missing
   --password-stdin       read the password from the first line of standard input, such as a pipe;
                          without it the password is asked for and not shown, which needs a terminal (ssh -t)
 ";
 
+pub(super) const INTRODUCTION: &str =
+    "loader - downloads, decrypts, encrypts and uploads AI models, and unlocks the container images of an edge device";
+
 /// `loader --help`.
 pub(super) fn general() -> String {
-    let mut help = String::from(
-        "loader: downloads, decrypts, encrypts and uploads AI models, and unlocks the container images of an edge device\n\
-         \nUsage:\n",
-    );
+    let mut help = format!("{}\n\nUsage:\n", INTRODUCTION.replacen(" -", ":", 1));
     let mut row = |usage: &str, summary: &str| {
         // A long usage has a line of its own.
         let gap = if usage.len() > 22 { format!("\n{:25}", "") } else { " ".repeat(23 - usage.len()) };
@@ -40,18 +39,33 @@ pub(super) fn general() -> String {
         let default = if default.is_empty() { "(none)" } else { default };
         help.push_str(&format!("  {name:21} {default:24} {meaning}\n"));
     }
-    let secrets: Vec<&str> = VARIABLES.iter().filter(|row| row.is_secret).map(|row| row.name).collect();
     help.push_str(&format!(
-        "\nIn place of {}: the same name with _FILE added\n\
-         names a file that holds the value, such as a secret of docker or a credential of systemd.\n\
-         \nExit status: 0 done or stopped by a signal, 1 failed, 2 wrong usage or configuration.\n",
-        secrets.join(", ")
+        "\n{}\nExit status: 0 done or stopped by a signal, 1 failed, 2 wrong usage or configuration.\n",
+        of_secrets()
     ));
     help
 }
 
+/// About the variables that name files with secrets.
+pub(super) fn of_secrets() -> String {
+    let secrets: Vec<&str> = VARIABLES.iter().filter(|row| row.is_secret).map(|row| row.name).collect();
+    format!(
+        "In place of {}: the same name with _FILE added\n\
+         names a file that holds the value, such as a secret of docker or a credential of systemd.\n",
+        secrets.join(", ")
+    )
+}
+
 /// `loader COMMAND --help`.
 pub(super) fn of(command: &Command) -> String {
-    let paragraphs = command.help.join("\n");
-    format!("Usage: {}\n\n{paragraphs}\nExit status: 0 done, 1 failed, 2 wrong usage.\n", command.usage())
+    format!("Usage: {}\n\n{}", command.usage(), body(command))
+}
+
+/// What a command does, its options and its exit statuses.
+pub(super) fn body(command: &Command) -> String {
+    let mut help = command.help.join("\n");
+    if !command.help.iter().any(|paragraph| paragraph.starts_with("Exit status: ")) {
+        help.push_str("\nExit status: 0 done, 1 failed, 2 wrong usage.\n");
+    }
+    help
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::progress::{Progress, size};
-use super::running_service::{AskError, RunningService, STATUS_TIMEOUT};
+use super::running_service::{RunningService, STATUS_TIMEOUT, until_free};
 use super::{Command, Failure, help, no_arguments, print};
 
 /// Chunks in one request: few enough for the bar to move, even when all of them are fetched again.
@@ -15,9 +15,6 @@ const CHUNKS: u64 = 16;
 
 /// One request takes this long at most, with a slow uplink that fetches all of its chunks again.
 const TIMEOUT: Duration = Duration::from_secs(900);
-
-/// All handlers of the service may be busy with loads. Then the request is repeated so often, once a second.
-const BUSY_TRIES: usize = 300;
 
 pub(super) static COMMAND: Command = Command {
     name: "verify",
@@ -103,8 +100,8 @@ fn verify(
     let mut first = 0;
     loop {
         let request = json!({ "folder": folder, "filename": name, "first": first, "count": CHUNKS }).to_string();
-        let verified: Verified = match ask_until_free(service, request.as_bytes()) {
-            Ok(body) => parse(&body)?,
+        let verified: Verified = match until_free(|| service.ask("/models/verify", Some(request.as_bytes()), TIMEOUT)) {
+            Ok((body, _)) => parse(&body)?,
             // It has left the cache since the list was made.
             Err(error) if error.status == Some(404) => return Ok(None),
             Err(error) if error.status == Some(500) => return Ok(Some(format!("{folder}/{name}: {error}"))),
@@ -118,17 +115,6 @@ fn verify(
         if first >= verified.chunks {
             return Ok(None);
         }
-    }
-}
-
-fn ask_until_free(service: &RunningService, request: &[u8]) -> Result<Vec<u8>, AskError> {
-    let mut tries = 0;
-    loop {
-        match service.ask("/models/verify", Some(request), TIMEOUT) {
-            Err(error) if error.status == Some(503) && tries < BUSY_TRIES => tries += 1,
-            result => return result.map(|(body, _)| body),
-        }
-        std::thread::sleep(Duration::from_secs(1));
     }
 }
 

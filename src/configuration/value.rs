@@ -10,7 +10,6 @@ use log::LevelFilter;
 use zeroize::Zeroizing;
 
 use super::bind_address::BindAddress;
-use crate::names::ModelName;
 use crate::secret::Secret;
 
 /// The longest secret that is read from a file.
@@ -46,6 +45,20 @@ pub(super) fn image_tag(value: &Value) -> Result<String, String> {
 
 pub(super) fn bind_address(value: &Value) -> Result<BindAddress, String> {
     BindAddress::parse(&value.text)
+}
+
+pub(super) fn loader_url(value: &Value) -> Result<Option<BindAddress>, String> {
+    if value.text.is_empty() {
+        return Ok(None);
+    }
+    if value.text.starts_with("unix:") {
+        return BindAddress::parse(&value.text).map(Some);
+    }
+    let authority = value.text.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    let address = authority.filter(|text| !text.contains('/')).and_then(|text| BindAddress::parse(text).ok());
+    address
+        .map(Some)
+        .ok_or_else(|| "is neither http://host:port with a host that has an address, nor unix:/path".into())
 }
 
 pub(super) fn log_level(value: &Value) -> Result<LevelFilter, String> {
@@ -126,16 +139,6 @@ pub(super) fn host_names(value: &Value) -> Result<Vec<String>, String> {
             let refusal =
                 "holds more than host names, such as box17.example.com,loader; ports and wildcards are not allowed";
             if is_name { Ok(name) } else { Err(refusal.into()) }
-        })
-        .collect()
-}
-
-pub(super) fn models(value: &Value) -> Result<Vec<ModelName>, String> {
-    let models = value.text.split(',').map(str::trim).filter(|model| !model.is_empty());
-    models
-        .map(|model| {
-            let (folder, file) = model.split_once('/').ok_or("holds more than folder/name, such as models/m.bin")?;
-            ModelName::new(folder, file).map_err(|error| format!("holds {model:?}: {error}"))
         })
         .collect()
 }

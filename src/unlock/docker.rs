@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use self::load::LoadProcess;
 use self::tail::Tail;
-use crate::configuration::VARIABLES;
+use crate::configuration::hide_secrets_from;
 use crate::systemd;
 use crate::threads::lock;
 
@@ -133,9 +133,7 @@ impl Docker {
         let mut process = Command::new(&self.program);
         process.args(command.split(' ')).args(arguments);
         process.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-        for secret in VARIABLES.iter().filter(|variable| variable.is_secret) {
-            process.env_remove(secret.name).env_remove(secret.file_variable());
-        }
+        hide_secrets_from(&mut process);
         systemd::hide_from(&mut process);
         process.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => DockerError::NotInstalled,

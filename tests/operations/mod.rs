@@ -2,13 +2,14 @@
 
 mod client_commands;
 mod command_line;
+mod exec_command;
 mod full_disk;
 mod hardware;
 mod image;
 mod logs;
 mod metrics;
+mod model_commands;
 mod power_cuts;
 mod secrets;
 mod soak;
 mod systemd;
-mod unattended;

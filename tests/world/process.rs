@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::tcp::lock;
 
 /// Every name of section 8, so that nothing of the developer's environment reaches a test.
-pub const VARIABLES: [&str; 21] = [
+pub const VARIABLES: [&str; 22] = [
     "RESOURCE_API_URL",
     "IMAGES_PATH",
     "API_VERSION",
@@ -30,6 +30,7 @@ pub const VARIABLES: [&str; 21] = [
     "CLIENT_STALL_SECONDS",
     "MAX_CONNECTIONS",
     "CLIENT_TOKEN",
+    "LOADER_URL",
     "ALLOWED_HOSTS",
     "JWT_PUBLIC_KEY_PATH",
     "OFFLINE_HOURS",

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::scene::Scene;
 use crate::world::docker::saved_images;
-use crate::world::pattern;
 use crate::world::pty::Terminal;
-use crate::world::{World, protocol};
+use crate::world::{World, pattern, protocol, sha256_hex};
 
 /// Whom the blocks name, and the password that stands in them.
 const EMAIL: &str = "me@example.com";
@@ -62,6 +61,8 @@ pub fn a_technician_logs_in_and_unlocks(block: &str) {
     fs::write(world.service.images_path(), archive).unwrap();
     world.service.restart();
     scene.talks_to(&world.service);
+    let model = pattern(300_000, 1);
+    fs::write(scene.path("model.bin"), &model).unwrap();
 
     let mut terminal = Terminal::run(scene.bash(block));
     for asked in 1..=2 {
@@ -74,8 +75,23 @@ pub fn a_technician_logs_in_and_unlocks(block: &str) {
     }
     assert!(terminal.wait().success(), "{}", terminal.shown());
     let shown = terminal.shown();
-    for words in ["no; run loader login", &format!("logged in as {EMAIL}"), "ready"] {
+    for words in ["no; run loader login", &format!("logged in as {EMAIL}"), "ready", &sha256_hex(&model)] {
         assert!(shown.contains(words), "{words} in {shown:?}");
     }
+    assert!(fs::read(scene.path("copy.bin")).unwrap() == model, "other bytes came back");
     assert_eq!(world.service.get("/unlock/status").json()["state"], "ready");
+}
+
+/// The program sees both models.
+pub fn a_program_opens_its_models(block: &str) {
+    let mut scene = Scene::new();
+    scene.program("python3", "cat \"$MODEL\" \"$LABELS\" \"$1\"");
+    let world = World::new();
+    prepared(&world);
+    scene.talks_to(&world.service);
+    for (name, text) in [("net.onnx", "a net, "), ("labels.txt", "its labels, ")] {
+        assert_eq!(world.service.upload("models", name, text.as_bytes()).status, 200);
+    }
+    fs::write(scene.path("infer.py"), "and a script").unwrap();
+    assert_eq!(scene.run(block), "a net, its labels, and a script");
 }

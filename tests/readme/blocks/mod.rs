@@ -38,7 +38,7 @@ const CHECKS: [(Document, &str, Check); 15] = [
     (DIST, "## Build", toolchain::the_product_is_where_it_is_said_to_be),
     (DIST, "## As a systemd service", install::with_the_socket_unit),
     (DIST, "## As a container", install::as_a_container),
-    (DIST, "## A box that nobody visits", install::credentials_are_encrypted),
+    (DIST, "## Programs that open their models by path", clients::a_program_opens_its_models),
     (DIST, "### Your own CDN", cdn::seaweedfs_serves_with_two_identities),
     (DIST, "## The archive of container images", archive::it_unlocks),
     (DIST, "## The archive of container images", archive::it_unlocks),
