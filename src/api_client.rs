@@ -1,6 +1,8 @@
 //! The client of the Resource API and the CDN: login, load and upload.
 
+mod background_login;
 mod big_sink;
+mod keep;
 mod load;
 mod load_error;
 mod offline;
@@ -15,7 +17,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 
 use zeroize::Zeroizing;
 
@@ -33,9 +35,12 @@ use crate::security::AesKey;
 use crate::threads::lock;
 use crate::user::User;
 
+use self::background_login::{BackgroundLogin, CurrentLogin};
+use self::keep::KeepList;
 use self::resource_api::ResourceApi;
 use self::session::Session;
 
+pub use self::background_login::CredentialsSource;
 pub use self::load::Plaintext;
 pub use self::load_error::LoadError;
 pub use self::range_request::{ByteRange, RangeRequest};
@@ -71,6 +76,17 @@ impl fmt::Display for LoginError {
 
 impl std::error::Error for LoginError {}
 
+impl LoginError {
+    /// Whether the same login may succeed once the Resource API answers again.
+    fn is_away(&self) -> bool {
+        match self {
+            Self::Api(error) | Self::Offline(error, _) => error.is_away(),
+            Self::CdnConfigUnavailable(_) => true,
+            Self::CdnConfig(_) => false,
+        }
+    }
+}
+
 impl From<ApiError> for LoginError {
     fn from(error: ApiError) -> Self {
         Self::Api(error)
@@ -103,7 +119,9 @@ pub struct ApiClient {
     /// One upload of a model at a time takes the steps: two at once could end with the small part of one and the plain key of
     /// the other.
     uploads: KeyedLock<ModelName, ()>,
-    login: RwLock<Option<Arc<Login>>>,
+    login: CurrentLogin,
+    background_login: Mutex<BackgroundLogin>,
+    keep: KeepList,
 }
 
 impl ApiClient {
@@ -138,7 +156,9 @@ impl ApiClient {
             cache,
             offline_parts,
             uploads: KeyedLock::default(),
-            login: RwLock::new(None),
+            login: CurrentLogin::default(),
+            background_login: Mutex::default(),
+            keep: KeepList::new(&configuration.keep),
         })
     }
 
@@ -150,23 +170,26 @@ impl ApiClient {
     /// Proves the credentials and loads the CDN configuration, then replaces the previous login. While the Resource API is away, a
     /// stored small part can prove the credentials.
     pub fn login(&self, credentials: Credentials) -> Result<(), LoginError> {
-        let login = match self.open_session(&credentials) {
+        self.login.replace(self.prove(credentials)?);
+        Ok(())
+    }
+
+    fn prove(&self, credentials: Credentials) -> Result<Login, LoginError> {
+        match self.open_session(&credentials) {
             Ok(session) => {
                 let login = Login::new(session);
                 self.cdn(&login)?;
-                login
+                Ok(login)
             }
-            Err(error) if error.is_away() => self.login_offline(credentials, error)?,
-            Err(error) => return Err(error.into()),
-        };
-        self.replace(login);
-        Ok(())
+            Err(error) if error.is_away() => self.login_offline(credentials, error),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Logs in for an unlock, which needs no CDN: its configuration is fetched when a load needs it.
     pub fn login_for_unlock(&self, credentials: Credentials) -> Result<(), ApiError> {
         let session = self.open_session(&credentials)?;
-        self.replace(Login::new(session));
+        self.login.replace(Login::new(session));
         Ok(())
     }
 
@@ -192,11 +215,7 @@ impl ApiClient {
     }
 
     fn current(&self) -> Option<Arc<Login>> {
-        self.login.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn replace(&self, login: Login) {
-        *self.login.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(login));
+        self.login.get()
     }
 
     /// The CDN of this login. Its configuration is fetched once, and again when the CDN refuses its keys.

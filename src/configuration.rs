@@ -14,6 +14,7 @@ use log::LevelFilter;
 use zeroize::Zeroizing;
 
 use self::value::Value;
+use crate::names::ModelName;
 use crate::secret::Secret;
 use crate::security::Salts;
 
@@ -137,6 +138,14 @@ variables! {
         => require_manifest: bool = value::flag;
     "OLD_READERS" = "true", "false: uploads leave out the plain key, which only old readers need"
         => old_readers: bool = value::flag;
+    "CREDENTIALS_PATH" = "", "JSON file with the email and password of the login at the start"
+        => credentials_path: Option<PathBuf> = value::path_if_any;
+    "UNLOCK_AT_START" = "false", "true: unlocks at the start, with those credentials"
+        => unlock_at_start: bool = value::flag;
+    "KEEP" = "", "comma-separated folder/name: models to have at hand always"
+        => keep: Vec<ModelName> = value::models;
+    "KEEP_SECONDS" = "300", "how often new versions of these models are looked for, 1 to 86400"
+        => keep_every: Duration = value::time(1, 1..=86_400);
     // A year at most: more is a slip of the finger.
     "OFFLINE_HOURS" = "0", "how long models load without the Resource API, 0 (not at all) to 8760"
         => offline_limit: Duration = value::time(3600, 0..=8760);

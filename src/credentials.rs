@@ -15,6 +15,11 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// Whether these are the same.
+    pub fn are(&self, other: &Self) -> bool {
+        self.email == other.email && self.password.matches(other.password.expose())
+    }
+
     /// The JSON body of a login, here and at the Resource API.
     pub fn to_json(&self) -> Zeroizing<Vec<u8>> {
         json_object([("email", &self.email), ("password", self.password.expose())])

@@ -8,6 +8,8 @@ use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use self::docker::{Docker, DockerError, Load};
 use crate::api_client::{ApiClient, ApiError};
@@ -24,6 +26,12 @@ use crate::unlock_state::{Claim, UnlockMonitor, UnlockState, UnlockStatus};
 
 /// The record of the last unlock, in the root of the cache. It is no valid folder name.
 const RECORD: &str = ".unlock.json";
+
+/// How long a start waits for the engine, which may come up later than this service.
+const ENGINE_STARTS: Duration = Duration::from_secs(120);
+
+/// How often it is asked.
+const ENGINE_CHECK: Duration = Duration::from_secs(5);
 
 /// The `API_VERSION` that every archive satisfies.
 const ANY_VERSION: &str = "latest";
@@ -110,9 +118,9 @@ impl Unlock {
         }
     }
 
-    /// Starts the unlock unless it is running or the engine has the images already. Returns the state, or none if there is no
-    /// archive.
-    pub fn start(self: &Arc<Self>, credentials: Credentials) -> Option<UnlockState> {
+    /// Starts the unlock unless it is running or the engine has the images already. Without credentials it uses the login that
+    /// is in force. Returns the state, or none if there is no archive.
+    pub fn start(self: &Arc<Self>, credentials: Option<Credentials>) -> Option<UnlockState> {
         let state = self.monitor.status().state;
         if state.is_running() {
             return Some(state);
@@ -128,13 +136,41 @@ impl Unlock {
         if catch_unwind(AssertUnwindSafe(|| self.is_done())).unwrap_or(false) {
             log::info!("the engine has the images of the archive already");
             self.monitor.advance(UnlockState::Ready);
+            // Nothing needed the login, but loads come next.
+            if let Some(credentials) = credentials {
+                self.client.log_in_soon(credentials);
+            }
             return Some(UnlockState::Ready);
         }
         let unlock = Arc::clone(self);
-        if let Err(error) = threads::spawn("unlock", move || unlock.run(credentials)) {
-            self.monitor.fail(format!("the unlock cannot be started: {error}"));
+        match threads::spawn("unlock", move || unlock.run(credentials)) {
+            // Not what the monitor says: the worker may be further by now.
+            Ok(_) => Some(UnlockState::Authenticating),
+            Err(error) => {
+                self.monitor.fail(format!("the unlock cannot be started: {error}"));
+                Some(UnlockState::Error)
+            }
         }
-        Some(self.status().state)
+    }
+
+    /// Reports `ready` without a start if the engine still has the images that an earlier process loaded.
+    pub fn find_loaded_images(&self) {
+        for _ in 0..ENGINE_STARTS.as_secs() / ENGINE_CHECK.as_secs() {
+            if self.monitor.status().state != UnlockState::Idle || !self.record_path.exists() {
+                return;
+            }
+            if self.is_done() {
+                log::info!("the archive's images are in the engine");
+                self.monitor.set_ready_if_idle();
+                return;
+            }
+            thread::sleep(ENGINE_CHECK);
+        }
+    }
+
+    /// Waits until no unlock is running, and returns how the last one ended.
+    pub fn wait_until_ended(&self) -> UnlockState {
+        self.monitor.wait_until_ended()
     }
 
     /// The current state.
@@ -160,7 +196,7 @@ impl Unlock {
     }
 
     /// Runs the whole unlock. It ends in [`UnlockState::Ready`] or [`UnlockState::Error`], even after a panic.
-    fn run(&self, credentials: Credentials) {
+    fn run(&self, credentials: Option<Credentials>) {
         match catch_unwind(AssertUnwindSafe(|| self.try_run(credentials))) {
             Ok(Ok(images)) => {
                 log::info!("unlocked: {} loaded", images.join(", "));
@@ -174,8 +210,10 @@ impl Unlock {
         }
     }
 
-    fn try_run(&self, credentials: Credentials) -> Result<Vec<String>, UnlockError> {
-        self.client.login_for_unlock(credentials).map_err(UnlockError::Login)?;
+    fn try_run(&self, credentials: Option<Credentials>) -> Result<Vec<String>, UnlockError> {
+        if let Some(credentials) = credentials {
+            self.client.login_for_unlock(credentials).map_err(UnlockError::Login)?;
+        }
 
         self.monitor.advance(UnlockState::DownloadingKey);
         let fragment = self.client.key_fragment().map_err(UnlockError::KeyFragment)?;

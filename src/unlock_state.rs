@@ -1,7 +1,7 @@
 //! The state of the unlock, as `/unlock/status` reports it.
 
 use std::fmt;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -74,24 +74,28 @@ pub struct UnlockStatus {
 
 /// The status of the unlock, shared by handlers and the worker.
 #[derive(Debug)]
-pub struct UnlockMonitor(Mutex<UnlockStatus>);
+pub struct UnlockMonitor {
+    status: Mutex<UnlockStatus>,
+    changed: Condvar,
+}
 
 impl Default for UnlockMonitor {
     fn default() -> Self {
-        Self(Mutex::new(UnlockStatus { state: UnlockState::Idle, error: None, progress: UnlockProgress::default() }))
+        let status = UnlockStatus { state: UnlockState::Idle, error: None, progress: UnlockProgress::default() };
+        Self { status: Mutex::new(status), changed: Condvar::new() }
     }
 }
 
 impl UnlockMonitor {
     /// The current status.
     pub fn status(&self) -> UnlockStatus {
-        lock(&self.0).clone()
+        lock(&self.status).clone()
     }
 
     /// Claims the unlock for the caller. Check and start are one critical section, so that of any number of callers exactly
     /// one gets [`Claim::Started`].
     pub fn claim(&self) -> Claim {
-        let mut status = lock(&self.0);
+        let mut status = lock(&self.status);
         if status.state.is_running() {
             return Claim::Running(status.state);
         }
@@ -99,22 +103,38 @@ impl UnlockMonitor {
         Claim::Started
     }
 
+    /// Sets [`UnlockState::Ready`], for images that are there although nobody has asked for an unlock since the start.
+    pub fn set_ready_if_idle(&self) {
+        let mut status = lock(&self.status);
+        if status.state == UnlockState::Idle {
+            status.state = UnlockState::Ready;
+        }
+    }
+
+    /// Waits until no unlock is running, and returns the state.
+    pub fn wait_until_ended(&self) -> UnlockState {
+        let ended = self.changed.wait_while(lock(&self.status), |status| status.state.is_running());
+        ended.unwrap_or_else(PoisonError::into_inner).state
+    }
+
     /// Moves a running unlock to `state`.
     pub fn advance(&self, state: UnlockState) {
-        lock(&self.0).state = state;
+        lock(&self.status).state = state;
+        self.changed.notify_all();
     }
 
     /// Reports progress. `done` never decreases.
     pub fn progress(&self, done: u64, total: u64) {
-        let mut status = lock(&self.0);
+        let mut status = lock(&self.status);
         status.progress = UnlockProgress { done: done.max(status.progress.done), total };
     }
 
     /// Ends the unlock with an error message.
     pub fn fail(&self, message: String) {
-        let mut status = lock(&self.0);
+        let mut status = lock(&self.status);
         status.state = UnlockState::Error;
         status.error = Some(message);
+        self.changed.notify_all();
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::load_error::LoadError;
-use super::offline::{SmallPart, SmallSource};
+use super::offline::{OfflineCopy, SmallPart, SmallSource};
 use super::range_reader::RangeReader;
 use super::range_request::RangeRequest;
 use super::{ApiClient, Login};
@@ -35,11 +35,7 @@ impl ApiClient {
     /// Loads a model, or a range of it. Everything that can be checked before the first byte has been checked when this returns.
     pub fn load(self: &Arc<Self>, model: &ModelName, request: &RangeRequest) -> Result<Plaintext, LoadError> {
         let login = self.current().ok_or(LoadError::NotLoggedIn)?;
-        let load = Load { client: self, login: &login, entry: self.cache.entry(model) };
-        match load.run(request) {
-            Err(error) if error.is_worth_a_retry() => load.run(request),
-            result => result,
-        }
+        Load { client: self, login: &login, entry: self.cache.entry(model) }.run(request)
     }
 
     /// Why this model needs a manifest, if it does.
@@ -99,25 +95,23 @@ impl ApiClient {
 }
 
 /// One load of a model.
-struct Load<'a> {
-    client: &'a Arc<ApiClient>,
-    login: &'a Arc<Login>,
-    entry: Entry,
+pub(super) struct Load<'a> {
+    pub(super) client: &'a Arc<ApiClient>,
+    pub(super) login: &'a Arc<Login>,
+    pub(super) entry: Entry,
+}
+
+/// A version that can be loaded: both its parts.
+#[derive(Clone)]
+pub(super) struct Found {
+    small: Zeroizing<Vec<u8>>,
+    pub(super) hash: SmallHash,
+    pub(super) version: Arc<Version>,
 }
 
 impl Load<'_> {
     fn run(&self, request: &RangeRequest) -> Result<Plaintext, LoadError> {
-        let SmallPart { plain: small, source } = self.client.small_part(self.login, &self.entry)?;
-        let hash = SmallHash::of(&small);
-        let subject = Subject { model: &self.entry.model, small: hash, small_length: Some(small.len() as u64) };
-        let cached = self.client.cache.find(&self.entry, subject, &self.remote());
-        let (version, copy) = match source {
-            SmallSource::Offline(away) => (self.offline_version(cached, away)?, None),
-            SmallSource::Api(copy) => match cached.filter(|version| self.is_current(version)) {
-                Some(version) => (version, Some(copy)),
-                None => (self.find_in_cdn(&small, subject)?, Some(copy)),
-            },
-        };
+        let (Found { small, hash, version }, copy) = retried(|| self.find(true))?;
         if version.is_old() {
             metrics::OLD_UPLOADS.add();
         }
@@ -140,6 +134,33 @@ impl Load<'_> {
             }
         };
         Ok(Plaintext { length, range, tag, reader })
+    }
+
+    /// Finds the newest version, whatever of it is here.
+    pub(super) fn find_newest(&self) -> Result<(Found, Option<OfflineCopy>), LoadError> {
+        retried(|| self.find(false))
+    }
+
+    /// Finds the version to load. Where a model of `KEEP` may be an older one, it is served until the newest is here whole.
+    fn find(&self, may_be_older: bool) -> Result<(Found, Option<OfflineCopy>), LoadError> {
+        let SmallPart { plain: small, source } = self.client.small_part(self.login, &self.entry)?;
+        let hash = SmallHash::of(&small);
+        let subject = Subject { model: &self.entry.model, small: hash, small_length: Some(small.len() as u64) };
+        let cached = self.client.cache.find(&self.entry, subject, &self.remote());
+        if may_be_older
+            && !cached.as_ref().is_some_and(|version| version.is_complete())
+            && let Some(kept) = self.client.keep.instead_of(&self.entry.model, hash)
+        {
+            return Ok((kept, None));
+        }
+        let (version, copy) = match source {
+            SmallSource::Offline(away) => (self.offline_version(cached, away)?, None),
+            SmallSource::Api(copy) => match cached.filter(|version| self.is_current(version)) {
+                Some(version) => (version, Some(copy)),
+                None => (self.find_in_cdn(&small, subject)?, Some(copy)),
+            },
+        };
+        Ok((Found { small, hash, version }, copy))
     }
 
     /// The cached version that can be used while the Resource API is away.
@@ -208,6 +229,14 @@ impl Load<'_> {
 
     fn remote(&self) -> Arc<dyn Remote> {
         self.client.remote(Some(Arc::clone(self.login)))
+    }
+}
+
+/// An upload that is under way can make the first look fail.
+fn retried<T>(look: impl Fn() -> Result<T, LoadError>) -> Result<T, LoadError> {
+    match look() {
+        Err(error) if error.is_worth_a_retry() => look(),
+        result => result,
     }
 }
 

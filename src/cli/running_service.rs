@@ -26,7 +26,7 @@ const BUSY_TRIES: usize = 300;
 
 pub(super) struct Response {
     pub(super) head: Head,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 /// Why the service did not do what it was asked.

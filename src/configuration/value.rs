@@ -10,6 +10,7 @@ use log::LevelFilter;
 use zeroize::Zeroizing;
 
 use super::bind_address::BindAddress;
+use crate::names::ModelName;
 use crate::secret::Secret;
 
 /// The longest secret that is read from a file.
@@ -139,6 +140,16 @@ pub(super) fn host_names(value: &Value) -> Result<Vec<String>, String> {
             let refusal =
                 "holds more than host names, such as box17.example.com,loader; ports and wildcards are not allowed";
             if is_name { Ok(name) } else { Err(refusal.into()) }
+        })
+        .collect()
+}
+
+pub(super) fn models(value: &Value) -> Result<Vec<ModelName>, String> {
+    let models = value.text.split(',').map(str::trim).filter(|model| !model.is_empty());
+    models
+        .map(|model| {
+            let (folder, file) = model.split_once('/').ok_or("holds more than folder/name, such as models/m.bin")?;
+            ModelName::new(folder, file).map_err(|error| format!("holds {model:?}: {error}"))
         })
         .collect()
 }

@@ -8,6 +8,7 @@ mod metrics;
 mod models;
 mod openapi;
 mod page;
+mod ready;
 mod status;
 mod unlock;
 mod upload;
@@ -55,12 +56,13 @@ pub(super) enum AnsweredBy {
 }
 
 /// All endpoints. Any other path is not found.
-static ROUTES: [Route; 13] = [
+static ROUTES: [Route; 14] = [
     Route { public: true, ..get("/", page::page) },
     Route { public: true, ..get("/docs", docs::docs) },
     Route { public: true, ..get("/openapi.json", openapi::openapi) },
     Route { polled: true, ..get("/metrics", metrics::metrics) },
     Route { public: true, polled: true, ..get("/health", health::health) },
+    Route { polled: true, ..get("/ready", ready::ready) },
     Route { polled: true, ..get("/status", status::status) },
     get("/models", models::models),
     Route { cancellable: true, ..post("/models/verify", admit_json, models::verify) },

@@ -6,11 +6,13 @@ use crate::api_client::ApiClient;
 use crate::configuration::Configuration;
 use crate::metrics::{self, Stage};
 use crate::unlock::Unlock;
+use crate::upkeep::Upkeep;
 
 /// The parts of the program that requests reach.
 pub struct Service {
     pub(super) client: Arc<ApiClient>,
     pub(super) unlock: Arc<Unlock>,
+    pub(super) upkeep: Arc<Upkeep>,
     pub(super) configuration: Configuration,
 }
 
@@ -21,7 +23,8 @@ impl Service {
         let _ = metrics::uptime();
         let client = Arc::new(ApiClient::new(&configuration)?);
         let unlock = Arc::new(Unlock::new(&configuration, Arc::clone(&client)));
-        Ok(Self { client, unlock, configuration })
+        let upkeep = Upkeep::start(&configuration, &client, &unlock);
+        Ok(Self { client, unlock, upkeep, configuration })
     }
 
     /// What the service is doing, in one line for `systemctl status`.

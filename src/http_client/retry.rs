@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::cancellation::Cancellation;
 use crate::metrics;
+use crate::pauses::{Pauses, random_up_to};
 
 /// Tries, the first included, of a call for which a client waits.
 pub const TRIES: u32 = 3;
@@ -50,40 +51,35 @@ pub fn with_retries<T, E: Display>(
     }
 }
 
-/// The pauses between the tries of one call. They double up to a limit, and have jitter, so that a fleet that lost its
-/// server at one moment does not return to it at one moment.
+/// The pauses between the tries of one call.
 #[derive(Debug)]
 pub struct Backoff {
-    tries: u32,
-    pauses: u32,
+    tries_left: u32,
+    pauses: Pauses,
 }
 
 impl Backoff {
     /// The pauses of a call that is made up to `tries` times.
     pub fn new(tries: u32) -> Self {
-        Self { tries, pauses: 0 }
+        Self { tries_left: tries.saturating_sub(1), pauses: Pauses::new(FIRST_PAUSE, LONGEST_PAUSE) }
     }
 
     /// Whether there is another try after an error with this verdict.
     pub fn allows(&self, retry: Retry) -> bool {
-        retry != Retry::Never && self.pauses + 1 < self.tries && Cancellation::check().is_ok()
+        retry != Retry::Never && self.tries_left > 0 && Cancellation::check().is_ok()
     }
 
     /// Sleeps before the next try. A server's own time is exceeded a little: it asked a whole fleet.
     pub fn pause(&mut self, retry: Retry) {
         metrics::UPLINK_RETRIES.add();
-        let (least, most) = match retry {
+        let usual = self.pauses.next();
+        Cancellation::sleep(match retry {
             Retry::After(asked) => {
                 let asked = asked.min(LONGEST_PAUSE);
-                (asked, asked + asked.max(FIRST_PAUSE) / 4)
+                asked + random_up_to(asked.max(FIRST_PAUSE) / 4)
             }
-            Retry::Soon | Retry::Never => {
-                let usual = (FIRST_PAUSE * 2_u32.pow(self.pauses.min(10))).min(LONGEST_PAUSE);
-                (usual / 2, usual)
-            }
-        };
-        let random = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
-        Cancellation::sleep(least + (most - least).mul_f64(random));
-        self.pauses += 1;
+            Retry::Soon | Retry::Never => usual,
+        });
+        self.tries_left = self.tries_left.saturating_sub(1);
     }
 }

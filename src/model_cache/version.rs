@@ -217,6 +217,11 @@ impl Version {
         self.state().place == Place::Part
     }
 
+    /// Whether its chunks come into the cache as they are read.
+    pub fn is_cached(&self) -> bool {
+        self.state().place != Place::Nowhere
+    }
+
     /// Whether it is an old upload, without an uploader's manifest.
     pub fn is_old(&self) -> bool {
         self.record.old.is_some()
@@ -289,7 +294,7 @@ impl Version {
     }
 
     /// Waits until the file has been renamed, if it is about to be.
-    pub(super) fn wait_until_named(&self) {
+    pub fn wait_until_named(&self) {
         drop(self.changed.wait_while(self.state(), |state| state.finishing));
     }
 

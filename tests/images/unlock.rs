@@ -13,6 +13,10 @@ use crate::world::service::{Service, ServiceBuilder};
 
 pub(super) const FRAGMENT: &[u8] = b"the key fragment of these tests";
 
+/// Nothing here asks a CDN, but a login needs its configuration.
+const UNUSED_CDN: &str = "host: http://127.0.0.1:1\ndownloader_access_key: a\ndownloader_access_secret: b\n\
+                          uploader_access_key: c\nuploader_access_secret: d\n";
+
 /// A tag that no other test has.
 pub(super) fn unique(name: &str) -> String {
     format!("loader-test-{name}-{}:1.0", std::process::id())
@@ -182,9 +186,15 @@ fn a_restart_is_ready_at_once_while_the_images_are_there() {
     unlocker.archive(&archive);
     unlocker.unlocks();
     unlocker.service.restart();
+    // It finds out by itself, without the Resource API.
     unlocker.api.clear_requests();
-    assert_eq!(unlocker.start(), json!({"state": "ready"}));
+    assert_eq!(unlocker.finish()["state"], "ready");
     assert!(unlocker.api.requests().is_empty());
+    // Whoever unlocks wants to load next.
+    unlocker.api.put_file("", "cdn.yaml", UNUSED_CDN);
+    assert_eq!(unlocker.start(), json!({"state": "ready"}));
+    assert_eq!(unlocker.service.get("/status").json()["authenticated"], json!(true));
+    assert_eq!(unlocker.api.count("/binary-split"), 0);
     // An image is gone.
     engine.remove(&other);
     assert_eq!(unlocker.start(), json!({"state": "authenticating"}));
@@ -196,6 +206,37 @@ fn a_restart_is_ready_at_once_while_the_images_are_there() {
     assert_eq!(unlocker.finish()["state"], "ready");
     engine.remove(&tag);
     engine.remove(&other);
+}
+
+#[test]
+fn with_unlock_at_start_the_images_come_without_a_person() {
+    let Some(engine) = engine_or_skip("unlock at the start") else { return };
+    let credentials = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(credentials.path(), json!({ "email": EMAIL, "password": PASSWORD }).to_string()).unwrap();
+    let unlocker = Unlocker::with(engine, |builder| {
+        builder.env("CREDENTIALS_PATH", credentials.path()).env("UNLOCK_AT_START", "true")
+    });
+    unlocker.api.put_file("", "cdn.yaml", UNUSED_CDN);
+    let waiting = |reason: &str| {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !unlocker.service.get("/ready").text().contains(reason) {
+            let text = unlocker.service.get("/ready").text();
+            assert!(Instant::now() < deadline, "{reason:?} is not in {text}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    waiting("there is no archive at IMAGES_PATH");
+    let tag = unique("at-start");
+    // The copy of the archive to a new box may come after the start.
+    unlocker.archive(&packed(&saved_images(&[&tag], 1_000_000, false)));
+    waiting(r#"{"ready":true}"#);
+    assert!(engine.has(&tag));
+    // The engine has them: the next start needs neither the key nor the Resource API for its images.
+    unlocker.api.down();
+    unlocker.service.restart();
+    assert_eq!(unlocker.finish()["state"], "ready");
+    waiting("logged in");
+    engine.remove(&tag);
 }
 
 #[test]

@@ -13,3 +13,4 @@ mod power_cuts;
 mod secrets;
 mod soak;
 mod systemd;
+mod unattended;

@@ -8,7 +8,7 @@ use crate::http::service::Service;
 
 pub(super) fn unlock(service: &Service, exchange: &mut Exchange, _: &str) -> Result<Reply, Reply> {
     let credentials: Credentials = read_json(exchange, &["email", "password"])?;
-    match service.unlock.start(credentials) {
+    match service.unlock.start(Some(credentials)) {
         Some(state) => Ok(Reply::json(200, &serde_json::json!({ "state": state }))),
         None => Err(Reply::error(404, "Encrypted archive not found")),
     }

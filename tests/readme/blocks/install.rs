@@ -111,6 +111,27 @@ pub fn with_the_socket_unit(block: &str) {
     assert!(unit.contains("\n#   groupadd --system loader "), "the unit's first lines tell something else");
 }
 
+/// Paths of the box are below the scene's root.
+pub fn credentials_are_encrypted(block: &str) {
+    let Ok(real) = Command::new("sh").args(["-c", "command -v systemd-creds"]).output() else { unreachable!() };
+    let real = String::from_utf8(real.stdout).unwrap();
+    if real.trim().is_empty() {
+        return skip("encrypted credentials", "systemd-creds is not installed");
+    }
+    let scene = Scene::new();
+    let below_root = "words=(); for word; do case $word in /*) word=$root$word;; esac; words+=(\"$word\"); done";
+    scene.program("mkdir", &format!("{below_root}\nexec /bin/mkdir \"${{words[@]}}\""));
+    scene.program("systemd-creds", &format!("{below_root}\nexec {} \"${{words[@]}}\"", real.trim()));
+    let credentials = r#"{"email":"box17@example.com","password":"hush"}"#;
+    fs::write(scene.path("login.json"), credentials).unwrap();
+    scene.run(block);
+    assert!(!scene.path("login.json").exists());
+    let encrypted = scene.root("etc/loader/login.json.cred");
+    assert!(!fs::read_to_string(&encrypted).unwrap().contains("hush"));
+    let decrypt = Command::new(real.trim()).args(["decrypt", "--name=login.json"]).arg(&encrypted).arg("-").output();
+    assert_eq!(String::from_utf8(decrypt.unwrap().stdout).unwrap(), credentials);
+}
+
 /// The values of an option that may be given more than once.
 fn values<'a>(words: &'a [&'a str], option: &str) -> Vec<&'a str> {
     words.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1]).collect()

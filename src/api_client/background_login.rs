@@ -1,0 +1,210 @@
+//! Login without a person: tried again until somebody is logged in.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::{ApiClient, Login, LoginError};
+use crate::constants::MAX_JSON_BYTES;
+use crate::credentials::Credentials;
+use crate::pauses::{Pauses, random_up_to};
+use crate::threads::{self, lock};
+
+/// The pauses after a failure that may pass.
+const PAUSES: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(5 * 60));
+
+/// The pause after the Resource API refused the credentials.
+const REFUSED: Duration = Duration::from_secs(15 * 60);
+
+/// While credentials are refused, their file is compared with them this often.
+const FILE_CHECK: Duration = Duration::from_secs(10);
+
+/// A person waits at most so long for a login in the background.
+const SOON: Duration = Duration::from_secs(5);
+
+/// The first login comes at a random moment of this time after the start. When the power returns to a thousand boxes, they all
+/// start in the same second.
+const SPREAD: Duration = Duration::from_secs(24);
+
+/// Where the credentials of a background login come from.
+#[derive(Debug)]
+pub enum CredentialsSource {
+    /// A JSON file with `email` and `password`, read for each try, so that a changed password needs no restart.
+    File(PathBuf),
+    /// A person who logged in while the Resource API was away.
+    Person(Credentials),
+}
+
+impl CredentialsSource {
+    /// The credentials; the error is a sentence, without anything from inside the file.
+    fn read(&self) -> Result<Credentials, String> {
+        let path = match self {
+            Self::Person(credentials) => return Ok(credentials.clone()),
+            Self::File(path) => path,
+        };
+        let mut json = Zeroizing::new(Vec::new());
+        let read = File::open(path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut json));
+        read.map_err(|error| format!("CREDENTIALS_PATH names {}, which cannot be read: {error}", path.display()))?;
+        serde_json::from_slice(&json).map_err(|_| {
+            let path = path.display();
+            format!("CREDENTIALS_PATH names {path}, which is not a JSON object with the texts email and password")
+        })
+    }
+}
+
+/// The login that is in force, if any. Others can wait for it.
+#[derive(Default)]
+pub(super) struct CurrentLogin {
+    login: Mutex<Option<Arc<Login>>>,
+    changed: Condvar,
+}
+
+impl CurrentLogin {
+    pub(super) fn get(&self) -> Option<Arc<Login>> {
+        lock(&self.login).clone()
+    }
+
+    pub(super) fn replace(&self, login: Login) {
+        *lock(&self.login) = Some(Arc::new(login));
+        self.changed.notify_all();
+    }
+
+    /// A person's login stays in force.
+    fn set_unless_there_is_one(&self, login: Login) {
+        lock(&self.login).get_or_insert_with(|| Arc::new(login));
+        self.changed.notify_all();
+    }
+
+    /// Waits for at most so long. Whether there is a login.
+    fn wait(&self, at_most: Duration) -> bool {
+        let waited = self.changed.wait_timeout_while(lock(&self.login), at_most, |login| login.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_some()
+    }
+}
+
+/// The background login as others see it.
+#[derive(Default)]
+pub(super) struct BackgroundLogin {
+    is_running: bool,
+    /// Why the last try failed.
+    problem: Option<String>,
+}
+
+enum Failure {
+    /// The credentials are wrong.
+    Refused(Credentials, String),
+    /// The next try may succeed.
+    Other(String),
+}
+
+impl ApiClient {
+    /// Starts the background login, unless one is running already.
+    pub fn log_in_in_background(self: &Arc<Self>, source: CredentialsSource) {
+        {
+            let mut background = lock(&self.background_login);
+            if background.is_running {
+                return;
+            }
+            background.is_running = true;
+        }
+        let client = Arc::clone(self);
+        let work = move || {
+            client.log_in_until_it_succeeds(&source);
+            *lock(&client.background_login) = BackgroundLogin::default();
+        };
+        if let Err(error) = threads::spawn("login", work) {
+            log::error!("the login in the background cannot be started: {error}");
+            *lock(&self.background_login) = BackgroundLogin { is_running: false, problem: Some(error.to_string()) };
+        }
+    }
+
+    /// Logs in with credentials that a person gave. While the Resource API is away, that goes on in the background.
+    pub fn log_in_soon(self: &Arc<Self>, credentials: Credentials) {
+        let client = Arc::clone(self);
+        let work = move || match client.login(credentials.clone()) {
+            Ok(()) => {}
+            Err(error) if error.is_away() => {
+                log::warn!("{error}; the login is tried again in the background");
+                client.log_in_in_background(CredentialsSource::Person(credentials));
+            }
+            Err(error) => log::warn!("{error}"),
+        };
+        match threads::spawn("login", work) {
+            // Most often it takes a moment, and what the person does next needs it.
+            Ok(_) => drop(self.login.wait(SOON)),
+            Err(error) => log::warn!("the login cannot be started: {error}"),
+        }
+    }
+
+    /// Waits until somebody is logged in.
+    pub fn wait_for_login(&self) {
+        while !self.login.wait(Duration::from_secs(3600)) {}
+    }
+
+    /// Why nobody is logged in, if the background login has failed so far.
+    pub fn login_problem(&self) -> Option<String> {
+        lock(&self.background_login).problem.clone()
+    }
+
+    fn log_in_until_it_succeeds(&self, source: &CredentialsSource) {
+        if matches!(source, CredentialsSource::File(_)) && self.login.wait(random_up_to(SPREAD)) {
+            return;
+        }
+        let mut pauses = PAUSES;
+        loop {
+            let (problem, refused) = match self.try_login_in_background(source) {
+                Ok(()) => return,
+                Err(Failure::Refused(credentials, problem)) => (problem, Some(credentials)),
+                Err(Failure::Other(problem)) => (problem, None),
+            };
+            lock(&self.background_login).problem = Some(problem.clone());
+            let is_logged_in = match refused {
+                Some(refused) => {
+                    let minutes = REFUSED.as_secs() / 60;
+                    log::error!("{problem}; correct the credentials (the next try is in {minutes} minutes)");
+                    self.wait_for_other_credentials(source, &refused)
+                }
+                None => {
+                    let pause = pauses.next();
+                    log::warn!("{problem}; the next try is in {} s", pause.as_secs().max(1));
+                    self.login.wait(pause)
+                }
+            };
+            if is_logged_in {
+                return;
+            }
+        }
+    }
+
+    fn try_login_in_background(&self, source: &CredentialsSource) -> Result<(), Failure> {
+        let credentials = source.read().map_err(Failure::Other)?;
+        match self.prove(credentials.clone()) {
+            Ok(login) => {
+                self.login.set_unless_there_is_one(login);
+                Ok(())
+            }
+            Err(LoginError::Api(error)) if error.is_refusal() => {
+                Err(Failure::Refused(credentials, LoginError::Api(error).to_string()))
+            }
+            Err(error) => Err(Failure::Other(error.to_string())),
+        }
+    }
+
+    /// Waits for [`REFUSED`], less if the source has other credentials than those that were refused. Whether somebody is
+    /// logged in.
+    fn wait_for_other_credentials(&self, source: &CredentialsSource, refused: &Credentials) -> bool {
+        for _ in 0..REFUSED.as_secs() / FILE_CHECK.as_secs() {
+            if self.login.wait(FILE_CHECK) {
+                return true;
+            }
+            if source.read().is_ok_and(|credentials| !credentials.are(refused)) {
+                return false;
+            }
+        }
+        false
+    }
+}
