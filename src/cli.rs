@@ -15,6 +15,8 @@ mod login;
 mod manual;
 mod memory;
 mod models;
+#[cfg(feature = "mount")]
+mod mount;
 mod pack;
 mod progress;
 mod running_service;
@@ -33,7 +35,7 @@ use std::process::ExitCode;
 use crate::configuration::Configuration;
 
 /// All commands, in the order of the help.
-static COMMANDS: [&Command; 13] = [
+static COMMANDS: &[&Command] = &[
     &status::COMMAND,
     &login::COMMAND,
     &unlock::COMMAND,
@@ -47,6 +49,8 @@ static COMMANDS: [&Command; 13] = [
     &pack::COMMAND,
     &keygen::COMMAND,
     &completions::COMMAND,
+    #[cfg(feature = "mount")]
+    &mount::COMMAND,
 ];
 
 /// A command: `loader NAME ARGUMENTS`.

@@ -48,6 +48,8 @@ mod logging;
 mod manifest;
 mod metrics;
 mod model_cache;
+#[cfg(feature = "mount")]
+mod mount;
 pub mod names;
 mod pauses;
 pub mod secret;

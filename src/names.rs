@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 
 /// The longest name, in bytes. With the cache's suffixes it is still a valid file name.
-const MAX_BYTES: usize = 200;
+pub const MAX_BYTES: usize = 200;
 
 /// A model's file name: one path segment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, Cursor, Read};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use zeroize::Zeroizing;
 
@@ -27,6 +28,8 @@ pub struct Plaintext {
     pub range: Option<Range<u64>>,
     /// The strong entity tag of the plaintext, with its quotes.
     pub tag: String,
+    /// When this box got the version, if all of it is in the cache.
+    pub modified: Option<SystemTime>,
     /// The bytes.
     pub reader: Box<dyn BufRead + Send>,
 }
@@ -117,6 +120,7 @@ impl Load<'_> {
         }
         let length = version.plain_length;
         let tag = entity_tag(hash);
+        let modified = version.modified();
         let range = request.of(length, &tag).map_err(|_| LoadError::NoSuchRange { length })?;
         let reader = match &range {
             Some(range) if version.proves_ranges() => {
@@ -133,7 +137,7 @@ impl Load<'_> {
                 }
             }
         };
-        Ok(Plaintext { length, range, tag, reader })
+        Ok(Plaintext { length, range, tag, modified, reader })
     }
 
     /// Finds the newest version, whatever of it is here.

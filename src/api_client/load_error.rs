@@ -40,6 +40,16 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// The kind of failure for programs, if there is more to say than that it failed: `missing` or `refused`.
+    pub fn kind(&self) -> Option<&'static str> {
+        match self {
+            // 70: the Resource API has no such file.
+            Self::Small(ApiError::NotFound(_) | ApiError::Business { code: 70, .. }) => Some("missing"),
+            Self::Small(ApiError::Unauthorized(_) | ApiError::Business { .. }) | Self::NotLoggedIn => Some("refused"),
+            _ => None,
+        }
+    }
+
     /// Whether the parts did not fit each other. An upload may be replacing them, so a second look can find the new pair.
     pub(super) fn is_worth_a_retry(&self) -> bool {
         matches!(self, Self::NoManifest(_) | Self::TornPair | Self::Decrypt(_))

@@ -77,11 +77,15 @@ impl Reply {
 
     /// A model or a range of it, streamed.
     pub(super) fn model(plaintext: Plaintext) -> Self {
-        let Plaintext { length, range, tag, reader } = plaintext;
+        let Plaintext { length, range, tag, modified, reader } = plaintext;
         let sent = range.as_ref().map_or(length, |range| range.end - range.start);
         let status = if range.is_some() { 206 } else { 200 };
         let reply = Self { status, headers: Vec::new(), body: ReplyBody::Stream { length: sent, reader } };
         let reply = reply.with_header("Accept-Ranges", "bytes").with_header("ETag", tag);
+        let reply = match modified {
+            Some(modified) => reply.with_header("Last-Modified", httpdate::fmt_http_date(modified)),
+            None => reply,
+        };
         match range {
             Some(range) => {
                 reply.with_header("Content-Range", format!("bytes {}-{}/{length}", range.start, range.end - 1))

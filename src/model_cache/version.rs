@@ -3,13 +3,13 @@
 //! All loads that run at the same time share it. A chunk counts as stored when it was proven on its way into the file. That is
 //! only a hint, since storage decays: whoever reads a chunk back proves it again, and a damaged one is fetched again.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::entry::Entry;
 use super::old_upload::{OldObject, Prefix};
@@ -235,6 +235,13 @@ impl Version {
     /// Whether only the CDN can tell if it still belongs to its small part.
     pub fn may_be_torn(&self) -> bool {
         self.record.old.as_ref().is_some_and(|old| old.small_sha256.is_none())
+    }
+
+    /// When this box got it, if all of it is in the cache.
+    pub fn modified(&self) -> Option<SystemTime> {
+        let is_cached = self.state().place == Place::Big;
+        let record = is_cached.then(|| fs::metadata(self.entry.record()))?;
+        record.ok()?.modified().ok()
     }
 
     pub fn is_complete(&self) -> bool {

@@ -9,6 +9,7 @@ mod image;
 mod logs;
 mod metrics;
 mod model_commands;
+mod mount;
 mod power_cuts;
 mod secrets;
 mod soak;

@@ -17,6 +17,7 @@ pub mod client;
 pub mod connect_proxy;
 pub mod docker;
 mod installation;
+pub mod mount;
 pub mod multipart;
 pub mod peer;
 pub mod process;

@@ -55,7 +55,11 @@ pub(super) fn load(service: &Service, exchange: &mut Exchange, path_name: &str) 
             .with_header("Content-Range", format!("bytes */{length}"))),
         Err(error) => {
             log::warn!("{model} was not loaded: {error}");
-            Err(Reply::error(500, error))
+            let reply = Reply::error(500, &error);
+            Err(match error.kind() {
+                Some(kind) => reply.with_header("Loader-Failure", kind),
+                None => reply,
+            })
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `GET /models` and `POST /models/verify`: what is in the cache, and whether it is intact.
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::constants::DEFAULT_FOLDER;
 use crate::http::exchange::Exchange;
@@ -11,7 +12,9 @@ use crate::model_cache::{Verified, VerifyError};
 use crate::names::{FileName, Folder, ModelName};
 
 pub(super) fn models(service: &Service) -> Reply {
-    Reply::json(200, &serde_json::json!({ "models": service.client.cached_models() }))
+    let keep = service.configuration.keep.iter();
+    let keep: Vec<_> = keep.map(|ModelName { folder, file }| json!({ "folder": **folder, "name": **file })).collect();
+    Reply::json(200, &json!({ "models": service.client.cached_models(), "keep": keep }))
 }
 
 #[derive(Deserialize)]

@@ -1,0 +1,420 @@
+//! The mount's calls to the running service: HTTP over connections that stay open.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use zeroize::Zeroizing;
+
+use super::listing;
+use crate::configuration::{BindAddress, Configuration};
+use crate::http::reachable;
+use crate::names::ModelName;
+use crate::threads::lock;
+
+/// A service on this machine that accepts no connection within this time is not going to.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The service closes connections that have been idle for `CLIENT_STALL_SECONDS`, by default 30.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the service may be away before a call fails, so that programs do not notice when it restarts.
+const AWAY_LIMIT: Duration = Duration::from_secs(5);
+
+/// The pause before a retry.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Idle connections that are kept.
+const MAX_IDLE: usize = 8;
+
+/// The longest response head. The service's own are shorter.
+const MAX_HEAD: usize = 16 << 10;
+
+/// The longest list of models, and the longest error.
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// The buffer of a connection; reads of a body past it go straight to where the bytes are wanted.
+const BUFFER: usize = 32 << 10;
+
+/// Why a call failed.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// The service cannot be reached, or the connection broke.
+    Down(io::Error),
+    /// The service did not answer in time.
+    TimedOut,
+    /// The service has too much to do; worth a retry.
+    Busy,
+    /// There is no such model.
+    Missing,
+    /// The service, or the Resource API, does not allow it; with the service's reason.
+    Refused(String),
+    /// The service could not do it; with its reason.
+    Failed(String),
+    /// The service has another version of the model now.
+    Replaced,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down(error) => write!(f, "the service cannot be reached: {error}; is it running?"),
+            Self::TimedOut => f.write_str("the service did not answer in time"),
+            Self::Busy => f.write_str("the service is busy; raise its HANDLER_THREADS if this happens often"),
+            Self::Missing => f.write_str("there is no such model"),
+            Self::Refused(reason) | Self::Failed(reason) => f.write_str(reason),
+            Self::Replaced => f.write_str("it was replaced by a new upload, and its old bytes cannot be read any more"),
+        }
+    }
+}
+
+impl From<io::Error> for CallError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::TimedOut,
+            _ => Self::Down(error),
+        }
+    }
+}
+
+/// Makes a call that must end within `limit`, again and again while the service restarts or is busy.
+pub(super) fn patiently<T>(
+    limit: Duration,
+    mut call: impl FnMut(Instant) -> Result<T, CallError>,
+) -> Result<T, CallError> {
+    let started = Instant::now();
+    loop {
+        let error = match call(started + limit) {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let patience = match &error {
+            CallError::Down(_) => AWAY_LIMIT.min(limit),
+            CallError::Busy => limit,
+            _ => return Err(error),
+        };
+        if started.elapsed() + RETRY_PAUSE >= patience {
+            return Err(error);
+        }
+        thread::sleep(RETRY_PAUSE);
+    }
+}
+
+/// What the service says about the current version of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct VersionInfo {
+    /// The entity tag.
+    pub(super) tag: String,
+    /// Length of the plaintext in bytes.
+    pub(super) size: u64,
+    /// When this box got the version.
+    pub(super) modified: Option<SystemTime>,
+}
+
+/// The running service.
+pub(super) struct Service {
+    address: BindAddress,
+    /// The header with the bearer token, if there is one.
+    authorization: Zeroizing<String>,
+    idle: Mutex<Vec<(Instant, Connection)>>,
+}
+
+impl Service {
+    pub(super) fn new(configuration: &Configuration) -> Self {
+        let token = configuration.client_token.as_ref();
+        let header = token.map(|token| format!("Authorization: Bearer {}\r\n", token.expose()));
+        Self {
+            address: configuration.loader_url.as_ref().unwrap_or(&configuration.bind_address).clone(),
+            authorization: Zeroizing::new(header.unwrap_or_default()),
+            idle: Mutex::default(),
+        }
+    }
+
+    pub(super) fn address(&self) -> &BindAddress {
+        &self.address
+    }
+
+    /// The models that are at hand. One may be listed twice.
+    pub(super) fn list(self: &Arc<Self>, deadline: Instant) -> Result<Vec<ModelName>, CallError> {
+        let response = self.call("GET /models", "", deadline)?;
+        let (status, body) = (response.status, response.into_document(deadline)?);
+        if status != 200 {
+            return Err(failure(status, None, &body));
+        }
+        listing::parse(&body).ok_or_else(unusable)
+    }
+
+    /// Asks for the current version of a model, by reading its first byte.
+    pub(super) fn look_up(self: &Arc<Self>, model: &ModelName, deadline: Instant) -> Result<VersionInfo, CallError> {
+        let mut response = self.call(&load(model), "Range: bytes=0-0\r\n", deadline)?;
+        match response.status {
+            206 => {
+                let version = response.version().ok_or_else(unusable)?;
+                response.body.read_exact(&mut [0; 1], deadline)?;
+                Ok(version)
+            }
+            // There is no first byte.
+            416 if response.content_range.as_deref() == Some("bytes */0") => {
+                response.into_document(deadline)?;
+                Ok(VersionInfo { tag: String::new(), size: 0, modified: None })
+            }
+            _ => Err(response.into_error(deadline)),
+        }
+    }
+
+    /// Opens a range of this version of a model.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        model: &ModelName,
+        version: &VersionInfo,
+        range: std::ops::Range<u64>,
+        deadline: Instant,
+    ) -> Result<Body, CallError> {
+        let headers = format!("Range: bytes={}-{}\r\nIf-Range: {}\r\n", range.start, range.end - 1, version.tag);
+        let response = self.call(&load(model), &headers, deadline)?;
+        let expected = format!("bytes {}-{}/{}", range.start, range.end - 1, version.size);
+        match response.status {
+            206 if response.tag.as_deref() != Some(&version.tag) => Err(CallError::Replaced),
+            206 if response.content_range.as_deref() == Some(&expected)
+                && response.body.remaining == range.end - range.start =>
+            {
+                Ok(response.body)
+            }
+            // All of another version, which nobody reads: the connection is closed.
+            200 | 416 => Err(CallError::Replaced),
+            206 => Err(unusable()),
+            _ => Err(response.into_error(deadline)),
+        }
+    }
+
+    /// Makes a call without a body and reads the head of its response.
+    fn call(self: &Arc<Self>, request: &str, headers: &str, deadline: Instant) -> Result<Response, CallError> {
+        let length = if request.starts_with("POST") { "Content-Length: 0\r\n" } else { "" };
+        let head = Zeroizing::new(format!(
+            "{request} HTTP/1.1\r\nHost: localhost\r\n{}{length}{headers}\r\n",
+            &*self.authorization
+        ));
+        // The service may have closed an idle connection meanwhile.
+        while let Some(connection) = self.take_idle() {
+            match self.exchange(connection, &head, deadline) {
+                Err(CallError::Down(_)) => {}
+                result => return result,
+            }
+        }
+        self.exchange(Connection::open(&self.address)?, &head, deadline)
+    }
+
+    fn exchange(
+        self: &Arc<Self>,
+        mut connection: Connection,
+        head: &str,
+        deadline: Instant,
+    ) -> Result<Response, CallError> {
+        connection.until(deadline)?;
+        connection.0.get_mut().write_all(head.as_bytes())?;
+        let head = connection.read_head(deadline)?;
+        Response::parse(&head, connection, Arc::clone(self)).ok_or_else(unusable)
+    }
+
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = lock(&self.idle);
+        idle.retain(|(since, _)| since.elapsed() < IDLE_LIMIT);
+        idle.pop().map(|(_, connection)| connection)
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = lock(&self.idle);
+        if idle.len() < MAX_IDLE {
+            idle.push((Instant::now(), connection));
+        }
+    }
+}
+
+fn load(model: &ModelName) -> String {
+    // A folder has no characters that need it.
+    format!("POST /load/{}?folder={}", utf8_percent_encode(&model.file, NON_ALPHANUMERIC), &*model.folder)
+}
+
+fn unusable() -> CallError {
+    CallError::Failed("the service's response is not usable; are mount and service of one version?".into())
+}
+
+/// What a response that is no success means.
+fn failure(status: u16, reason: Option<&str>, body: &[u8]) -> CallError {
+    let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let detail = json.as_ref().and_then(|json| json["detail"].as_str()).unwrap_or("no reason was given");
+    match (status, reason) {
+        (503, _) => CallError::Busy,
+        (_, Some("missing")) => CallError::Missing,
+        (401 | 403, _) | (_, Some("refused")) => CallError::Refused(detail.to_owned()),
+        _ => CallError::Failed(detail.to_owned()),
+    }
+}
+
+/// The part of a response that is before its body, and the way to the body.
+struct Response {
+    status: u16,
+    tag: Option<String>,
+    content_range: Option<String>,
+    modified: Option<SystemTime>,
+    failure: Option<String>,
+    body: Body,
+}
+
+impl Response {
+    fn parse(head: &[u8], connection: Connection, service: Arc<Service>) -> Option<Self> {
+        let mut headers = [httparse::EMPTY_HEADER; 32];
+        let mut response = httparse::Response::new(&mut headers);
+        response.parse(head).ok().filter(httparse::Status::is_complete)?;
+        let header = |name: &str| {
+            let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
+            std::str::from_utf8(found.value).ok().map(str::to_owned)
+        };
+        let remaining = header("content-length")?.parse().ok()?;
+        let is_last = header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        let body = Body { connection: Some(connection), remaining, service, is_last };
+        Some(Self {
+            status: response.code?,
+            tag: header("etag"),
+            content_range: header("content-range"),
+            modified: header("last-modified").and_then(|date| httpdate::parse_http_date(&date).ok()),
+            failure: header("loader-failure"),
+            body,
+        })
+    }
+
+    fn version(&self) -> Option<VersionInfo> {
+        let size = self.content_range.as_deref()?.rsplit_once('/')?.1.parse().ok()?;
+        Some(VersionInfo { tag: self.tag.clone()?, size, modified: self.modified })
+    }
+
+    fn into_document(mut self, deadline: Instant) -> Result<Vec<u8>, CallError> {
+        let mut bytes = vec![0; self.body.remaining.min(MAX_DOCUMENT) as usize];
+        self.body.read_exact(&mut bytes, deadline)?;
+        Ok(bytes)
+    }
+
+    fn into_error(self, deadline: Instant) -> CallError {
+        let (status, reason) = (self.status, self.failure.clone());
+        match self.into_document(deadline) {
+            Ok(body) => failure(status, reason.as_deref(), &body),
+            Err(error) => error,
+        }
+    }
+}
+
+/// The body of a response. Its connection is used again if the body was read to its end.
+pub(super) struct Body {
+    connection: Option<Connection>,
+    remaining: u64,
+    service: Arc<Service>,
+    is_last: bool,
+}
+
+impl Body {
+    /// The bytes that are still to come.
+    pub(super) fn remaining(&self) -> u64 {
+        self.remaining
+    }
+
+    pub(super) fn read_exact(&mut self, out: &mut [u8], deadline: Instant) -> Result<(), CallError> {
+        let mut done = 0;
+        while done < out.len() {
+            let ended = || CallError::Down(io::ErrorKind::UnexpectedEof.into());
+            let connection = self.connection.as_mut().ok_or_else(ended)?;
+            connection.until(deadline)?;
+            match connection.0.read(&mut out[done..]) {
+                Ok(0) => return Err(ended()),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.remaining = self.remaining.saturating_sub(out.len() as u64);
+        if self.remaining == 0
+            && let Some(connection) = self.connection.take()
+            && !self.is_last
+        {
+            self.service.keep(connection);
+        }
+        Ok(())
+    }
+}
+
+/// A connection to the service.
+struct Connection(BufReader<Stream>);
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Connection {
+    fn open(address: &BindAddress) -> io::Result<Self> {
+        let stream = match address {
+            BindAddress::Tcp(address) => {
+                let stream = TcpStream::connect_timeout(&reachable(*address), CONNECT_TIMEOUT)?;
+                stream.set_nodelay(true)?;
+                Stream::Tcp(stream)
+            }
+            BindAddress::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
+        };
+        Ok(Self(BufReader::with_capacity(BUFFER, stream)))
+    }
+
+    /// The next read and write fail when `deadline` has come.
+    fn until(&self, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match self.0.get_ref() {
+            Stream::Tcp(stream) => {
+                stream.set_read_timeout(Some(left)).and_then(|()| stream.set_write_timeout(Some(left)))
+            }
+            Stream::Unix(stream) => {
+                stream.set_read_timeout(Some(left)).and_then(|()| stream.set_write_timeout(Some(left)))
+            }
+        }
+    }
+
+    /// Reads up to and with the empty line.
+    fn read_head(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            self.until(deadline)?;
+            let line = (&mut self.0).take((MAX_HEAD - head.len().min(MAX_HEAD)) as u64).read_until(b'\n', &mut head)?;
+            if line == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(head)
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(out),
+            Self::Unix(stream) => stream.read(out),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
