@@ -4,6 +4,7 @@
 //! model: `tree` numbers them, `filesystem` answers the kernel, `file` and `stream` turn its reads into requests for ranges, and
 //! `service` makes those.
 
+mod connection;
 mod file;
 mod filesystem;
 mod listing;

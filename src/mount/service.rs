@@ -1,9 +1,7 @@
 //! The mount's calls to the running service: HTTP over connections that stay open.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,14 +9,11 @@ use std::time::{Duration, Instant, SystemTime};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use zeroize::Zeroizing;
 
+use super::connection::Connection;
 use super::listing;
 use crate::configuration::{BindAddress, Configuration};
-use crate::http::reachable;
 use crate::names::ModelName;
 use crate::threads::lock;
-
-/// A service on this machine that accepts no connection within this time is not going to.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The service closes connections that have been idle for `CLIENT_STALL_SECONDS`, by default 30.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
@@ -32,14 +27,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Idle connections that are kept.
 const MAX_IDLE: usize = 8;
 
-/// The longest response head. The service's own are shorter.
-const MAX_HEAD: usize = 16 << 10;
-
 /// The longest list of models, and the longest error.
 const MAX_DOCUMENT: u64 = 4 << 20;
-
-/// The buffer of a connection; reads of a body past it go straight to where the bytes are wanted.
-const BUFFER: usize = 32 << 10;
 
 /// Why a call failed.
 #[derive(Debug)]
@@ -215,8 +204,7 @@ impl Service {
         head: &str,
         deadline: Instant,
     ) -> Result<Response, CallError> {
-        connection.until(deadline)?;
-        connection.0.get_mut().write_all(head.as_bytes())?;
+        connection.write_all(head.as_bytes(), deadline)?;
         let head = connection.read_head(deadline)?;
         Response::parse(&head, connection, Arc::clone(self)).ok_or_else(unusable)
     }
@@ -327,8 +315,7 @@ impl Body {
         while done < out.len() {
             let ended = || CallError::Down(io::ErrorKind::UnexpectedEof.into());
             let connection = self.connection.as_mut().ok_or_else(ended)?;
-            connection.until(deadline)?;
-            match connection.0.read(&mut out[done..]) {
+            match connection.read(&mut out[done..], deadline) {
                 Ok(0) => return Err(ended()),
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -342,79 +329,6 @@ impl Body {
         {
             self.service.keep(connection);
         }
-        Ok(())
-    }
-}
-
-/// A connection to the service.
-struct Connection(BufReader<Stream>);
-
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Connection {
-    fn open(address: &BindAddress) -> io::Result<Self> {
-        let stream = match address {
-            BindAddress::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(&reachable(*address), CONNECT_TIMEOUT)?;
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
-            }
-            BindAddress::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
-        };
-        Ok(Self(BufReader::with_capacity(BUFFER, stream)))
-    }
-
-    /// The next read and write fail when `deadline` has come.
-    fn until(&self, deadline: Instant) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        match self.0.get_ref() {
-            Stream::Tcp(stream) => {
-                stream.set_read_timeout(Some(left)).and_then(|()| stream.set_write_timeout(Some(left)))
-            }
-            Stream::Unix(stream) => {
-                stream.set_read_timeout(Some(left)).and_then(|()| stream.set_write_timeout(Some(left)))
-            }
-        }
-    }
-
-    /// Reads up to and with the empty line.
-    fn read_head(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            self.until(deadline)?;
-            let line = (&mut self.0).take((MAX_HEAD - head.len().min(MAX_HEAD)) as u64).read_until(b'\n', &mut head)?;
-            if line == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        Ok(head)
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(out),
-            Self::Unix(stream) => stream.read(out),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -237,3 +237,49 @@ fn a_service_that_is_away_is_an_error_and_no_hang() {
     world.service.kill();
     file.read_exact_at(&mut bytes, 4_000_000).unwrap();
 }
+
+#[test]
+fn a_large_model_costs_little_memory_and_not_much_time() {
+    if !can_mount("figures of the mount") {
+        return;
+    }
+    // One heap, as the product's libc has it.
+    let world = World::with(|builder| builder.env("MALLOC_ARENA_MAX", "1").env("MALLOC_MMAP_THRESHOLD_", "65536"));
+    let size: usize = if in_ci() { 1 << 30 } else { 64 << 20 };
+    let plain = pattern(size, 7);
+    world.upload("model.bin", &plain);
+    world.loads("model.bin", &plain);
+    let mut mount = Mount::of(&world.service, &[]);
+    let idle = world.service.vm_rss_kib() + mount.memory_kib("VmRSS");
+    world.service.reset_hwm();
+    let path = mount.path().join(&world.folder).join("model.bin");
+
+    let started = Instant::now();
+    assert_eq!(world.service.load_to(&world.folder, "model.bin", &mut io::sink()).received, size as u64);
+    let by_http = started.elapsed();
+    let started = Instant::now();
+    run("cat", &[text(&path)]);
+    let by_cat = started.elapsed();
+
+    fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+    let file = File::open(&path).unwrap();
+    let mut bytes = vec![0; 64 << 10];
+    let mut took: Vec<Duration> = (0..101)
+        .map(|index| {
+            let offset = index * 7_919_000_333 % (size - bytes.len());
+            let started = Instant::now();
+            file.read_exact_at(&mut bytes, offset as u64).unwrap();
+            assert!(bytes == plain[offset..offset + bytes.len()]);
+            started.elapsed()
+        })
+        .collect();
+    took.sort();
+    let peak = world.service.vm_hwm_kib() + mount.memory_kib("VmHWM");
+    let grown = peak.saturating_sub(idle);
+    println!(
+        "{size} bytes: /load {by_http:?}, cat {by_cat:?}; 64 KiB anywhere {:?} (median), {:?} (worst); {grown} KiB over idle",
+        took[50], took[100]
+    );
+    assert!(grown <= 24 << 10, "{grown} KiB over idle");
+    mount.kill();
+}
