@@ -29,7 +29,7 @@ use crate::hardware_service;
 use crate::http_client::HttpClient;
 use crate::keyed_lock::KeyedLock;
 use crate::manifest::ManifestKeys;
-use crate::model_cache::{CacheSummary, CachedModel, ModelCache, OfflineError, OfflineParts};
+use crate::model_cache::{CacheLimits, CacheSummary, CachedModel, ModelCache, OfflineError, OfflineParts, RemoveError};
 use crate::names::ModelName;
 use crate::security::AesKey;
 use crate::threads::lock;
@@ -137,7 +137,16 @@ impl ApiClient {
             configuration.trusted_keys_path.as_deref(),
             configuration.require_manifest,
         )?);
-        let cache = ModelCache::open(&configuration.model_cache_dir, Arc::clone(&manifest_keys))?;
+        let cache = ModelCache::open(
+            &configuration.model_cache_dir,
+            Arc::clone(&manifest_keys),
+            CacheLimits {
+                max_bytes: configuration.cache_max_bytes,
+                min_free_bytes: configuration.cache_min_free_bytes,
+                download_rate: configuration.download_rate,
+                keep: &configuration.keep,
+            },
+        )?;
         let offline_parts = Arc::new(OfflineParts::open(&configuration.model_cache_dir, configuration.offline_limit));
         offline::start_removing_expired(&offline_parts);
         Ok(Self {
@@ -201,7 +210,12 @@ impl ApiClient {
 
     /// Removes the spool files of unfinished uploads, before the process ends.
     pub fn stop(&self) {
-        self.cache.remove_spooled();
+        self.cache.stop();
+    }
+
+    /// Removes a model from the cache.
+    pub fn remove_from_cache(&self, model: &ModelName) -> Result<(), RemoveError> {
+        self.cache.remove(model)
     }
 
     /// All cached models, from memory.

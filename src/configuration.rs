@@ -146,6 +146,12 @@ variables! {
         => keep: Vec<ModelName> = value::models;
     "KEEP_SECONDS" = "300", "how often new versions of these models are looked for, 1 to 86400"
         => keep_every: Duration = value::time(1, 1..=86_400);
+    "CACHE_MAX_BYTES" = "0", "limit of the model cache; models used longest ago go; 0: no limit"
+        => cache_max_bytes: u64 = value::bytes(0);
+    "CACHE_MIN_FREE_BYTES" = "256M", "the model cache leaves this much of the file system free; 0: no limit"
+        => cache_min_free_bytes: u64 = value::bytes(0);
+    "DOWNLOAD_RATE" = "0", "bytes a second for all downloads of models together; 0: no limit"
+        => download_rate: u64 = value::bytes(0);
     // A year at most: more is a slip of the finger.
     "OFFLINE_HOURS" = "0", "how long models load without the Resource API, 0 (not at all) to 8760"
         => offline_limit: Duration = value::time(3600, 0..=8760);
@@ -225,6 +231,8 @@ mod tests {
         assert_eq!(configuration.max_connections, 1024);
         assert!(configuration.allowed_hosts.is_empty());
         assert_eq!(configuration.offline_limit, Duration::ZERO);
+        assert_eq!((configuration.cache_max_bytes, configuration.cache_min_free_bytes), (0, 256 << 20));
+        assert_eq!(configuration.download_rate, 0);
         assert!(configuration.signing_key_path.is_none() && configuration.trusted_keys_path.is_none());
         assert!(!configuration.require_manifest && configuration.old_readers);
         assert_eq!(configuration.default_salts(), ["HARDWARE_SALT", "API_KEY_SALT", "RESOURCE_KEY_SALT"]);
@@ -281,6 +289,10 @@ mod tests {
             ("OFFLINE_HOURS", "-1"),
             ("OFFLINE_HOURS", "1.5"),
             ("OFFLINE_HOURS", "8761"),
+            ("CACHE_MAX_BYTES", "all"),
+            ("CACHE_MAX_BYTES", ""),
+            ("CACHE_MIN_FREE_BYTES", "10%"),
+            ("DOWNLOAD_RATE", "5MB"),
             ("CLIENT_TOKEN", "line\nbreak"),
             ("API_KEY_SALT", ""),
         ] {

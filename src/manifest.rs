@@ -153,6 +153,13 @@ impl Payload {
     }
 }
 
+/// The length of the plaintext as a manifest states it, without a look at the signature.
+pub fn claimed_plain_length(text: &str) -> Option<u64> {
+    let payload = text.split('.').nth(1)?;
+    let payload = Base64UrlSafeNoPadding::decode_to_vec(payload, None).ok()?;
+    serde_json::from_slice::<Payload>(&payload).ok().map(|payload| payload.plain_length)
+}
+
 /// The length of so many bytes after encryption: initialization vector, AES-256-CBC with PKCS#7 padding.
 fn encrypted_length(plain_length: u64) -> Option<u64> {
     (plain_length / 16).checked_add(2)?.checked_mul(16)

@@ -67,6 +67,11 @@ impl Count {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// So many, of a gauge.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// How many.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -102,6 +107,9 @@ macro_rules! counts {
 
 counts! {
     CHUNKS_REPAIRED: "counter" "loader_chunks_repaired_total", "Damaged chunks of the cache that were fetched again.";
+    CACHE_EVICTIONS: "counter" "loader_cache_evictions_total", "Models removed from the cache to make room for others.";
+    UNCACHED_LOADS: "counter" "loader_uncached_loads_total", "Downloads that were not cached because there was no room.";
+    CACHE_LIMIT_BYTES: "gauge" "loader_cache_limit_bytes", "CACHE_MAX_BYTES; 0 for no limit.";
     OLD_UPLOADS: "counter" "loader_old_uploads_total", "Loads of models without a manifest, which nothing proves.";
     UPLINK_RETRIES: "counter" "loader_uplink_retries_total", "Calls to Resource API and CDN that were repeated.";
     QUEUE_FULL: "counter" "loader_queue_full_total", "Requests refused because all handlers were busy.";

@@ -17,23 +17,30 @@ mod clock;
 mod download;
 mod durable;
 mod entry;
+mod last_use;
 mod offline_parts;
 mod old_upload;
+mod rate;
 mod reader;
 mod record;
+mod room;
 mod spool;
 mod verify;
 mod version;
 
+use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use self::catalog::Catalog;
 use self::old_upload::OldObject;
+use self::rate::DownloadRate;
 use self::record::{PartRecord, Record};
-use self::version::{Files, Known, Place, Versions};
+use self::room::{NoRoom, Reservation, Room};
+use self::version::{Files, Known, Versions};
 use crate::keyed_lock::KeyedLock;
 use crate::manifest::{Manifest, ManifestKeys, Subject};
 use crate::metrics;
@@ -49,6 +56,39 @@ pub use self::spool::Spool;
 pub use self::verify::{Verified, VerifyError};
 pub use self::version::{Evidence, Remote, Version};
 
+/// What the cache may take.
+pub struct CacheLimits<'a> {
+    /// `CACHE_MAX_BYTES`.
+    pub max_bytes: u64,
+    /// `CACHE_MIN_FREE_BYTES`.
+    pub min_free_bytes: u64,
+    /// `DOWNLOAD_RATE`.
+    pub download_rate: u64,
+    /// The models in `KEEP`.
+    pub keep: &'a [ModelName],
+}
+
+/// Why a model was not removed from the cache.
+#[derive(Debug)]
+pub enum RemoveError {
+    /// It is not there.
+    NotCached,
+    /// `KEEP` names it.
+    Kept,
+    /// A file could not be removed.
+    Io(io::Error),
+}
+
+impl fmt::Display for RemoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotCached => f.write_str("the model is not in the cache"),
+            Self::Kept => f.write_str("KEEP names the model, so it stays in the cache; remove it from KEEP first"),
+            Self::Io(error) => write!(f, "the model cannot be removed from the cache: {error}"),
+        }
+    }
+}
+
 /// The name of the directory for uploads that are being received.
 const SPOOL_DIR: &str = ".spool";
 
@@ -57,8 +97,10 @@ pub struct ModelCache {
     keys: Arc<ManifestKeys>,
     /// The versions of each model that loads are reading. The lock is held while files are opened, so that no two versions get
     /// the same part file.
-    versions: KeyedLock<ModelName, Versions>,
+    versions: Arc<KeyedLock<ModelName, Versions>>,
     catalog: Arc<Catalog>,
+    room: Arc<Room>,
+    rate: Arc<DownloadRate>,
     /// The root directory, locked for as long as this process lives.
     _lock: Option<File>,
 }
@@ -68,7 +110,7 @@ impl ModelCache {
     ///
     /// A root that cannot be created is a warning, not an error: models are then loaded without the cache. The error is a
     /// sentence about another process that uses the same root.
-    pub fn open(root: &Path, keys: Arc<ManifestKeys>) -> Result<Self, String> {
+    pub fn open(root: &Path, keys: Arc<ManifestKeys>, limits: CacheLimits<'_>) -> Result<Self, String> {
         let unusable = |error: &io::Error| {
             log::warn!("the model cache at {} cannot be used, models are loaded without it: {error}", root.display());
         };
@@ -81,13 +123,16 @@ impl ModelCache {
             ));
         }
         let has_root = lock.is_some();
-        let catalog = Arc::default();
-        let cache = Self { root: root.to_owned(), keys, versions: KeyedLock::default(), catalog, _lock: lock };
+        let (versions, catalog) = (Arc::default(), Arc::new(Catalog::new(limits.keep)));
+        let room = Arc::new(Room::new(root, &limits, Arc::clone(&versions), Arc::clone(&catalog)));
+        let rate = Arc::new(DownloadRate::new(limits.download_rate));
+        let cache = Self { root: root.to_owned(), keys, versions, catalog, room, rate, _lock: lock };
         if has_root {
             cache.remove_spooled();
             if let Err(error) = cache.catalog.take_stock(root) {
                 unusable(&error);
             }
+            cache.room.trim();
         }
         Ok(cache)
     }
@@ -134,16 +179,17 @@ impl ModelCache {
             && let Some(part) = PartRecord::read(&entry.part_record())
             && part.small_sha256 == subject.small
             && let Some(manifest) = self.manifest_of_part(entry, &record, subject)
-            && let Ok(file) = open_private(&entry.part(), false)
+            && let Ok(file) = open_existing(&entry.part())
+            && let Ok(reservation) = self.reserve(entry, &record, manifest.as_ref(), false)
         {
-            let version = open(record, manifest, Files { file: Some(file), place: Place::Part, is_whole: false });
+            let version = open(record, manifest, Files::part(file, reservation));
             durable::resume(&version, &part);
             return Some(version);
         }
         let record = Record::read(&entry.record()).filter(is_requested)?;
         let manifest = self.manifest_of(entry, &record, subject)?;
         let file = open_existing(&entry.big).ok()?;
-        Some(open(record, Some(manifest), Files { file: Some(file), place: Place::Big, is_whole: true }))
+        Some(open(record, Some(manifest), Files::big(file)))
     }
 
     /// A version of `subject` of which nothing is cached yet. Its chunks are cached as they are read.
@@ -171,7 +217,7 @@ impl ModelCache {
                 (Record { small_sha256, manifest: None, old: Some(old) }, None)
             }
         };
-        let files = new_files(entry, &record, manifest.as_ref(), &versions);
+        let files = self.new_files(entry, &record, manifest.as_ref(), &versions);
         let known = self.known(entry, &siblings, record, manifest);
         let version = Arc::new(Version::new(known, files, remote));
         versions.push(Arc::downgrade(&version));
@@ -185,8 +231,8 @@ impl ModelCache {
         record: Record,
         manifest: Option<Manifest>,
     ) -> Known {
-        let (keys, siblings) = (Arc::clone(&self.keys), Arc::clone(siblings));
-        Known { entry: entry.clone(), record, manifest, keys, siblings }
+        let (keys, rate, siblings) = (Arc::clone(&self.keys), Arc::clone(&self.rate), Arc::clone(siblings));
+        Known { entry: entry.clone(), record, manifest, keys, rate, siblings }
     }
 
     /// The manifest in a record, if it is accepted.
@@ -213,25 +259,112 @@ impl ModelCache {
         self.catalog.summary()
     }
 
-    pub fn spool(&self) -> io::Result<Spool> {
-        Spool::create(&self.root.join(SPOOL_DIR))
+    /// A file for an upload of which at least `expected` bytes come.
+    pub fn spool(&self, expected: u64) -> io::Result<Spool> {
+        Spool::create(&self.root.join(SPOOL_DIR), Arc::clone(&self.room), expected)
     }
 
     /// Makes a committed upload the cached big part. After an error the cache has the old file or none.
-    pub fn adopt(&self, entry: &Entry, spool: Spool, small: SmallHash, manifest: String) -> io::Result<()> {
+    pub fn adopt(&self, entry: &Entry, mut spool: Spool, small: SmallHash, manifest: String) -> io::Result<()> {
         create_parent(&entry.big)?;
         entry.remember_proven();
         let record = Record { small_sha256: small, manifest: Some(manifest), old: None };
         let length = spool.file().metadata()?.len();
+        spool.reserve(record.download_size(length) - length)?;
+        let plain_length = record.plain_length();
         // The record goes first, as for a download.
         record.write(&entry.record())?;
         spool.move_to(&entry.big)?;
-        entry.is_cached(length);
+        entry.touch();
+        entry.is_cached(length, plain_length);
         Ok(())
     }
 
+    /// Removes a model, as a client wants it. Clients that are reading it go on.
+    pub fn remove(&self, model: &ModelName) -> Result<(), RemoveError> {
+        if self.catalog.is_kept(model) {
+            return Err(RemoveError::Kept);
+        }
+        let siblings = self.versions.of(model.clone());
+        let versions = lock(&siblings);
+        for version in versions.iter().filter_map(Weak::upgrade) {
+            version.leave_cache();
+        }
+        if self.entry(model).remove().map_err(RemoveError::Io)? { Ok(()) } else { Err(RemoveError::NotCached) }
+    }
+
+    /// Writes what is only in memory, before the process ends.
+    pub fn stop(&self) {
+        self.remove_spooled();
+        self.catalog.last_uses.write_all(Duration::ZERO);
+    }
+
+    /// The limit of all downloads together.
+    pub fn rate(&self) -> &DownloadRate {
+        &self.rate
+    }
+
+    /// The file for the chunks of a new version.
+    fn new_files(
+        &self,
+        entry: &Entry,
+        record: &Record,
+        manifest: Option<&Manifest>,
+        versions: &[Weak<Version>],
+    ) -> Files {
+        // A file whose record was lost, or was written by an older program, may still be the right one: each chunk is checked.
+        if let Some(manifest) = manifest
+            && Record::read(&entry.record()).is_none()
+            && let Ok(file) = open_existing(&entry.big)
+            && file.metadata().is_ok_and(|metadata| metadata.len() == manifest.chunks.length)
+            && record.write(&entry.record()).is_ok()
+        {
+            entry.is_cached(manifest.chunks.length, Some(manifest.plain_length));
+            return Files::big(file);
+        }
+        // Another version is being downloaded into the same file.
+        if versions.iter().filter_map(Weak::upgrade).any(|version| version.uses_part()) {
+            return Files::none();
+        }
+        entry.discard_part();
+        let is_read = versions.iter().any(|version| version.strong_count() > 0);
+        let reservation = match self.reserve(entry, record, manifest, is_read) {
+            Ok(reservation) => reservation,
+            Err(reason) => {
+                metrics::UNCACHED_LOADS.add();
+                log::warn!("{} is loaded without the cache: {reason}", entry.model);
+                return Files::none();
+            }
+        };
+        let create = || {
+            create_parent(&entry.big)?;
+            let file = open_private(&entry.part(), true)?;
+            // From now on the file counts with its full length, also after a restart.
+            file.set_len(big_length(record, manifest))?;
+            Ok::<_, io::Error>(file)
+        };
+        match create() {
+            Ok(file) => Files::part(file, reservation),
+            Err(error) => {
+                log::warn!("{} is loaded without the cache: {error}", entry.big.display());
+                Files::none()
+            }
+        }
+    }
+
+    fn reserve(
+        &self,
+        entry: &Entry,
+        record: &Record,
+        manifest: Option<&Manifest>,
+        is_read: bool,
+    ) -> Result<Reservation, NoRoom> {
+        let replaces = Some(entry).filter(|entry| !is_read && !self.catalog.is_kept(&entry.model));
+        self.room.reserve(&entry.part(), record.download_size(big_length(record, manifest)), replaces)
+    }
+
     /// Removes the spool files of unfinished uploads.
-    pub fn remove_spooled(&self) {
+    fn remove_spooled(&self) {
         let spool = self.root.join(SPOOL_DIR);
         if let Err(error) = fs::remove_dir_all(&spool)
             && error.kind() != io::ErrorKind::NotFound
@@ -247,30 +380,9 @@ fn running(versions: &mut Versions, small: SmallHash) -> Option<Arc<Version>> {
     versions.iter().filter_map(Weak::upgrade).find(|version| version.is_of(small) && version.is_there())
 }
 
-/// The file for the chunks of a new version.
-fn new_files(entry: &Entry, record: &Record, manifest: Option<&Manifest>, versions: &[Weak<Version>]) -> Files {
-    // A file whose record was lost, or was written by an older program, may still be the right one: each chunk is checked.
-    if let Some(manifest) = manifest
-        && Record::read(&entry.record()).is_none()
-        && let Ok(file) = open_existing(&entry.big)
-        && file.metadata().is_ok_and(|metadata| metadata.len() == manifest.chunks.length)
-        && record.write(&entry.record()).is_ok()
-    {
-        entry.is_cached(manifest.chunks.length);
-        return Files { file: Some(file), place: Place::Big, is_whole: true };
-    }
-    // Another version is being downloaded into the same file.
-    if versions.iter().filter_map(Weak::upgrade).any(|version| version.uses_part()) {
-        return Files::none();
-    }
-    entry.discard_part();
-    match create_parent(&entry.big).and_then(|()| open_private(&entry.part(), true)) {
-        Ok(file) => Files { file: Some(file), place: Place::Part, is_whole: false },
-        Err(error) => {
-            log::warn!("{} is loaded without the cache: {error}", entry.big.display());
-            Files::none()
-        }
-    }
+fn big_length(record: &Record, manifest: Option<&Manifest>) -> u64 {
+    let old = || record.old.as_ref().map_or(0, |old| old.length);
+    manifest.map_or_else(old, |manifest| manifest.chunks.length)
 }
 
 /// Opens a cached file for writing too, so that it can be repaired. On a read-only file system it can still be read.

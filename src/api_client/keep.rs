@@ -80,7 +80,7 @@ impl ApiClient {
 
 /// Brings a version into the cache whole.
 fn download(version: &Arc<Version>) -> io::Result<()> {
-    let mut big = version.read(0..version.length);
+    let mut big = version.read_in_background(0..version.length);
     let mut buffer = vec![0; CHUNK];
     while !version.is_complete() {
         if !version.is_cached() {

@@ -115,6 +115,7 @@ pub(super) struct Found {
 impl Load<'_> {
     fn run(&self, request: &RangeRequest) -> Result<Plaintext, LoadError> {
         let (Found { small, hash, version }, copy) = retried(|| self.find(true))?;
+        self.entry.touch();
         if version.is_old() {
             metrics::OLD_UPLOADS.add();
         }
@@ -219,7 +220,10 @@ impl Load<'_> {
         }
         if object.tail.is_none() {
             log::info!("the CDN serves no ranges: {model} is downloaded once before the load, to find its padding");
-            object.tail = Some(tail_of_whole(&cdn, &object).map_err(LoadError::Io)?);
+            object.tail = Some(
+                tail_of_whole(client.cache.rate().limit(cdn.read(&object, 0..object.length)), object.length)
+                    .map_err(LoadError::Io)?,
+            );
         }
         let plain_length = client.plain_length(small, object.length, object.tail.as_deref().unwrap_or_default());
         let plain_length = plain_length.map_err(LoadError::Decrypt)?;
@@ -245,9 +249,8 @@ fn retried<T>(look: impl Fn() -> Result<T, LoadError>) -> Result<T, LoadError> {
 }
 
 /// The last two cipher blocks of an object, read from its beginning.
-fn tail_of_whole(cdn: &CdnManager, object: &BigObject) -> io::Result<Vec<u8>> {
-    let mut reader = cdn.read(object, 0..object.length);
-    let start = object.length.saturating_sub(HELD_BACK as u64);
+fn tail_of_whole(mut reader: impl Read, length: u64) -> io::Result<Vec<u8>> {
+    let start = length.saturating_sub(HELD_BACK as u64);
     io::copy(&mut (&mut reader).take(start), &mut io::sink())?;
     let mut tail = Vec::new();
     reader.take(HELD_BACK as u64).read_to_end(&mut tail)?;

@@ -125,7 +125,8 @@ impl ApiClient {
             }
             None => None,
         };
-        let spool = self.cache.spool()?;
+        let expected = target.as_ref().map_or(shortest, |target: &Target| shortest.min(target.part_length));
+        let spool = self.cache.spool(expected)?;
         let open: OpenBig<_> = Box::new(move |small| {
             let is_local = target.as_ref().is_none_or(|target| shortest <= target.part_length);
             let sink = BigSink::new(spool, SmallHash::of(small), target);

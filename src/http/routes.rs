@@ -9,6 +9,7 @@ mod models;
 mod openapi;
 mod page;
 mod ready;
+mod remove;
 mod status;
 mod unlock;
 mod upload;
@@ -22,15 +23,15 @@ use super::json::admit_json;
 use super::reply::Reply;
 use super::service::Service;
 
-/// The text is the path parameter.
+/// The text is the path parameter. Several are separated by slashes, which no valid name has.
 type Admit = fn(&Service, &Exchange, &str) -> Result<(), Reply>;
 
-/// The text is the path parameter. Either result is the answer.
+/// The text is as for [`Admit`]. Either result is the answer.
 type Handle = fn(&Service, &mut Exchange, &str) -> Result<Reply, Reply>;
 
 /// A row of the table.
 pub(super) struct Route {
-    /// A segment in braces matches any segment, whose decoded text is the path parameter. Logs and metrics name the
+    /// A segment in braces matches any segment, whose decoded text is a path parameter. Logs and metrics name the
     /// endpoint by this pattern.
     pub(super) pattern: &'static str,
     /// The methods, as the `Allow` header lists them.
@@ -56,7 +57,7 @@ pub(super) enum AnsweredBy {
 }
 
 /// All endpoints. Any other path is not found.
-static ROUTES: [Route; 14] = [
+static ROUTES: [Route; 15] = [
     Route { public: true, ..get("/", page::page) },
     Route { public: true, ..get("/docs", docs::docs) },
     Route { public: true, ..get("/openapi.json", openapi::openapi) },
@@ -69,6 +70,7 @@ static ROUTES: [Route; 14] = [
     Route { cancellable: true, ..post("/login", admit_json, login::login) },
     Route { cancellable: true, ..post("/load/{filename}", load::admit, load::load) },
     post("/upload/{filename}", upload::admit, upload::upload),
+    delete("/models/{folder}/{filename}", remove::remove),
     post("/unlock", admit_json, unlock::unlock),
     Route { polled: true, ..get("/unlock/status", unlock::status) },
 ];
@@ -86,6 +88,10 @@ const fn post(pattern: &'static str, admit: Admit, handle: Handle) -> Route {
     Route { pattern, allow: "POST, OPTIONS", public: false, polled: false, cancellable: false, admit, answered_by }
 }
 
+const fn delete(pattern: &'static str, handle: Handle) -> Route {
+    Route { allow: "DELETE, OPTIONS", ..post(pattern, |_, _, _| Ok(()), handle) }
+}
+
 impl Route {
     pub(super) fn allows(&self, method: &str) -> bool {
         self.allow.split(", ").any(|allowed| allowed == method)
@@ -97,8 +103,8 @@ impl Route {
     }
 }
 
-/// The route of a request target, and its path parameter, which is empty where the pattern has none. The path is split
-/// before it is decoded, so an encoded slash is part of a segment; names with a slash are refused later.
+/// The route of a request target, and its path parameters. The path is split before it is decoded, so an encoded slash is part
+/// of a segment; names with a slash are refused later.
 pub(super) fn find(target: &str) -> Result<(&'static Route, String), Reply> {
     let not_found = || Reply::error(404, "Not Found");
     let path = target.split('?').next().unwrap_or_default();
@@ -111,16 +117,16 @@ pub(super) fn find(target: &str) -> Result<(&'static Route, String), Reply> {
     let segments = segments.map_err(|_| Reply::error(422, "the path is not percent-encoded UTF-8"))?;
     'routes: for route in &ROUTES {
         let mut patterns = route.pattern[1..].split('/');
-        let mut parameter = "";
+        let mut parameters: Vec<&str> = Vec::new();
         for segment in &segments {
             match patterns.next() {
-                Some(pattern) if pattern.starts_with('{') => parameter = segment,
+                Some(pattern) if pattern.starts_with('{') => parameters.push(segment),
                 Some(pattern) if pattern == segment => {}
                 _ => continue 'routes,
             }
         }
         if patterns.next().is_none() {
-            return Ok((route, parameter.to_owned()));
+            return Ok((route, parameters.join("/")));
         }
     }
     Err(not_found())
@@ -149,8 +155,12 @@ mod tests {
     #[test]
     fn every_route_is_found_by_its_path() {
         for route in &ROUTES {
-            let parameter = if route.pattern.contains('{') { "a b" } else { "" };
-            let path = route.pattern.replace("{filename}", "a%20b");
+            let parameter = match route.pattern.matches('{').count() {
+                0 => "",
+                1 => "a b",
+                _ => "f/a b",
+            };
+            let path = route.pattern.replace("{filename}", "a%20b").replace("{folder}", "f");
             for target in [path.clone(), format!("{path}?x=1/2")] {
                 assert_eq!(found(&target), Ok((route.pattern, parameter.to_owned())), "{target}");
             }
@@ -162,6 +172,9 @@ mod tests {
         assert_eq!(found("/load/..%2Fetc"), Ok(("/load/{filename}", "../etc".into())));
         assert_eq!(found("/load/%252e%252e"), Ok(("/load/{filename}", "%2e%2e".into())));
         assert_eq!(found("/load/%ff"), Err(422));
+        // Two names with one slash too many, which is in neither.
+        let pattern = "/models/{folder}/{filename}";
+        assert_eq!(found("/models/a%2Fb/c"), Ok((pattern, "a/b/c".into())));
     }
 
     #[test]
@@ -179,8 +192,9 @@ mod tests {
         let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
         let paths = document["paths"].as_object().unwrap();
         for route in &ROUTES {
-            let (method, pattern) = (if route.is_safe() { "get" } else { "post" }, route.pattern);
-            let operation = &document["paths"][pattern][method];
+            let (method, _) = route.allow.split_once(',').unwrap();
+            let (method, pattern) = (method.to_ascii_lowercase(), route.pattern);
+            let operation = &document["paths"][pattern][&method];
             assert!(operation.is_object(), "routes/openapi.json has no {method} of {pattern}");
             assert_eq!(operation["security"].is_array(), route.public, "{pattern}: who may call it");
             let has = |status: &str| operation["responses"][status].is_object();

@@ -1,6 +1,6 @@
 //! The list of cached models, in memory, for `/status` and others that must not wait for a disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,28 @@ use std::sync::Mutex;
 
 use serde::Serialize;
 
+use super::entry::record_of;
+use super::last_use::LastUses;
+use super::record::Record;
+use crate::names::ModelName;
 use crate::threads::lock;
 
 /// The number of models that are listed.
 const LISTED: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CachedModel {
     pub folder: String,
     pub name: String,
     /// Length of its big part in bytes.
     pub bytes: u64,
+    /// Length of its plaintext in bytes, if its record tells.
+    pub plain_bytes: Option<u64>,
+    /// When it was last loaded or uploaded, in seconds since 1970.
+    pub last_used: u64,
+    /// Whether `KEEP` names it.
+    pub kept: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,32 +43,71 @@ pub struct CacheSummary {
 
 /// The big parts in the cache with their lengths. Code that renames or removes one has to update it.
 #[derive(Debug, Default)]
-pub(super) struct Catalog(Mutex<BTreeMap<PathBuf, u64>>);
+pub(super) struct Catalog {
+    models: Mutex<BTreeMap<PathBuf, Lengths>>,
+    /// The models in `KEEP`.
+    keep: HashSet<ModelName>,
+    pub(super) last_uses: LastUses,
+}
+
+/// The lengths of a big part and of the model's plaintext in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Lengths {
+    big: u64,
+    plain: Option<u64>,
+}
 
 impl Catalog {
-    pub(super) fn insert(&self, big: &Path, bytes: u64) {
-        lock(&self.0).insert(big.to_owned(), bytes);
+    pub(super) fn new(keep: &[ModelName]) -> Self {
+        Self { keep: keep.iter().cloned().collect(), ..Self::default() }
+    }
+
+    /// Adds a big part whose record has just been written.
+    pub(super) fn insert(&self, big: &Path, bytes: u64, plain: Option<u64>) {
+        lock(&self.models).insert(big.to_owned(), Lengths { big: bytes, plain });
+        self.last_uses.record_is_new(big);
     }
 
     pub(super) fn remove(&self, big: &Path) {
-        lock(&self.0).remove(big);
+        lock(&self.models).remove(big);
+        self.last_uses.forget(big);
+    }
+
+    /// Whether `KEEP` names the model.
+    pub(super) fn is_kept(&self, model: &ModelName) -> bool {
+        self.keep.contains(model)
     }
 
     pub(super) fn summary(&self) -> CacheSummary {
         let models = self.models(LISTED);
-        let entries = lock(&self.0);
-        CacheSummary { bytes: entries.values().sum(), files: entries.len(), models }
+        let entries = lock(&self.models);
+        CacheSummary { bytes: entries.values().map(|lengths| lengths.big).sum(), files: entries.len(), models }
     }
 
     /// The first models, at most so many.
     pub(super) fn models(&self, limit: usize) -> Vec<CachedModel> {
-        let entries = lock(&self.0);
-        let models = entries.iter().take(limit).filter_map(|(big, bytes)| {
-            let text = |part: Option<&std::ffi::OsStr>| Some(part?.to_str()?.to_owned());
-            let (folder, name) = (text(big.parent()?.file_name())?, text(big.file_stem())?);
-            Some(CachedModel { folder, name, bytes: *bytes })
+        let entries = lock(&self.models);
+        let models = entries.iter().take(limit).filter_map(|(big, lengths)| {
+            let model = model_of(big)?;
+            Some(CachedModel {
+                folder: model.folder.to_string(),
+                name: model.file.to_string(),
+                bytes: lengths.big,
+                plain_bytes: lengths.plain,
+                last_used: self.last_uses.of(big) / 1_000_000_000,
+                kept: self.is_kept(&model),
+            })
         });
         models.collect()
+    }
+
+    /// Adds a big part of an earlier process.
+    fn add(&self, big: &Path) -> io::Result<()> {
+        let (bytes, record) = (fs::metadata(big)?.len(), record_of(big));
+        self.last_uses.found(big, fs::metadata(&record)?.modified()?);
+        let plain = Record::read(&record).and_then(|record| record.plain_length());
+        lock(&self.models).insert(big.to_owned(), Lengths { big: bytes, plain });
+        Ok(())
     }
 
     /// Lists the big parts under `root` and removes unfinished files. What cannot be read does not keep the rest from use.
@@ -88,7 +138,7 @@ impl Catalog {
             let result = if unfinished {
                 fs::remove_file(&file)
             } else if name.ends_with(".big") && exists(&name, ".json") {
-                fs::metadata(&file).map(|metadata| self.insert(&file, metadata.len()))
+                self.add(&file)
             } else {
                 Ok(())
             };
@@ -98,6 +148,12 @@ impl Catalog {
         }
         Ok(())
     }
+}
+
+/// The model of a big part.
+pub(super) fn model_of(big: &Path) -> Option<ModelName> {
+    let folder = big.parent()?.file_name()?.to_str()?;
+    ModelName::new(folder, big.file_name()?.to_str()?.strip_suffix(".big")?).ok()
 }
 
 /// Removes the record of an unlock that was being written.
@@ -113,13 +169,15 @@ mod tests {
     fn a_summary_counts_all_and_lists_a_hundred() {
         let catalog = Catalog::default();
         for number in 0..150 {
-            catalog.insert(Path::new(&format!("cache/models/m{number:03}.v2.bin.big")), 10);
+            catalog.insert(Path::new(&format!("cache/models/m{number:03}.v2.bin.big")), 10, None);
         }
-        catalog.insert(Path::new("cache/models/m000.v2.bin.big"), 7);
+        catalog.insert(Path::new("cache/models/m000.v2.bin.big"), 7, Some(9));
         catalog.remove(Path::new("cache/models/m001.v2.bin.big"));
         let summary = catalog.summary();
         assert_eq!((summary.bytes, summary.files, summary.models.len()), (1487, 149, LISTED));
-        let expected = CachedModel { folder: "models".into(), name: "m000.v2.bin".into(), bytes: 7 };
-        assert_eq!(summary.models[0], expected);
+        let first = &summary.models[0];
+        let (folder, name) = (first.folder.as_str(), first.name.as_str());
+        assert_eq!((folder, name, first.bytes, first.plain_bytes), ("models", "m000.v2.bin", 7, Some(9)));
+        assert!(!first.kept && first.last_used > 1_700_000_000);
     }
 }

@@ -7,7 +7,6 @@ use std::ops::Range;
 use sha2::{Digest, Sha256};
 
 use super::version::Version;
-use crate::constants::CHUNK;
 use crate::manifest::ChunkHash;
 
 /// How often a chunk is fetched in all if it arrives with the wrong hash.
@@ -54,7 +53,8 @@ impl ChunkStream {
         bytes.resize((range.end - range.start) as usize, 0);
         let body = self.body.get_or_insert_with(|| version.open(version.bytes_of(self.chunks.clone())));
         let mut hasher = Sha256::new();
-        for piece in bytes.chunks_mut(CHUNK) {
+        for piece in bytes.chunks_mut(version.rate.piece()) {
+            version.wait_for_rate(piece.len())?;
             body.read_exact(piece)?;
             hasher.update(piece);
         }

@@ -76,6 +76,9 @@ impl Durable {
 fn make_durable(version: &Version, stored: &[bool]) -> io::Result<()> {
     let Some(file) = &version.file else { return Ok(()) };
     file.sync_data()?;
+    if !version.uses_part() {
+        return Ok(());
+    }
     let entry = &version.entry;
     let source = entry.part_source();
     // If the disk has no room for the records, the download goes on: only a later start would need them.
@@ -101,9 +104,11 @@ fn try_finish(version: &Version) -> io::Result<()> {
     complete_record(version)?.write(&entry.record())?;
     rename_durably(file, &entry.part(), &entry.big)?;
     version.state().place = Place::Big;
-    entry.is_cached(version.length);
+    entry.is_cached(version.length, Some(version.plain_length));
     remove_file(&entry.part_record())?;
-    remove_file(&entry.part_source())
+    remove_file(&entry.part_source())?;
+    version.give_room_back();
+    Ok(())
 }
 
 /// The record of a complete version. For an old upload, this box makes the manifest.

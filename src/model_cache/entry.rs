@@ -1,5 +1,6 @@
 //! The files of one model in the cache.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,8 +52,13 @@ impl Entry {
     }
 
     /// Adds the complete big part to the catalog.
-    pub(super) fn is_cached(&self, bytes: u64) {
-        self.catalog.insert(&self.big, bytes);
+    pub(super) fn is_cached(&self, bytes: u64, plain: Option<u64>) {
+        self.catalog.insert(&self.big, bytes, plain);
+    }
+
+    /// The model is loaded now, which keeps it in a full cache.
+    pub fn touch(&self) {
+        self.catalog.last_uses.touch(&self.big);
     }
 
     /// Whether this box has ever had a version of the model with an uploader's manifest.
@@ -75,6 +81,22 @@ impl Entry {
                 self.model
             );
         }
+    }
+
+    /// Removes all files of the model but the mark that it was proven. Returns whether there were any.
+    pub(super) fn remove(&self) -> io::Result<bool> {
+        if self.was_proven() {
+            self.remember_proven();
+            if !self.proven().exists() {
+                return Err(io::Error::other("the mark that the model was proven cannot be written"));
+            }
+        }
+        let paths =
+            [self.record(), self.big.clone(), self.part_record(), self.part_source(), self.part(), self.small()];
+        let was_there = paths.iter().any(|path| path.exists());
+        paths.iter().try_for_each(|path| remove_file(path))?;
+        self.catalog.remove(&self.big);
+        Ok(was_there)
     }
 
     /// Removes an unfinished download. Its bitmap goes first: without it the rest is worth nothing.

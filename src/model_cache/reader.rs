@@ -48,14 +48,14 @@ pub struct ChunkReader {
 }
 
 impl ChunkReader {
-    fn new(version: Arc<Version>, bytes: Range<u64>) -> Self {
+    fn new(version: Arc<Version>, bytes: Range<u64>, is_for_client: bool) -> Self {
         let bytes = bytes.start..bytes.end.min(version.length).max(bytes.start);
         let chunks = if bytes.is_empty() {
             0..0
         } else {
             (bytes.start / version.chunk) as usize..bytes.end.div_ceil(version.chunk) as usize
         };
-        let demand = version.demand(chunks.clone());
+        let demand = version.demand(chunks.clone(), is_for_client);
         Self {
             version,
             demand,
@@ -175,7 +175,12 @@ impl ChunkReader {
 impl Version {
     /// A reader of a range of the big part. An incomplete old upload has to be read as a whole.
     pub fn read(self: &Arc<Self>, range: Range<u64>) -> ChunkReader {
-        ChunkReader::new(Arc::clone(self), range)
+        ChunkReader::new(Arc::clone(self), range, true)
+    }
+
+    /// The same, for a download that no client waits for.
+    pub fn read_in_background(self: &Arc<Self>, range: Range<u64>) -> ChunkReader {
+        ChunkReader::new(Arc::clone(self), range, false)
     }
 
     /// The end of the missing chunks that begin at `index`.

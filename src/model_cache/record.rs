@@ -7,9 +7,12 @@ use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
 use serde::{Deserialize, Serialize};
 
 use super::old_upload::OldObject;
-use crate::manifest::{MAX_CHUNKS, MAX_MANIFEST_BYTES};
+use crate::manifest::{MAX_CHUNKS, MAX_MANIFEST_BYTES, chunk_size, claimed_plain_length};
 use crate::security::SmallHash;
 use crate::storage::{read_document, read_document_up_to, write_document};
+
+/// A hash of 32 bytes in base64 twice.
+const MANIFEST_BYTES_PER_CHUNK: usize = 60;
 
 /// What a cached big part is, and what its chunks are compared with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +31,22 @@ impl Record {
 
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         write_document(self, path)
+    }
+
+    /// Length of the plaintext, for display: nothing is verified here.
+    pub(super) fn plain_length(&self) -> Option<u64> {
+        match &self.old {
+            Some(old) => Some(old.plain_length),
+            None => claimed_plain_length(self.manifest.as_deref()?),
+        }
+    }
+
+    /// How much of the disk a download of so many bytes takes at most, before it is in place: its chunks and what a file system
+    /// needs to find them, two copies of this record, and a few short ones.
+    pub(super) fn download_size(&self, length: u64) -> u64 {
+        let old = || length.div_ceil(chunk_size(length)) as usize * MANIFEST_BYTES_PER_CHUNK;
+        let record = self.manifest.as_ref().map_or_else(old, String::len) as u64;
+        length + length / 512 + 2 * record + 32 * 1024
     }
 }
 

@@ -3,33 +3,49 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::room::{NoRoom, Reservation, Room};
 use crate::security::hex;
 use crate::storage::{create_dir, open_private, rename_durably};
 
+/// A file that outgrows its reservation reserves this much more, or as much as there is.
+const STEP: u64 = 8 << 20;
+
 /// A new file in the spool directory. It is removed when this is dropped.
-#[derive(Debug)]
 pub struct Spool {
     file: File,
     path: PathBuf,
+    length: u64,
+    /// The length that was announced, or less.
+    expected: u64,
+    room: Arc<Room>,
+    reservation: Reservation,
     moved: bool,
 }
 
 impl Spool {
-    pub(super) fn create(directory: &Path) -> io::Result<Self> {
+    pub(super) fn create(directory: &Path, room: Arc<Room>, expected: u64) -> io::Result<Self> {
         create_dir(directory)?;
         let mut name = [0; 16];
         getrandom::fill(&mut name).map_err(io::Error::from)?;
         let path = directory.join(hex(&name));
-        Ok(Self { file: open_private(&path, true)?, path, moved: false })
+        let reservation = room.reserve(&path, expected, None)?;
+        Ok(Self { file: open_private(&path, true)?, path, length: 0, expected, room, reservation, moved: false })
     }
 
     pub fn another(&self) -> io::Result<Self> {
-        Self::create(self.path.parent().unwrap_or(Path::new(".")))
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        Self::create(directory, Arc::clone(&self.room), self.expected)
     }
 
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Reserves room for so many bytes more than the file has.
+    pub(super) fn reserve(&mut self, more: u64) -> Result<(), NoRoom> {
+        self.reservation.grow(self.length + more)
     }
 
     pub(super) fn move_to(mut self, target: &Path) -> io::Result<()> {
@@ -41,7 +57,12 @@ impl Spool {
 
 impl Write for Spool {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        if !self.reservation.is_for(self.length + bytes.len() as u64) {
+            self.reserve(STEP.max(bytes.len() as u64)).or_else(|_| self.reserve(bytes.len() as u64))?;
+        }
+        let count = self.file.write(bytes)?;
+        self.length += count as u64;
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {

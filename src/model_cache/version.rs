@@ -13,7 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::entry::Entry;
 use super::old_upload::{OldObject, Prefix};
+use super::rate::{DownloadRate, Share};
 use super::record::Record;
+use super::room::Reservation;
 use crate::cdn_manager::BigObject;
 use crate::manifest::{ChunkHash, Manifest, ManifestKeys, chunk_size};
 use crate::metrics::{self, REPORT_EVERY, Stage, report_transfer};
@@ -64,6 +66,10 @@ pub struct Version {
     pub(super) file: Option<Arc<File>>,
     remote: Mutex<Arc<dyn Remote>>,
     pub(super) keys: Arc<ManifestKeys>,
+    pub(super) rate: Arc<DownloadRate>,
+    pub(super) share: Share,
+    /// The room that its part file may take.
+    reservation: Mutex<Option<Reservation>>,
     state: Mutex<State>,
     changed: Condvar,
     /// For an old upload.
@@ -80,6 +86,7 @@ pub(super) struct Known {
     /// None for an old upload that has not been downloaded to its end.
     pub(super) manifest: Option<Manifest>,
     pub(super) keys: Arc<ManifestKeys>,
+    pub(super) rate: Arc<DownloadRate>,
     pub(super) siblings: Arc<Mutex<Versions>>,
 }
 
@@ -88,12 +95,22 @@ pub(super) struct Files {
     pub(super) place: Place,
     /// Whether the file has all chunks, or none.
     pub(super) is_whole: bool,
+    /// For a part file.
+    pub(super) reservation: Option<Reservation>,
 }
 
 impl Files {
+    pub(super) fn part(file: File, reservation: Reservation) -> Self {
+        Self { file: Some(file), place: Place::Part, is_whole: false, reservation: Some(reservation) }
+    }
+
+    pub(super) fn big(file: File) -> Self {
+        Self { file: Some(file), place: Place::Big, is_whole: true, reservation: None }
+    }
+
     /// The version cannot be cached.
     pub(super) fn none() -> Self {
-        Self { file: None, place: Place::Nowhere, is_whole: false }
+        Self { file: None, place: Place::Nowhere, is_whole: false, reservation: None }
     }
 }
 
@@ -113,6 +130,7 @@ pub(super) enum Place {
 pub(super) struct Demand {
     pub(super) number: u64,
     pub(super) connections: usize,
+    is_of_client: bool,
 }
 
 pub(super) struct State {
@@ -123,6 +141,8 @@ pub(super) struct State {
     pub(super) recent: Option<(usize, Arc<Vec<u8>>)>,
     /// The chunks that each reader still wants, by the reader's number.
     pub(super) demands: Vec<(u64, Range<usize>)>,
+    /// How many of these readers are clients.
+    clients: usize,
     /// The chunks that each download still has to fetch, by the download's number.
     pub(super) claims: Vec<(u64, Range<usize>)>,
     next_number: u64,
@@ -155,7 +175,7 @@ impl State {
 
 impl Version {
     pub(super) fn new(known: Known, files: Files, remote: Arc<dyn Remote>) -> Self {
-        let Known { entry, record, manifest, keys, siblings } = known;
+        let Known { entry, record, manifest, keys, rate, siblings } = known;
         let (length, plain_length) = match (&manifest, &record.old) {
             (Some(manifest), _) => (manifest.chunks.length, manifest.plain_length),
             (None, Some(old)) => (old.length, old.plain_length),
@@ -174,6 +194,7 @@ impl Version {
             stored: vec![files.is_whole; length.div_ceil(chunk) as usize],
             recent: None,
             demands: Vec::new(),
+            clients: 0,
             claims: Vec::new(),
             next_number: 0,
             reported_at: None,
@@ -191,6 +212,9 @@ impl Version {
             file: files.file.map(Arc::new),
             remote: Mutex::new(remote),
             keys,
+            rate,
+            share: Share::default(),
+            reservation: Mutex::new(files.reservation),
             state: Mutex::new(state),
             changed: Condvar::new(),
             prefix: Mutex::default(),
@@ -316,7 +340,7 @@ impl Version {
     }
 
     /// Registers a reader of these chunks.
-    pub(super) fn demand(&self, chunks: Range<usize>) -> Demand {
+    pub(super) fn demand(&self, chunks: Range<usize>, is_of_client: bool) -> Demand {
         // The chunks of an old upload must come in order, to be hashed. `connections` may ask the CDN, so no lock is held.
         let connections = if self.is_old() || self.is_complete() { 1 } else { self.remote().connections() };
         let mut state = self.state();
@@ -324,7 +348,8 @@ impl Version {
         state.failure = None;
         let number = state.new_number();
         state.demands.push((number, chunks));
-        Demand { number, connections }
+        state.clients += usize::from(is_of_client);
+        Demand { number, connections, is_of_client }
     }
 
     /// The reader wants no chunk before `next` any more.
@@ -336,7 +361,14 @@ impl Version {
     }
 
     pub(super) fn withdraw(&self, demand: Demand) {
-        self.state().demands.retain(|(number, _)| *number != demand.number);
+        let mut state = self.state();
+        state.demands.retain(|(number, _)| *number != demand.number);
+        state.clients -= usize::from(demand.is_of_client);
+    }
+
+    /// Waits until `DOWNLOAD_RATE` lets so many bytes in. What a client waits for comes first.
+    pub(super) fn wait_for_rate(&self, bytes: usize) -> io::Result<()> {
+        self.rate.wait(bytes, &self.share, || self.state().clients > 0)
     }
 
     /// The hash to compare the chunk with, if it is in the file.
@@ -372,6 +404,22 @@ impl Version {
         if place == Place::Part {
             self.entry.discard_part();
         }
+        self.give_room_back();
+        self.notify();
+    }
+
+    /// The part file grows no more.
+    pub(super) fn give_room_back(&self) {
+        drop(lock(&self.reservation).take());
+    }
+
+    /// The files are about to be removed. Readers go on with what they have open.
+    pub(super) fn leave_cache(&self) {
+        let mut state =
+            self.changed.wait_while(self.state(), |state| state.finishing).unwrap_or_else(PoisonError::into_inner);
+        state.place = Place::Nowhere;
+        drop(state);
+        self.give_room_back();
         self.notify();
     }
 }

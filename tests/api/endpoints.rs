@@ -38,9 +38,16 @@ fn status_shows_who_is_logged_in_and_what_is_cached() {
         let mut status = world.service.get("/status").json();
         let uptime = status.as_object_mut().unwrap().remove("uptimeSeconds").unwrap();
         assert!(uptime.as_u64().is_some_and(|seconds| seconds < 3600), "{uptime}");
+        for model in status["cache"]["models"].as_array_mut().unwrap() {
+            let last_used = model.as_object_mut().unwrap().remove("lastUsed").unwrap();
+            assert!(last_used.as_u64().is_some_and(|seconds| seconds > 1_700_000_000), "{last_used}");
+        }
         status
     };
-    let cached = |name: &str, size: usize| json!({"folder": world.folder, "name": name, "bytes": big_length(size)});
+    let cached = |name: &str, size: usize| {
+        let bytes = big_length(size);
+        json!({"folder": world.folder, "name": name, "bytes": bytes, "plainBytes": size, "kept": false})
+    };
     let expected = |user: serde_json::Value, models: &[serde_json::Value]| {
         let bytes: u64 = models.iter().map(|model| model["bytes"].as_u64().unwrap()).sum();
         json!({

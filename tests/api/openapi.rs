@@ -101,6 +101,11 @@ fn every_answer_is_one_that_the_document_has() {
     document.has("post", "/upload/{filename}", &service.upload(folder, "m.bin", &[0; 2000]));
     document.has("post", "/upload/{filename}", &service.upload("no-such-bucket-here", "m.bin", b"model"));
     document.has("post", "/upload/{filename}", &service.call("POST", "/upload/m", &form, b"--b--").unwrap());
+    let model = "/models/{folder}/{filename}";
+    for file in ["m.bin", "m.bin", "%20%2F"] {
+        let reply = service.call("DELETE", &format!("/models/{folder}/{file}"), &[], b"").unwrap();
+        document.has("delete", model, &reply);
+    }
     document.has("post", "/unlock", &service.post_json("/unlock", credentials(PASSWORD)));
     document.has("post", "/unlock", &service.post_json("/unlock", json!({})));
     std::fs::write(service.images_path(), [0; 100]).unwrap();
@@ -108,8 +113,8 @@ fn every_answer_is_one_that_the_document_has() {
 
     for (path, operations) in document.0["paths"].as_object().unwrap() {
         let method = operations.as_object().unwrap().keys().next().unwrap();
-        let target = path.replace("{filename}", "m.bin");
-        document.has(method, path, &service.call("DELETE", &target, &[], b"").unwrap());
+        let target = path.replace("{filename}", "m.bin").replace("{folder}", folder);
+        document.has(method, path, &service.call("PATCH", &target, &[], b"").unwrap());
         // Refused by the gate.
         let method_name = method.to_uppercase();
         let long = "x".repeat(20_000);

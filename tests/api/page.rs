@@ -208,5 +208,5 @@ fn the_page_needs_no_token_and_has_its_headers() {
     assert!(policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"), "{policy}");
     assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
     assert_eq!(reply.header("referrer-policy"), Some("no-referrer"));
-    assert!(reply.body.len() <= 12 * 1024);
+    assert!(reply.body.len() <= 13 * 1024);
 }

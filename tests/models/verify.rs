@@ -124,9 +124,12 @@ fn one_model_or_some_of_its_chunks_can_be_verified() {
     world.upload("m.bin", &pattern(3 * MIB, 1));
     let verify = |body| world.service.post_json("/models/verify", body);
     let (folder, name) = (&world.folder, "m.bin");
-    let models = world.service.get("/models").json();
+    let mut models = world.service.get("/models").json();
+    let last_used = models["models"][0].as_object_mut().unwrap().remove("lastUsed").unwrap();
+    assert!(last_used.as_u64().is_some_and(|seconds| seconds > 1_700_000_000), "{last_used}");
     let length = fs::metadata(world.service.cache_file(folder, name)).unwrap().len();
-    assert_eq!(models, json!({ "models": [{ "folder": folder, "name": name, "bytes": length }], "keep": [] }));
+    let expected = json!({ "folder": folder, "name": name, "bytes": length, "plainBytes": 3 * MIB, "kept": false });
+    assert_eq!(models, json!({ "models": [expected], "keep": [] }));
     let right = json!({ "status": "ok", "chunks": 3, "bytes": length, "repaired": 0, "bad": 0, "reason": null });
     assert_eq!(verify(json!({ "folder": folder, "filename": name })).json(), right);
     let some = verify(json!({ "folder": folder, "filename": name, "first": 1, "count": 1 })).json();
