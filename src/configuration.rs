@@ -44,9 +44,15 @@ impl Variable {
 
     fn parse<T>(
         &self,
-        lookup: impl Fn(&str) -> Result<Option<String>, String>,
+        lookup: &dyn Fn(&str) -> Result<Option<String>, String>,
         parse: impl Fn(&Value) -> Result<T, String>,
     ) -> Result<T, String> {
+        let (name, value) = self.value(lookup)?;
+        parse(&value).map_err(|reason| format!("{name} {reason}"))
+    }
+
+    /// The value, and the variable that it is from. Not generic, since there is a [`parse`](Self::parse) for each row.
+    fn value(&self, lookup: &dyn Fn(&str) -> Result<Option<String>, String>) -> Result<(String, Value), String> {
         let (mut name, file_variable) = (self.name.to_owned(), self.file_variable());
         let mut set = lookup(self.name)?.map(Zeroizing::new);
         let file = if self.is_secret { lookup(&file_variable)?.filter(|path| !path.is_empty()) } else { None };
@@ -59,7 +65,7 @@ impl Variable {
         }
         let is_set = set.is_some();
         let text = set.unwrap_or_else(|| Zeroizing::new(self.default.to_owned()));
-        parse(&Value { text, default: self.default, is_set }).map_err(|reason| format!("{name} {reason}"))
+        Ok((name, Value { text, default: self.default, is_set }))
     }
 }
 
