@@ -19,6 +19,7 @@ mod models;
 mod mount;
 mod pack;
 mod progress;
+mod remove;
 mod running_service;
 mod serve;
 mod status;
@@ -42,6 +43,7 @@ static COMMANDS: &[&Command] = &[
     &load::COMMAND,
     &upload::COMMAND,
     &models::COMMAND,
+    &remove::COMMAND,
     &verify::COMMAND,
     &exec::COMMAND,
     &fingerprint::COMMAND,

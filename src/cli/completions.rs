@@ -43,7 +43,7 @@ static TEMPLATE: &str = r#"_loader() {
     case $command in
 OPTIONS    esac
     case $command:$COMP_CWORD:$3 in
-    load:2:* | upload:2:* | exec:*:--model)
+    load:2:* | upload:2:* | remove:2:* | exec:*:--model)
         if [[ $word != -* ]]; then
             IFS=$'\n'
             COMPREPLY=($(compgen -W "$(loader models 2>/dev/null | sed 's/  .*//')" -- "$word"))

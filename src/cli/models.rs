@@ -1,6 +1,8 @@
 //! `loader models`: what the running service has in its cache.
 
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::macros::format_description;
 
 use super::progress::size;
 use super::running_service::{RunningService, STATUS_TIMEOUT, text};
@@ -12,7 +14,7 @@ pub(super) static COMMAND: Command = Command {
     summary: "list the models in the cache of the running service",
     help: &[
         "\
-Prints a line for each model that is complete in the cache, with the size of its encrypted part.
+Prints a line for each model that is complete in the cache: its size, when it was used last, and whether KEEP names it.
 
   --json                 print the service's answer to GET /models as it is
 ",
@@ -36,8 +38,18 @@ fn run(words: &[&str]) -> Result<(), Failure> {
 fn table(models: &[Value]) -> String {
     let name = |model: &Value| format!("{}/{}", text(&model["folder"]), text(&model["name"]));
     let width = models.iter().map(|model| name(model).chars().count()).max().unwrap_or(0);
-    let row = |model| format!("{:width$}  {:>9}\n", name(model), size(model["bytes"].as_u64().unwrap_or(0)));
+    let row = |model: &Value| {
+        let bytes = model["plainBytes"].as_u64().or(model["bytes"].as_u64()).unwrap_or(0);
+        let kept = if model["kept"] == true { "  kept" } else { "" };
+        format!("{:width$}  {:>9}  used {}{kept}\n", name(model), size(bytes), minute(&model["lastUsed"]))
+    };
     models.iter().map(row).collect()
+}
+
+fn minute(seconds: &Value) -> String {
+    let time = seconds.as_i64().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let text = time.and_then(|time| time.format(format_description!("[year]-[month]-[day] [hour]:[minute] UTC")).ok());
+    text.unwrap_or_else(|| "at an unknown time".into())
 }
 
 #[cfg(test)]
@@ -49,10 +61,14 @@ mod tests {
     #[test]
     fn sizes_are_in_one_column() {
         let models = json!([
-            {"folder": "models", "name": "m.bin", "bytes": 1_250_000},
-            {"folder": "models", "name": "модель.onnx", "bytes": 12, "more": true},
+            {"folder": "models", "name": "m.bin", "bytes": 1, "plainBytes": 1_250_000, "lastUsed": 0, "kept": true},
+            {"folder": "models", "name": "модель.onnx", "bytes": 12, "plainBytes": null, "lastUsed": 1_700_000_000},
         ]);
-        assert_eq!(table(models.as_array().unwrap()), "models/m.bin           1.2 MB\nmodels/модель.onnx       12 B\n");
+        assert_eq!(
+            table(models.as_array().unwrap()),
+            "models/m.bin           1.2 MB  used 1970-01-01 00:00 UTC  kept\n\
+             models/модель.onnx       12 B  used 2023-11-14 22:13 UTC\n"
+        );
         assert_eq!(table(&[]), "");
     }
 }

@@ -88,6 +88,12 @@ impl RunningService {
         self.judge(path, response)
     }
 
+    /// As [`ask`](Self::ask), with `DELETE`.
+    pub(super) fn delete(&self, path: &str, timeout: Duration) -> Result<(), AskError> {
+        let response = self.call_by("DELETE", path, None, timeout).map_err(AskError::unanswered)?;
+        self.judge(path, response).map(drop)
+    }
+
     pub(super) fn connect(&self, timeout: Duration) -> Result<Connection, String> {
         let address = self.address();
         Connection::open(address, timeout).map_err(|error| {

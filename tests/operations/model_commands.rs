@@ -1,4 +1,4 @@
-//! The commands that move models, as a technician and a script use them: `load`, `upload`, `models`, `completions`.
+//! The commands that move models, as a technician and a script use them: `load`, `upload`, `models`, `remove`, `completions`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -212,8 +212,8 @@ fn an_upload_that_is_refused_ends_at_once_with_the_reason() {
 }
 
 #[test]
-fn models_are_listed() {
-    let world = World::new();
+fn models_are_listed_and_removed() {
+    let world = World::with(|builder| builder.env("KEEP", "models/kept.bin"));
     world.upload("a b.bin", &pattern(70_000, 1));
     world.upload("m.bin", &pattern(1_500_000, 1));
     for name in ["a b.bin", "m.bin"] {
@@ -222,10 +222,21 @@ fn models_are_listed() {
     let (status, out, err) = said(&world.service.run(&["models"]));
     assert_eq!((status, err.as_str()), (0, ""));
     let (first, second) = (full(&world, "a b.bin"), full(&world, "m.bin"));
-    assert_eq!(out, format!("{first}      66 kB\n{second}       1.4 MB\n"));
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with(&format!("{first}      70 kB  used 20")), "{out}");
+    assert!(lines[1].starts_with(&format!("{second}       1.5 MB  used 20")), "{out}");
     let (_, json, _) = said(&world.service.run(&["models", "--json"]));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["models"][1]["name"], "m.bin");
+
+    assert_eq!(said(&world.service.run(&["remove", &first])), ok());
+    assert!(!world.service.cache_file(&world.folder, "a b.bin").exists());
+    let (_, out, _) = said(&world.service.run(&["models"]));
+    assert!(!out.contains(&first) && out.contains(&second), "{out}");
+    let (status, _, err) = said(&world.service.run(&["remove", &first]));
+    assert!(status == 1 && err.contains("not in the cache"), "{err}");
+    let (status, _, err) = said(&world.service.run(&["remove", "models/kept.bin"]));
+    assert!(status == 1 && err.contains("KEEP"), "{err}");
 }
 
 #[test]
@@ -268,6 +279,8 @@ fn every_mistake_with_models_is_told_in_one_line_that_helps() {
         (&["upload", "models/m"], 1, "standard input is empty"),
         (&["upload", "models/m", "--fast"], 2, "unknown option --fast"),
         (&["models", "all"], 2, "unknown arguments: all; loader models [--json]"),
+        (&["remove"], 2, "name one model; loader remove FOLDER/NAME"),
+        (&["remove", &none], 1, "not in the cache"),
         (&["completions"], 2, "name the shell, bash; loader completions bash"),
         (&["exec"], 125, "-- and COMMAND are missing; loader exec --model"),
         (&["exec", "--model", "models/m=M", "--"], 125, "COMMAND is missing after --"),
