@@ -1,6 +1,6 @@
 //! The command line: what a person types, and the exit status they get.
 //!
-//! A command is one file with its [`Command`], and one row of [`COMMANDS`]; the help texts come from there.
+//! A command is one file with its `Command`, and one row of `COMMANDS`; the help texts come from there.
 
 mod completions;
 mod connection;

@@ -27,7 +27,7 @@ pub enum HttpClientErrorKind {
     Unreachable(String),
     /// The TLS handshake failed for this reason, most often an untrusted certificate.
     Tls(String),
-    /// No byte was sent or received for [`STALL_LIMIT`].
+    /// No byte was sent or received for `STALL_LIMIT`.
     Stalled,
     /// The connection broke, or carried something other than HTTP.
     Interrupted(String),
