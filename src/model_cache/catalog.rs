@@ -8,9 +8,8 @@ use std::sync::Mutex;
 
 use serde::Serialize;
 
-use super::entry::record_of;
 use super::last_use::LastUses;
-use super::record::Record;
+use super::record::{Record, record_of};
 use crate::names::ModelName;
 use crate::threads::lock;
 

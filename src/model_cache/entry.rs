@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalog::Catalog;
-use super::record::Record;
+use super::record::{Record, record_of, with_suffix};
 use crate::names::ModelName;
 use crate::storage::{create_parent, open_private, remove_file};
 
@@ -107,15 +107,4 @@ impl Entry {
             }
         }
     }
-}
-
-pub(super) fn record_of(big: &Path) -> PathBuf {
-    with_suffix(big, ".json")
-}
-
-/// Unlike `with_extension`, keeps the model's own extension.
-fn with_suffix(big: &Path, suffix: &str) -> PathBuf {
-    let mut path = big.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::entry::record_of;
+use super::record::record_of;
 use crate::threads::lock;
 
 /// A model's last use is written at most this often, to spare the flash.

@@ -15,8 +15,8 @@ use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
 use serde::{Deserialize, Serialize};
 
 use super::clock::{MonotonicClock, Reading};
-use super::entry::{Entry, SMALL_SUFFIX, record_of};
-use super::record::Record;
+use super::entry::{Entry, SMALL_SUFFIX};
+use super::record::{Record, record_of};
 use crate::security::SmallHash;
 use crate::storage::{read_document, write_document};
 use crate::threads::lock;

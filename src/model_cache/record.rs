@@ -1,7 +1,7 @@
 //! The JSON records of cached files.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,18 @@ impl PartRecord {
         let bits = bits.unwrap_or_default();
         (0..count).map(|index| bits.get(index / 8).is_some_and(|byte| byte & (1 << (index % 8)) != 0)).collect()
     }
+}
+
+/// Where the record of a big part is.
+pub(super) fn record_of(big: &Path) -> PathBuf {
+    with_suffix(big, ".json")
+}
+
+/// Unlike `with_extension`, keeps the model's own extension.
+pub(super) fn with_suffix(big: &Path, suffix: &str) -> PathBuf {
+    let mut path = big.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 #[cfg(test)]
