@@ -64,6 +64,9 @@ impl fmt::Display for DockerError {
 
 impl std::error::Error for DockerError {}
 
+/// How docker and podman say that there is no image of a name.
+const NO_SUCH_IMAGE: [&str; 3] = ["No such image", "no such image", "image not known"];
+
 /// The Docker engine.
 #[derive(Debug)]
 pub struct Docker {
@@ -97,7 +100,7 @@ impl Docker {
     pub fn image_id(&self, tag: &str) -> Result<Option<String>, DockerError> {
         match self.run("image inspect", &["--format", "{{.Id}}", "--", tag]) {
             Ok(id) => Ok(Some(id.trim().to_owned()).filter(|id| !id.is_empty())),
-            Err(DockerError::Failed { message, .. }) if message.to_ascii_lowercase().contains("no such image") => {
+            Err(DockerError::Failed { message, .. }) if NO_SUCH_IMAGE.iter().any(|words| message.contains(words)) => {
                 Ok(None)
             }
             Err(error) => Err(error),
