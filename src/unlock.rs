@@ -133,7 +133,7 @@ impl Unlock {
         }
         // Checked after the claim: otherwise a second caller could find the images missing, be overtaken by the whole
         // unlock of the first, and unlock again. A panic must not leave the claim in place.
-        if catch_unwind(AssertUnwindSafe(|| self.is_done())).unwrap_or(false) {
+        if let Ok(Ok(true)) = catch_unwind(AssertUnwindSafe(|| self.is_done())) {
             log::info!("the engine has the images of the archive already");
             self.monitor.advance(UnlockState::Ready);
             // Nothing needed the login, but loads come next.
@@ -153,18 +153,21 @@ impl Unlock {
         }
     }
 
-    /// Reports `ready` without a start if the engine still has the images that an earlier process loaded.
+    /// Reports `ready` without a start if the engine still has the images that an earlier process loaded. Waits for an engine
+    /// that does not answer yet, unless somebody starts an unlock meanwhile.
     pub fn find_loaded_images(&self) {
         for _ in 0..ENGINE_STARTS.as_secs() / ENGINE_CHECK.as_secs() {
-            if self.monitor.status().state != UnlockState::Idle || !self.record_path.exists() {
+            if self.monitor.status().state != UnlockState::Idle {
                 return;
             }
-            if self.is_done() {
-                log::info!("the archive's images are in the engine");
-                self.monitor.set_ready_if_idle();
-                return;
+            match self.is_done() {
+                Ok(true) => {
+                    log::info!("the engine has the images of the archive already");
+                    return self.monitor.set_ready_if_idle();
+                }
+                Ok(false) => return,
+                Err(_) => thread::sleep(ENGINE_CHECK),
             }
-            thread::sleep(ENGINE_CHECK);
         }
     }
 
@@ -183,16 +186,21 @@ impl Unlock {
         self.docker.kill();
     }
 
-    /// Whether the engine has the images of this archive, according to the record.
-    fn is_done(&self) -> bool {
-        let Some(record) = read_document::<UnlockRecord>(&self.record_path) else { return false };
+    /// Whether the engine has the images of this archive, according to the record. The engine is asked only if the record
+    /// fits; the error is that it does not answer.
+    fn is_done(&self) -> Result<bool, DockerError> {
+        let Some(record) = read_document::<UnlockRecord>(&self.record_path) else { return Ok(false) };
         let same_archive = ArchiveIdentity::of(&self.images_path).is_ok_and(|identity| identity == record.archive);
-        let still_there =
-            |(tag, id): (&String, &String)| self.docker.image_id(tag).is_ok_and(|found| found.as_ref() == Some(id));
-        same_archive
-            && !record.images.is_empty()
-            && self.check_version(&record.images.keys().cloned().collect::<Vec<_>>()).is_ok()
-            && record.images.iter().all(still_there)
+        let tags: Vec<String> = record.images.keys().cloned().collect();
+        if !same_archive || self.check_version(&tags).is_err() {
+            return Ok(false);
+        }
+        for (tag, id) in &record.images {
+            if self.docker.image_id(tag)?.as_ref() != Some(id) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Runs the whole unlock. It ends in [`UnlockState::Ready`] or [`UnlockState::Error`], even after a panic.
