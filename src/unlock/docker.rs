@@ -65,7 +65,7 @@ impl fmt::Display for DockerError {
 impl std::error::Error for DockerError {}
 
 /// How docker and podman say that there is no image of a name.
-const NO_SUCH_IMAGE: [&str; 3] = ["No such image", "no such image", "image not known"];
+const NO_SUCH_IMAGE: [&str; 2] = ["no such image", "image not known"];
 
 /// The Docker engine.
 #[derive(Debug)]
@@ -100,9 +100,7 @@ impl Docker {
     pub fn image_id(&self, tag: &str) -> Result<Option<String>, DockerError> {
         match self.run("image inspect", &["--format", "{{.Id}}", "--", tag]) {
             Ok(id) => Ok(Some(id.trim().to_owned()).filter(|id| !id.is_empty())),
-            Err(DockerError::Failed { message, .. }) if NO_SUCH_IMAGE.iter().any(|words| message.contains(words)) => {
-                Ok(None)
-            }
+            Err(DockerError::Failed { message, .. }) if is_no_such_image(&message) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -164,6 +162,11 @@ impl Docker {
             }
         }
     }
+}
+
+fn is_no_such_image(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    NO_SUCH_IMAGE.iter().any(|words| message.contains(words))
 }
 
 /// The failure of a command: the last three lines of its standard error, or else its exit status.
