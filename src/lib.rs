@@ -17,16 +17,19 @@
 //! - [`security`] derives the keys, splits, joins, encrypts and decrypts; its inner loop is a package of its own, `src/cipher`.
 //! - [`unlock`] takes the archive of container images through [`binary_split`] into `docker load`, step by step
 //!   (`unlock_state`).
+//! - `upkeep` logs in, unlocks and keeps models current without a person.
+//! - `mount` is a file system of the models, and like most commands a client of the service (`service_stream`).
 //! - [`cli`] is the command line, and starts the service. `configuration` reads the environment.
 //! - [`hardware_service`] identifies the box, `systemd` talks to the service manager, `logging` and `metrics` report.
-//! - Small tools of many rooms: `cancellation`, `constants`, `keyed_lock`, [`secret`], `storage` (durable files), `threads`.
+//! - Small tools of many rooms: `cancellation`, `constants`, `keyed_lock`, `pauses`, [`secret`], `storage` (durable
+//!   files), `threads`.
 //!
 //! # Where something new goes
 //! - an endpoint: a file in `http/routes/`, a row in `http/routes.rs`, a path in `http/routes/openapi.json`
 //! - an environment variable: a row in `configuration.rs`
 //! - a command: a file in `cli/`, a row in `cli.rs`
 //! - a counter or gauge: a row in `metrics.rs`, and the line that counts
-//! - an error of the CDN: `CdnError` in `cdn_manager/s3.rs`
+//! - an error of the CDN: `CdnErrorKind` in `cdn_manager/error.rs`
 //! - a limit on request heads: `http/wire/head.rs`
 //!
 //! Modules are public only if the tests or the fuzz targets use them, so that the compiler finds dead code. Unsafe code is
@@ -54,6 +57,7 @@ pub mod names;
 mod pauses;
 pub mod secret;
 pub mod security;
+mod service_stream;
 mod storage;
 mod systemd;
 mod threads;

@@ -1,18 +1,12 @@
 //! A connection to the running service, over TCP or its Unix socket, and the responses that arrive on it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::configuration::BindAddress;
-use crate::http::reachable;
-
-/// A service on this machine that accepts no connection within this time is not going to.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+use crate::service_stream::ServiceStream;
 
 /// The longest response head that is read. The service's own are shorter.
 const MAX_HEAD: u64 = 64 << 10;
@@ -20,61 +14,13 @@ const MAX_HEAD: u64 = 64 << 10;
 /// The most header fields in a response.
 const MAX_FIELDS: usize = 64;
 
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-pub(super) struct Connection(BufReader<Stream>);
+pub(super) struct Connection(BufReader<ServiceStream>);
 
 impl Connection {
     /// Connects; later each read and each write may take as long as `timeout`.
     pub(super) fn open(address: &BindAddress, timeout: Duration) -> io::Result<Self> {
-        let stream = match address {
-            BindAddress::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(&reachable(*address), CONNECT_TIMEOUT)?;
-                stream.set_read_timeout(Some(timeout))?;
-                stream.set_write_timeout(Some(timeout))?;
-                Stream::Tcp(stream)
-            }
-            BindAddress::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(timeout))?;
-                stream.set_write_timeout(Some(timeout))?;
-                Stream::Unix(stream)
-            }
-        };
+        let stream = ServiceStream::connect(address)?;
+        stream.set_timeout(timeout)?;
         Ok(Self(BufReader::with_capacity(64 << 10, stream)))
     }
 
@@ -147,7 +93,7 @@ impl Head {
 
 /// The body of a response. One that ends early is an error.
 pub(super) struct Body {
-    reader: BufReader<Stream>,
+    reader: BufReader<ServiceStream>,
     left: u64,
 }
 

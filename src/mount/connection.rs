@@ -1,15 +1,10 @@
 //! A connection to the service, each of whose steps has to end by a deadline.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::configuration::BindAddress;
-use crate::http::reachable;
-
-/// A service on this machine that accepts no connection within this time is not going to.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+use crate::service_stream::ServiceStream;
 
 /// The longest response head. The service's own are shorter.
 const MAX_HEAD: usize = 16 << 10;
@@ -18,24 +13,11 @@ const MAX_HEAD: usize = 16 << 10;
 const BUFFER: usize = 32 << 10;
 
 /// A connection to the service.
-pub(super) struct Connection(BufReader<Stream>);
-
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
+pub(super) struct Connection(BufReader<ServiceStream>);
 
 impl Connection {
     pub(super) fn open(address: &BindAddress) -> io::Result<Self> {
-        let stream = match address {
-            BindAddress::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(&reachable(*address), CONNECT_TIMEOUT)?;
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
-            }
-            BindAddress::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
-        };
-        Ok(Self(BufReader::with_capacity(BUFFER, stream)))
+        ServiceStream::connect(address).map(|stream| Self(BufReader::with_capacity(BUFFER, stream)))
     }
 
     /// The next read and write fail when `deadline` has come.
@@ -44,14 +26,7 @@ impl Connection {
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        match self.0.get_ref() {
-            Stream::Tcp(stream) => {
-                stream.set_read_timeout(Some(left)).and_then(|()| stream.set_write_timeout(Some(left)))
-            }
-            Stream::Unix(stream) => {
-                stream.set_read_timeout(Some(left)).and_then(|()| stream.set_write_timeout(Some(left)))
-            }
-        }
+        self.0.get_ref().set_timeout(left)
     }
 
     pub(super) fn write_all(&mut self, bytes: &[u8], deadline: Instant) -> io::Result<()> {
@@ -75,27 +50,5 @@ impl Connection {
             }
         }
         Ok(head)
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(out),
-            Self::Unix(stream) => stream.read(out),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
