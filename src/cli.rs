@@ -166,6 +166,16 @@ fn configuration() -> Result<Configuration, Failure> {
     Configuration::from_environment().map_err(Failure::setup)
 }
 
+/// Whether the only argument that a command takes is there.
+fn has_flag(words: &[&str], flag: &str) -> Result<bool, Failure> {
+    if *words == [flag] { Ok(true) } else { no_arguments(words).map(|()| false) }
+}
+
+/// Prints an answer of the service as it is.
+fn print_answer(body: &[u8]) -> Result<(), Failure> {
+    print(&format!("{}\n", String::from_utf8_lossy(body).trim_end()))
+}
+
 fn no_arguments(words: &[&str]) -> Result<(), Failure> {
     if words.is_empty() {
         return Ok(());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::running_service::RunningService;
-use super::{Command, Failure, help, no_arguments};
+use super::{Command, Failure, has_flag, help};
 
 /// A healthy service answers within this time.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -27,10 +27,7 @@ Asks the running service whether it is healthy. Silent if it is.
 };
 
 fn run(words: &[&str]) -> Result<(), Failure> {
-    let ready = *words == ["--ready"];
-    if !ready {
-        no_arguments(words)?;
-    }
+    let ready = has_flag(words, "--ready")?;
     let (path, wanted) = if ready { ("/ready", "ready") } else { ("/health", "healthy") };
     let service = RunningService::from_environment()?;
     let failed = |reason: String| Failure::runtime(format!("the service is not {wanted}: {reason}"));

@@ -6,7 +6,7 @@ use time::macros::format_description;
 
 use super::progress::size;
 use super::running_service::{RunningService, STATUS_TIMEOUT, text};
-use super::{Command, Failure, help, no_arguments, print};
+use super::{Command, Failure, has_flag, help, print, print_answer};
 
 pub(super) static COMMAND: Command = Command {
     name: "models",
@@ -24,13 +24,10 @@ Prints a line for each model that is complete in the cache: its size, when it wa
 };
 
 fn run(words: &[&str]) -> Result<(), Failure> {
-    let is_raw = *words == ["--json"];
-    if !is_raw {
-        no_arguments(words)?;
-    }
+    let is_raw = has_flag(words, "--json")?;
     let (body, answer) = RunningService::from_environment()?.ask("/models", None, STATUS_TIMEOUT)?;
     if is_raw {
-        return print(&format!("{}\n", String::from_utf8_lossy(&body).trim_end()));
+        return print_answer(&body);
     }
     print(&table(answer["models"].as_array().map_or(&[], Vec::as_slice)))
 }

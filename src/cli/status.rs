@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::progress::size;
 use super::running_service::{RunningService, STATUS_TIMEOUT, text};
-use super::{Command, Failure, help, no_arguments, print};
+use super::{Command, Failure, has_flag, help, print, print_answer};
 
 pub(super) static COMMAND: Command = Command {
     name: "status",
@@ -22,14 +22,11 @@ Prints who is logged in at the running service, its model cache, and how far the
 };
 
 fn run(words: &[&str]) -> Result<(), Failure> {
-    let is_raw = *words == ["--json"];
-    if !is_raw {
-        no_arguments(words)?;
-    }
+    let is_raw = has_flag(words, "--json")?;
     let service = RunningService::from_environment()?;
     let (body, status) = service.ask("/status", None, STATUS_TIMEOUT)?;
     if is_raw {
-        return print(&format!("{}\n", String::from_utf8_lossy(&body).trim_end()));
+        return print_answer(&body);
     }
     let (_, unlock) = service.ask("/unlock/status", None, STATUS_TIMEOUT)?;
     let cache = &status["cache"];
