@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::chunk_stream::ChunkStream;
 use super::durable::{self, Durable};
-use super::version::{Demand, Place, State, Version};
+use super::files::Place;
+use super::version::{Demand, State, Version};
 use crate::cancellation::Cancellation;
 use crate::manifest::ChunkHash;
 use crate::security::HashMismatch;

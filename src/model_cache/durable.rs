@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use super::files::Place;
 use super::old_upload::Prefix;
 use super::record::{PartRecord, Record};
-use super::version::{Place, Version};
+use super::version::Version;
 use crate::manifest::{ChunkHashes, Manifest, Subject};
 use crate::storage::{remove_file, rename_durably};
 use crate::threads::{self, lock};

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use super::CacheLimits;
 use super::catalog::{Catalog, model_of};
 use super::entry::Entry;
+use super::reservation::{Reservation, Reserved};
 use super::version::Versions;
 use crate::keyed_lock::KeyedLock;
 use crate::metrics;
@@ -34,27 +35,7 @@ pub(super) struct Room {
     versions: Arc<KeyedLock<ModelName, Versions>>,
     catalog: Arc<Catalog>,
     /// The lock is held while files are counted and removed.
-    reserved: Mutex<Reserved>,
-}
-
-#[derive(Default)]
-struct Reserved {
-    next_number: u64,
-    files: Vec<ReservedFile>,
-}
-
-struct ReservedFile {
-    number: u64,
-    path: PathBuf,
-    bytes: u64,
-}
-
-/// Room that is reserved for a file, until this is dropped.
-pub(super) struct Reservation {
-    room: Arc<Room>,
-    number: u64,
-    path: PathBuf,
-    bytes: u64,
+    reserved: Arc<Mutex<Reserved>>,
 }
 
 /// Why there is no room for a file.
@@ -134,23 +115,28 @@ impl Room {
     ) -> Self {
         let CacheLimits { max_bytes, min_free_bytes, .. } = *limits;
         metrics::CACHE_LIMIT_BYTES.set(max_bytes);
-        Self { root: root.to_owned(), max_bytes, min_free_bytes, versions, catalog, reserved: Mutex::default() }
+        Self { root: root.to_owned(), max_bytes, min_free_bytes, versions, catalog, reserved: Arc::default() }
     }
 
     /// Reserves room for a file, and removes models to make it. `replaces` is the model whose cached version the file is to
     /// replace, if nobody reads that: it goes if nothing else helps. If there is no room, nothing is removed.
-    pub(super) fn reserve(
-        self: &Arc<Self>,
-        path: &Path,
-        bytes: u64,
-        replaces: Option<&Entry>,
-    ) -> Result<Reservation, NoRoom> {
+    pub(super) fn reserve(&self, path: &Path, bytes: u64, replaces: Option<&Entry>) -> Result<Reservation, NoRoom> {
         let mut reserved = lock(&self.reserved);
         self.make(&reserved, path, bytes, replaces)?;
-        reserved.next_number += 1;
-        let (number, path) = (reserved.next_number, path.to_owned());
-        reserved.files.push(ReservedFile { number, path: path.clone(), bytes });
-        Ok(Reservation { room: Arc::clone(self), number, path, bytes })
+        let number = reserved.add(path, bytes);
+        Ok(Reservation { ledger: Arc::clone(&self.reserved), number, path: path.to_owned(), bytes })
+    }
+
+    /// Reserves so many bytes in all. If there is no room, the reservation stays as it is.
+    pub(super) fn grow(&self, reservation: &mut Reservation, bytes: u64) -> Result<(), NoRoom> {
+        if reservation.is_for(bytes) {
+            return Ok(());
+        }
+        let mut reserved = lock(&self.reserved);
+        self.make(&reserved, &reservation.path, bytes, None)?;
+        reserved.change(reservation.number, bytes);
+        reservation.bytes = bytes;
+        Ok(())
     }
 
     /// Removes models until the cache is within `CACHE_MAX_BYTES`, which may be lower than the last time.
@@ -314,31 +300,4 @@ fn remove(entry: &Entry, size: Size, count: &mut Count) {
 fn big_of(path: &Path) -> Option<PathBuf> {
     let (name, _) = path.file_name()?.to_str()?.rsplit_once(".big")?;
     Some(path.with_file_name(format!("{name}.big")))
-}
-
-impl Reservation {
-    /// Whether so many bytes are reserved.
-    pub(super) fn is_for(&self, bytes: u64) -> bool {
-        bytes <= self.bytes
-    }
-
-    /// Reserves so many bytes in all. If there is no room, the reservation stays as it is.
-    pub(super) fn grow(&mut self, bytes: u64) -> Result<(), NoRoom> {
-        if self.is_for(bytes) {
-            return Ok(());
-        }
-        let mut reserved = lock(&self.room.reserved);
-        self.room.make(&reserved, &self.path, bytes, None)?;
-        if let Some(file) = reserved.files.iter_mut().find(|file| file.number == self.number) {
-            file.bytes = bytes;
-        }
-        self.bytes = bytes;
-        Ok(())
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        lock(&self.room.reserved).files.retain(|file| file.number != self.number);
-    }
 }

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::room::{NoRoom, Reservation, Room};
+use super::reservation::Reservation;
+use super::room::{NoRoom, Room};
 use crate::security::hex;
 use crate::storage::{create_dir, open_private, rename_durably};
 
@@ -45,7 +46,7 @@ impl Spool {
 
     /// Reserves room for so many bytes more than the file has.
     pub(super) fn reserve(&mut self, more: u64) -> Result<(), NoRoom> {
-        self.reservation.grow(self.length + more)
+        self.room.grow(&mut self.reservation, self.length + more)
     }
 
     pub(super) fn move_to(mut self, target: &Path) -> io::Result<()> {

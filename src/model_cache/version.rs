@@ -12,10 +12,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::entry::Entry;
+use super::files::{Files, Place};
 use super::old_upload::{OldObject, Prefix};
 use super::rate::{DownloadRate, Share};
 use super::record::Record;
-use super::room::Reservation;
+use super::reservation::Reservation;
 use crate::cdn_manager::BigObject;
 use crate::manifest::{ChunkHash, Manifest, ManifestKeys, chunk_size};
 use crate::metrics::{self, REPORT_EVERY, Stage, report_transfer};
@@ -88,41 +89,6 @@ pub(super) struct Known {
     pub(super) keys: Arc<ManifestKeys>,
     pub(super) rate: Arc<DownloadRate>,
     pub(super) siblings: Arc<Mutex<Versions>>,
-}
-
-pub(super) struct Files {
-    pub(super) file: Option<File>,
-    pub(super) place: Place,
-    /// Whether the file has all chunks, or none.
-    pub(super) is_whole: bool,
-    /// For a part file.
-    pub(super) reservation: Option<Reservation>,
-}
-
-impl Files {
-    pub(super) fn part(file: File, reservation: Reservation) -> Self {
-        Self { file: Some(file), place: Place::Part, is_whole: false, reservation: Some(reservation) }
-    }
-
-    pub(super) fn big(file: File) -> Self {
-        Self { file: Some(file), place: Place::Big, is_whole: true, reservation: None }
-    }
-
-    /// The version cannot be cached.
-    pub(super) fn none() -> Self {
-        Self { file: None, place: Place::Nowhere, is_whole: false, reservation: None }
-    }
-}
-
-/// Where the file of a version is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// In an unfinished download.
-    Part,
-    /// In the cache under its final name.
-    Big,
-    /// It cannot be written, or is gone. Each reader fetches for itself what is not stored.
-    Nowhere,
 }
 
 /// A reader as downloads see it.
