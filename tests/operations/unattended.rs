@@ -15,7 +15,7 @@ use crate::world::{World, pattern};
 
 const SIZE: usize = 3 << 20;
 
-/// Only a hang takes longer: the login comes up to 24 s after the start.
+/// Only a hang takes longer: the login comes up to 28 s after the start.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 struct CredentialsFile(tempfile::TempDir);
