@@ -1,5 +1,5 @@
-//! The box that nobody visits: what the service does by itself from the start, so that models and images are there without a
-//! person. Log in, unlock, and keep the models in `KEEP` current.
+//! What the service does by itself, so that a box needs no person after its start: it logs in, unlocks, and keeps the models in
+//! `KEEP` current.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -24,14 +24,14 @@ const IMAGES: &str = "images";
 
 const NO_ARCHIVE: &str = "UNLOCK_AT_START is set, but there is no archive at IMAGES_PATH";
 
-/// Work in the background, and what it is still waiting for.
+/// The work in the background.
 pub struct Upkeep {
     client: Arc<ApiClient>,
     unlock: Arc<Unlock>,
     unlocks: bool,
     keep: Vec<ModelName>,
     keep_every: Duration,
-    /// Why a model in `KEEP`, or the images, are not there.
+    /// Why a model in `KEEP` is not current, or why there are no images.
     problems: Mutex<BTreeMap<String, String>>,
 }
 
@@ -56,7 +56,7 @@ impl Upkeep {
         upkeep
     }
 
-    /// What the box still lacks, a sentence each; none if it is ready.
+    /// What the box still lacks, a sentence each. Empty if it is ready.
     pub fn waiting(&self) -> Vec<String> {
         let mut waiting = Vec::new();
         if self.client.user().is_none() {
@@ -84,7 +84,7 @@ impl Upkeep {
     }
 
     fn unlock_images(&self) {
-        // Without a login: an engine that has the images needs neither the Resource API nor the key.
+        // Comes before the login: if the engine has the images, neither the Resource API nor the key is needed.
         self.unlock.find_loaded_images();
         let mut pauses = UNLOCK_PAUSES;
         while self.unlocks && self.unlock.status().state != UnlockState::Ready {

@@ -1,4 +1,4 @@
-//! The models in `KEEP`: at hand on this box always, and replaced by new versions only when those are here whole.
+//! The models in `KEEP`: always in the cache, and replaced by a new version only when that is complete.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -14,7 +14,7 @@ use crate::names::ModelName;
 use crate::security::SmallHash;
 use crate::threads::lock;
 
-/// The models to keep, and the newest version of each that is here whole.
+/// The models to keep, each with its newest version that is complete.
 pub(super) struct KeepList {
     versions: Mutex<HashMap<ModelName, Option<Found>>>,
     /// A load has seen a version that is newer than the kept one.
@@ -28,7 +28,8 @@ impl KeepList {
         Self { versions: Mutex::new(versions), is_stale: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// The version to load while the one of `newest` is not here: none if the model is not kept, or if it is that one.
+    /// The version to load while the newest one is not complete. None if the model is not kept, or if the kept version is the
+    /// newest.
     pub(super) fn instead_of(&self, model: &ModelName, newest: SmallHash) -> Option<Found> {
         let kept = lock(&self.versions).get(model)?.clone()?;
         if kept.hash == newest {
@@ -49,7 +50,7 @@ impl KeepList {
 }
 
 impl ApiClient {
-    /// Whether a model of `KEEP` is here whole.
+    /// Whether a complete version of a model in `KEEP` is in the cache.
     pub fn is_at_hand(&self, model: &ModelName) -> bool {
         lock(&self.keep.versions).get(model).is_some_and(Option::is_some)
     }
@@ -60,7 +61,7 @@ impl ApiClient {
         *stale.unwrap_or_else(PoisonError::into_inner).0 = false;
     }
 
-    /// Asks for the newest version of a model of `KEEP` and downloads what is missing of it.
+    /// Looks for the newest version of a model in `KEEP`, and downloads what is missing of it.
     pub fn keep_current(self: &Arc<Self>, model: &ModelName) -> Result<(), LoadError> {
         let login = self.current().ok_or(LoadError::NotLoggedIn)?;
         let load = Load { client: self, login: &login, entry: self.cache.entry(model) };
@@ -78,7 +79,7 @@ impl ApiClient {
     }
 }
 
-/// Brings a version into the cache whole.
+/// Downloads all of a version into the cache.
 fn download(version: &Arc<Version>) -> io::Result<()> {
     let mut big = version.read_in_background(0..version.length);
     let mut buffer = vec![0; CHUNK];

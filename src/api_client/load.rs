@@ -146,7 +146,8 @@ impl Load<'_> {
         retried(|| self.find(false))
     }
 
-    /// Finds the version to load. Where a model of `KEEP` may be an older one, it is served until the newest is here whole.
+    /// Finds the version to load. An older version of a model in `KEEP` is served until the newest
+    /// is complete, if `may_be_older`.
     fn find(&self, may_be_older: bool) -> Result<(Found, Option<OfflineCopy>), LoadError> {
         let SmallPart { plain: small, source } = self.client.small_part(self.login, &self.entry)?;
         let hash = SmallHash::of(&small);

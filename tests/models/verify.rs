@@ -84,7 +84,7 @@ fn what_cannot_be_repaired_is_one_sentence_and_the_next_verify_repairs_it() {
     let (status, out, err) = verify(&world);
     assert_eq!((status, out.as_str(), err.lines().count()), (1, "", 1), "{err}");
     let expected = format!("loader: {}/m.bin is damaged and cannot be repaired: ", world.folder);
-    assert!(err.starts_with(&expected), "{err}");
+    assert!(err.starts_with(&expected) && err.contains("403"), "{err}");
     proxy.clear_faults();
     assert_eq!(verify(&world).0, 0);
     assert!(fs::read(&path).unwrap() == right);
