@@ -25,7 +25,7 @@ use crate::cdn_manager::{CdnConfig, CdnConfigError, CdnManager};
 use crate::configuration::Configuration;
 use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
-use crate::hardware_service;
+use crate::hardware_service::{Hardware, NO_SERIAL};
 use crate::http_client::HttpClient;
 use crate::keyed_lock::KeyedLock;
 use crate::manifest::ManifestKeys;
@@ -269,8 +269,14 @@ impl ApiClient {
 }
 
 /// The hardware string of this box, or `HARDWARE_ID` if it is set.
-pub fn hardware(configuration: &Configuration) -> String {
-    configuration.hardware_id.clone().unwrap_or_else(|| hardware_service::fingerprint(Path::new("/")))
+fn hardware(configuration: &Configuration) -> String {
+    configuration.hardware_id.clone().unwrap_or_else(|| {
+        let hardware = Hardware::read(Path::new("/"));
+        if !hardware.has_serial() {
+            log::warn!("{NO_SERIAL}");
+        }
+        hardware.string()
+    })
 }
 
 /// The name of a model's small part in the Resource API.

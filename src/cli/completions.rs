@@ -70,6 +70,6 @@ mod tests {
         }
         assert!(script.contains("load) words='--continue --help' ;;"), "{script}");
         assert!(script.contains("exec) words='--model --help' ;;"), "{script}");
-        assert!(script.contains("fingerprint) words='--help' ;;"), "{script}");
+        assert!(script.contains("fingerprint) words='--explain --help' ;;"), "{script}");
     }
 }

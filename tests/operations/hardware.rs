@@ -7,14 +7,14 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use loader::hardware_service::fingerprint;
+use loader::hardware_service::Hardware;
 use tempfile::TempDir;
 
 const X86_SERVER: &str = "CPU: Intel(R) Xeon(R) Silver 4314 CPU @ 2.40GHz. \
     GPU: 1a03:2000, 10de:2531. Memory: 64 GiB. DriveSerial: S4B0NX0R512345";
 const JETSON: &str = "CPU: ARMv8 Processor rev 1 (v8l). GPU: nvidia,ga10b. Memory: 8 GiB. DriveSerial: S5GXNX0R723456";
 const RASPBERRY_PI: &str = "CPU: Raspberry Pi 4 Model B Rev 1.5. \
-    GPU: brcm,2711-v3d, brcm,bcm2711-vc5. Memory: 4 GiB. DriveSerial: 035344534333324780a1b2c3d4014700";
+    GPU: Broadcom VideoCore. Memory: 4 GiB. DriveSerial: 035344534333324780a1b2c3d4014700";
 const EMMC_ONLY: &str =
     "CPU: NXP i.MX8MPlus EVK board. GPU: vivante,gc. Memory: 2 GiB. DriveSerial: 150100414a545034520789abcdef9500";
 
@@ -180,6 +180,61 @@ fn disk_without_a_serial_leaves_the_next_one() {
     assert!(machine.fingerprint().ends_with("DriveSerial: 035344534e363447807420dc5b015400"));
 }
 
+/// The overlay `vc4-kms-v3d` in `config.txt` brings these nodes, and a fresh installation may come without it.
+#[test]
+fn raspberry_pi_without_graphics_in_its_config_txt_is_the_same() {
+    let machine = Machine::copy_of("raspberry-pi");
+    for node in ["gpu", "v3dbus"] {
+        machine.remove_directory(&format!("sys/devices/platform/{node}"));
+    }
+    assert_eq!(machine.fingerprint(), RASPBERRY_PI);
+}
+
+/// Soldered before what has a connector; the SD card last, and the board where there is no disk.
+#[test]
+fn serial_is_of_what_is_hardest_to_take_out() {
+    let machine = Machine::copy_of("raspberry-pi");
+    let serial = || machine.fingerprint().split("DriveSerial: ").nth(1).unwrap().to_owned();
+    machine.remove_directory("sys/devices/platform/emmc2bus");
+    assert_eq!(serial(), "10000000d94a609b", "nothing but the board");
+    // The link that is left in `sys/block` must not lead nowhere.
+    fs::remove_file(machine.path("sys/block/mmcblk0")).unwrap();
+    machine.write("sys/block/mmcblk0/device/cid", "5344");
+    machine.write("sys/block/mmcblk0/device/type", "SD\n");
+    assert_eq!(serial(), "5344");
+    machine.plug_disk("SATA", "pci0000:00/0000:00:17.0/ata1/host0/target0:0:0/0:0:0:0/block", "sda", "0");
+    assert_eq!(serial(), "SATA");
+    machine.plug_disk("NVME", "pci0000:00/0000:00:1d.0/0000:04:00.0/nvme/nvme0", "nvme0n1", "0");
+    assert_eq!(serial(), "NVME");
+    machine.write("sys/block/mmcblk1/device/cid", "1501");
+    machine.write("sys/block/mmcblk1/device/type", "MMC\n");
+    assert_eq!(serial(), "1501");
+}
+
+/// Zeros, and what QEMU gives to every disk: the string of all such machines would be the same.
+#[test]
+fn serial_that_every_machine_has_counts_as_none() {
+    let machine = Machine::empty();
+    machine.write("proc/cpuinfo", "Serial\t\t: 0000000000000000\n");
+    machine.plug_disk("QM00001", "pci0000:00/0000:00:01.1/ata1/host0/target0:0:0/0:0:0:0/block", "sda", "0");
+    assert!(machine.fingerprint().ends_with("DriveSerial: none"), "{}", machine.fingerprint());
+    assert!(!Hardware::read(machine.root.path()).has_serial());
+    machine.write("sys/bus/soc/devices/soc0/serial_number", "1D0C2A0DAB35A53C\n");
+    assert!(machine.fingerprint().ends_with("DriveSerial: 1D0C2A0DAB35A53C"));
+}
+
+#[test]
+fn explanation_says_where_each_part_is_from_and_what_changes_it() {
+    let explanation = Hardware::read(&fixture("jetson")).explanation();
+    let lines: Vec<&str> = explanation.lines().collect();
+    assert_eq!(lines.len(), 12, "{explanation}");
+    assert_eq!(lines[0], "CPU: ARMv8 Processor rev 1 (v8l)");
+    assert_eq!(lines[1], "  read from:  model name in /proc/cpuinfo");
+    assert_eq!(lines[10], "  read from:  /sys/block/nvme0n1/device/serial");
+    assert!(lines[11].starts_with("  changed by: this drive is replaced or removed"), "{explanation}");
+    assert_eq!(Hardware::read(Path::new("/nonexistent")).explanation().matches("not found").count(), 4);
+}
+
 #[test]
 fn virtio_disk_gives_the_serial_that_the_hypervisor_set() {
     let machine = Machine::empty();
@@ -197,8 +252,8 @@ fn hostile_contents_come_out_printable_and_short() {
         "sys/block/nvme0n1/device/serial",
         b"\xff\0\r\n".repeat(100_000).iter().chain(b"X").copied().collect::<Vec<u8>>(),
     );
-    machine.write("sys/block/nvme0n1/wwid", "w".repeat(100_000));
-    let expected = format!("CPU: a ]0;b c. GPU: nvidia,ga10b. Memory: none. DriveSerial: {}", "w".repeat(128));
+    machine.write("sys/block/nvme0n1/wwid", "wx".repeat(100_000));
+    let expected = format!("CPU: a ]0;b c. GPU: nvidia,ga10b. Memory: none. DriveSerial: {}", "wx".repeat(64));
     assert_eq!(machine.fingerprint(), expected);
 }
 
@@ -219,6 +274,10 @@ fn this_machine_gives_the_same_string_twice() {
     );
     assert!(string.contains(" GiB. "), "every Linux has MemTotal: {string}");
     assert!(string.chars().all(|character| character.is_ascii_graphic() || character == ' '), "{string:?}");
+}
+
+fn fingerprint(root: &Path) -> String {
+    Hardware::read(root).string()
 }
 
 fn fixture(name: &str) -> PathBuf {
