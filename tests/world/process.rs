@@ -10,45 +10,9 @@ use std::time::Duration;
 
 use super::tcp::lock;
 
-/// Every name of section 8, so that nothing of the developer's environment reaches a test.
-pub const VARIABLES: [&str; 22] = [
-    "RESOURCE_API_URL",
-    "IMAGES_PATH",
-    "API_VERSION",
-    "BIND_ADDR",
-    "MODEL_CACHE_DIR",
-    "LOG_DIR",
-    "LOG_LEVEL",
-    "CDN_CONFIG_PATH",
-    "CA_CERT_PATH",
-    "HARDWARE_SALT",
-    "API_KEY_SALT",
-    "RESOURCE_KEY_SALT",
-    "HARDWARE_ID",
-    "HANDLER_THREADS",
-    "MAX_UPLOAD_BYTES",
-    "CLIENT_STALL_SECONDS",
-    "MAX_CONNECTIONS",
-    "CLIENT_TOKEN",
-    "LOADER_URL",
-    "ALLOWED_HOSTS",
-    "JWT_PUBLIC_KEY_PATH",
-    "OFFLINE_HOURS",
-];
-/// A proxy would come between the loader and a test's servers, and a service manager would get its notifications.
-const CLEARED: [&str; 11] = [
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-];
+/// What of the developer's environment the program may see: what finds other programs, their files and their libraries. A
+/// variable of the loader, a proxy or a service manager's socket would change what a test sees.
+const KEPT: [&str; 6] = ["PATH", "HOME", "TMPDIR", "TERM", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE"];
 
 /// What a process has written, as far as it has come.
 pub type Captured = Arc<Mutex<Vec<u8>>>;
@@ -56,10 +20,10 @@ pub type Captured = Arc<Mutex<Vec<u8>>>;
 /// The program with its directories under `dir`; the variables given win.
 pub fn command(binary: &Path, dir: &Path, env: &[(OsString, OsString)], bind: &str) -> Command {
     let mut command = Command::new(binary);
-    for name in VARIABLES.iter().chain(&CLEARED) {
-        command.env_remove(name);
-    }
+    let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     command
+        .env_clear()
+        .envs(kept)
         .current_dir(dir)
         .env("BIND_ADDR", bind)
         .env("MODEL_CACHE_DIR", dir.join("models"))

@@ -126,12 +126,13 @@ impl Scene {
         println!("{said}");
         assert!(attacked.failures.is_empty(), "{said}: {:?}", attacked.failures);
         assert!(idle.failures.is_empty(), "the bystander: {:?}", idle.failures);
-        // The machine may take a break during a probe and not during the bystander's.
-        // Response times can be judged only for the product, alone on the machine: see `.ci/run`.
-        let strict = std::env::var_os("HOSTILE_STRICT").is_some();
-        assert!(!strict || missed <= 1 + probes / 50, "{said}");
-        let silent: Duration = attacked.took.iter().filter(|took| **took > limit).sum();
-        assert!(silent <= LIMIT * 2 || silent <= whole / 4, "silent for {silent:?} of {whole:?}; {said}");
+        // Response times can be judged only for the product, alone on the machine: see `.ci/run`. Elsewhere only a hang fails.
+        if std::env::var_os("HOSTILE_STRICT").is_some() {
+            // The machine may take a break during a probe and not during the bystander's.
+            assert!(missed <= 1 + probes / 50, "{said}");
+            let silent: Duration = attacked.took.iter().filter(|took| **took > limit).sum();
+            assert!(silent <= LIMIT * 2 || silent <= whole / 4, "silent for {silent:?} of {whole:?}; {said}");
+        }
         assert!(service.is_emulated() || grown <= MEMORY_KIB, "{said}");
         let started = Instant::now();
         let mut after = Holdings::of(service);

@@ -11,7 +11,7 @@ use super::super::{DIST, README, repository};
 use super::scene::Scene;
 use crate::world::client::call;
 use crate::world::loader_binary;
-use crate::world::process::{VARIABLES, signal};
+use crate::world::process::signal;
 use crate::world::skip;
 
 const TOKEN: &str = "a-value-of-the-test";
@@ -173,8 +173,10 @@ pub fn as_a_container(block: &str) {
     assert!(inside.contains("/var/run/docker.sock"));
     // It is the file of the systemd service.
     assert_eq!(values(&words, "--env-file"), ["loader.env"]);
+    let variables = README.table("## Configuration");
     for line in DIST.block("## As a systemd service", "ini").lines() {
-        assert!(VARIABLES.contains(&line.split('=').next().unwrap()), "{line}");
+        let name = line.split('=').next().unwrap();
+        assert!(variables.iter().any(|row| row[0] == name), "{line}");
     }
 
     match Command::new("docker").args(["run", "--help"]).output() {
