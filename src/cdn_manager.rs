@@ -1,5 +1,5 @@
-//! The CDN: an S3-compatible store that holds the big parts. The bucket is the folder, the object key
-//! `{filename}.big`, and behind it the generations that make an upload atomic (SPEC section 5).
+//! The CDN: an S3-compatible store that holds the big parts. The bucket is the model's folder. The object key is
+//! `{filename}.big`, beside the keys of the generations that make an upload atomic (SPEC section 5).
 
 mod config;
 mod error;
@@ -36,10 +36,10 @@ const META_SMALL_SHA256: &str = "x-amz-meta-small-sha256";
 /// A CDN that takes longer than this to respond is far away. A near one takes a few milliseconds.
 const FAR: Duration = Duration::from_millis(25);
 
-/// How many connections use the bandwidth of a link with a long round trip. Each costs about a third of a MiB.
+/// How many connections it takes to use the bandwidth of a link with a long round trip. Each needs about a third of a MiB.
 const CONNECTIONS_WHEN_FAR: usize = 8;
 
-/// Up to which length one request stores or copies an object.
+/// The longest object that one request stores or copies.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// A longer big part is uploaded in parts of this length, so that a broken connection costs one part.
@@ -60,12 +60,12 @@ fn plain_key(file_name: &str) -> String {
     format!("{file_name}.big")
 }
 
-/// The object key of one generation: it names the small part it belongs to, so its content never changes.
+/// The object key of a generation. It contains the hash of the small part, so its content never changes.
 pub fn generation_key(file_name: &str, small: SmallHash) -> String {
     format!("{file_name}.{}.big", small.generation())
 }
 
-/// The object key of the manifest of one generation.
+/// The object key of a generation's manifest.
 fn manifest_key(file_name: &str, small: SmallHash) -> String {
     format!("{file_name}.{}.manifest", small.generation())
 }
@@ -90,7 +90,7 @@ impl CdnManager {
         Self::at(S3Endpoint::new(http, config, None))
     }
 
-    /// The same; when it refuses its keys, `renew` is asked for those that have replaced them.
+    /// The same. If the CDN refuses the access keys, `renew` fetches the ones that replaced them.
     pub fn with_renewal(http: HttpClient, config: &CdnConfig, renew: RenewConfig) -> Self {
         Self::at(S3Endpoint::new(http, config, Some(renew)))
     }
@@ -107,35 +107,35 @@ impl CdnManager {
         Self { limits, ..self }
     }
 
-    /// The object under the plain key. Whether it belongs to a given small part is for the caller to judge by its metadata.
+    /// The object under the plain key. The caller checks by its metadata that it belongs to his small part.
     pub fn find_plain(&self, model: &ModelName) -> Result<BigObject, CdnError> {
         let mut object = self.downloads.describe(&model.folder, &plain_key(&model.file), TRIES)?;
         object.tail = self.downloads.tail(&object)?;
         Ok(object)
     }
 
-    /// The bytes of an object in `range`, which must not go beyond its end.
+    /// The bytes of an object in `range`, which must lie within it.
     pub fn read(&self, object: &BigObject, range: Range<u64>) -> ObjectReader {
         ObjectReader::new(self.downloads.clone(), object.clone(), range)
     }
 
-    /// Over how many connections at once a long object should be read: a CDN that takes long to answer is far away, and
-    /// one connection then carries less than the line does.
+    /// How many connections a long object should be read over: if the CDN is slow to answer it is far away, and one connection
+    /// cannot fill the line.
     pub fn connections(&self) -> usize {
         if self.downloads.latency() >= FAR { CONNECTIONS_WHEN_FAR } else { 1 }
     }
 
-    /// How long the parts are in which a big part of at most `longest` bytes is stored.
+    /// The length of the parts in which a big part of at most `longest` bytes is uploaded.
     pub fn part_length(&self, longest: u64) -> u64 {
         self.limits.part.max(longest.div_ceil(publish::MAX_PARTS))
     }
 
-    /// Step 1 of an upload: stores the generation, which nobody asks for yet.
+    /// Step 1 of an upload: stores the generation, which no reader requests yet.
     pub fn put_generation(&self, model: &ModelName, part: BigPart<'_>) -> Result<(), CdnError> {
         self.destination(model).put(&generation_key(&model.file, part.small), part)
     }
 
-    /// Step 1 of an upload whose big part is still being made: it is stored part by part, and exists when it is complete.
+    /// Step 1 of an upload whose big part is still being received: it is stored part by part, and exists on completion.
     pub fn begin_generation(&self, model: &ModelName, small: SmallHash) -> Result<Multipart, CdnError> {
         self.destination(model).begin(&generation_key(&model.file, small), publish::metadata(None, Some(small)))
     }
@@ -165,12 +165,12 @@ impl CdnManager {
     /// Deletes the generation of an upload that was not committed, and its manifest.
     pub fn delete_generation(&self, model: &ModelName, small: SmallHash) -> Result<(), CdnError> {
         let destination = self.destination(model);
-        // The generation last: if it remains, the next upload finds and deletes it.
+        // The generation goes last: if it stays, a later upload finds and deletes it.
         destination.delete(&manifest_key(&model.file, small))?;
         destination.delete(&generation_key(&model.file, small))
     }
 
-    /// Whether there is the generation of the small part with this hash.
+    /// Whether the generation of the small part with this hash exists.
     pub fn has_generation(&self, model: &ModelName, small: SmallHash) -> Result<bool, CdnError> {
         match self.downloads.describe(&model.folder, &generation_key(&model.file, small), TRANSFER_TRIES) {
             Err(error) if error.is_missing() || error.is_refused() => Ok(false),
@@ -180,14 +180,14 @@ impl CdnManager {
 
     /// Step 4 of an upload: deletes the generations older than that of `previous`, the version that was in force before.
     ///
-    /// What is newer may be that of another box, which is about to commit it; the upload after the next deletes it otherwise.
+    /// A newer one may belong to another box that is about to commit it. If it does not, the upload after the next deletes it.
     pub fn prune(&self, model: &ModelName, previous: SmallHash) -> Result<(), CdnError> {
         let file = &model.file;
         let found = self.destination(model).list(&format!("{file}."), |key| is_generation_of(key, file))?;
         let previous = generation_key(file, previous);
         let Some((_, limit)) = found.iter().find(|(key, _)| *key == previous) else { return Ok(()) };
         for (key, _) in found.iter().filter(|(_, time)| time < limit) {
-            // A model may be named like a generation of this one. Only a generation is marked as what its name says.
+            // Another model may be named like a generation of this one. Only a real generation has the hash in its metadata.
             if let Some(small) = self.downloads.describe(&model.folder, key, TRIES)?.small
                 && generation_key(file, small) == *key
             {

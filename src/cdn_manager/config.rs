@@ -7,25 +7,25 @@ use url::Url;
 
 use crate::secret::Secret;
 
-/// Where the CDN is and with which keys it is used.
+/// The address of the CDN and the access keys for it.
 #[derive(Clone, Debug)]
 pub struct CdnConfig {
     /// The endpoint: scheme, host and port.
     pub endpoint: Url,
-    /// The region that goes into signatures.
+    /// The region, which is part of each signature.
     pub region: String,
-    /// May read.
+    /// Permits reading.
     pub downloader: AccessKey,
-    /// May read and write.
+    /// Permits reading and writing.
     pub uploader: AccessKey,
 }
 
 /// An S3 access key and its secret.
 #[derive(Clone, Debug)]
 pub struct AccessKey {
-    /// The key's public name.
+    /// The access key's id, which is not secret.
     pub id: String,
-    /// Signs requests.
+    /// The secret that signs requests.
     pub secret: Secret,
 }
 
@@ -36,7 +36,7 @@ impl AccessKey {
     }
 }
 
-/// Why a document is not a CDN configuration. The text repeats no value of the document.
+/// Why a document is not a CDN configuration. The text quotes no value from the document.
 #[derive(Debug)]
 pub struct CdnConfigError(String);
 
@@ -59,7 +59,7 @@ struct Document {
 }
 
 impl CdnConfig {
-    /// Whether requests go over a network in plain: neither TLS nor loopback.
+    /// Whether requests cross a network unencrypted: by plain HTTP and not over loopback.
     pub fn is_open_to_listeners(&self) -> bool {
         let is_loopback = match self.endpoint.host() {
             Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
@@ -86,13 +86,15 @@ impl CdnConfig {
             })
             .ok_or_else(|| CdnConfigError("host is not an endpoint URL such as https://cdn.example.com".into()))?;
         let key = |name: &str, id: &Secret, secret: &Secret| {
-            // They travel in header lines.
+            // They are sent in header lines.
             let usable =
                 |text: &Secret| !text.expose().is_empty() && text.expose().bytes().all(|b| b.is_ascii_graphic());
             if usable(id) && usable(secret) {
                 Ok(AccessKey { id: id.expose().to_owned(), secret: secret.clone() })
             } else {
-                Err(CdnConfigError(format!("{name}_access_key or {name}_access_secret is empty or no plain text")))
+                Err(CdnConfigError(format!(
+                    "{name}_access_key or {name}_access_secret is empty or not printable ASCII"
+                )))
             }
         };
         let region = document.region.unwrap_or_else(|| "us-east-1".into());
@@ -108,8 +110,8 @@ impl CdnConfig {
     }
 }
 
-/// serde quotes what it found where it expected something else, and that could be a secret. What it says about a missing
-/// field, or where the YAML breaks, is safe and useful.
+/// serde quotes a value of the wrong type, which could be a secret. The name of a missing field, and the place where the YAML
+/// is malformed, are safe and useful.
 fn without_values(error: &serde_yaml::Error) -> String {
     let text = error.to_string();
     if text.starts_with("missing field") {
@@ -117,8 +119,8 @@ fn without_values(error: &serde_yaml::Error) -> String {
     }
     match error.location() {
         Some(place) => {
-            format!("it is no YAML mapping of text values (line {}, column {})", place.line(), place.column())
+            format!("it is not a YAML mapping of text values (line {}, column {})", place.line(), place.column())
         }
-        None => "it is no YAML mapping of text values".into(),
+        None => "it is not a YAML mapping of text values".into(),
     }
 }

@@ -1,4 +1,4 @@
-//! Reading a big part: what it is, and its bytes as a `Read` that survives broken connections.
+//! Reading big parts: the description of an object, and its bytes as a `Read` that survives broken connections.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -18,7 +18,7 @@ use crate::metrics::Transfer;
 use crate::names::ModelName;
 use crate::security::{HELD_BACK, Sha256Hash, SmallHash};
 
-/// The description of an object, without its bytes.
+/// An object as the CDN describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BigObject {
     /// The bucket, which is the model's folder.
@@ -27,18 +27,18 @@ pub struct BigObject {
     pub key: String,
     /// Length in bytes.
     pub length: u64,
-    /// The entity tag: another one means another content.
+    /// The entity tag, which changes with the content.
     pub etag: Option<String>,
     /// The hash of the object, from its metadata.
     pub sha256: Option<Sha256Hash>,
-    /// The hash of the small part it belongs to, from its metadata.
+    /// The hash of the small part that it belongs to, from its metadata.
     pub small: Option<SmallHash>,
     /// Its last bytes, at most two cipher blocks. None if the CDN does not serve ranges.
     pub tail: Option<Vec<u8>>,
 }
 
 impl BigObject {
-    /// The generation that belongs to a small part, of whose content a manifest tells everything.
+    /// The generation that belongs to a small part. Its manifest has everything else, so the CDN is not asked.
     pub fn proven(model: &ModelName, small: SmallHash, length: u64) -> Self {
         Self {
             bucket: model.folder.to_string(),
@@ -52,11 +52,11 @@ impl BigObject {
     }
 }
 
-/// The CDN as the downloader's key opens it.
+/// The CDN with the downloader's access key.
 #[derive(Clone)]
 pub(super) struct Downloader {
     pub(super) account: S3Account,
-    /// How long the last description took to come, in nanoseconds.
+    /// How long the last request for little data took, in nanoseconds.
     latency: Arc<AtomicU64>,
 }
 
@@ -70,7 +70,7 @@ impl Downloader {
         Duration::from_nanos(self.latency.load(Ordering::Relaxed))
     }
 
-    /// What the CDN has under a key, without its bytes.
+    /// Describes the object under a key.
     pub(super) fn describe(&self, bucket: &str, key: &str, tries: u32) -> Result<BigObject, CdnError> {
         let head = with_retries(tries, CdnError::retry, || {
             let asked = Instant::now();
@@ -98,7 +98,7 @@ impl Downloader {
         let asked = Instant::now();
         let answer = self.account.ask(&request, Payload::None, limit, TRIES)?;
         self.latency.store(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        // What is not text is not what was signed.
+        // The signature of a text with replaced characters does not match.
         Ok(String::from_utf8_lossy(&answer.body).into_owned())
     }
 
@@ -123,8 +123,8 @@ impl Downloader {
         })
     }
 
-    /// Opens a range of the version of an object that was described, and tells how many bytes come before it: a CDN may send
-    /// more than was asked for (206), or ignore ranges and send all (200).
+    /// Opens a range of `object`, in the version that was described. Also returns how many bytes of the body come before the
+    /// range: a CDN may send more than was requested (206), or ignore ranges and send everything (200).
     fn open(&self, object: &BigObject, range: Range<u64>) -> Result<(Response<Body>, u64), CdnError> {
         let changed = || CdnError { object: object_name(&object.bucket, &object.key), kind: CdnErrorKind::Changed };
         let bad = |reason: &str| bad(&object.bucket, &object.key, reason);
@@ -132,12 +132,12 @@ impl Downloader {
         if range != (0..object.length) {
             headers.push((header::RANGE, format!("bytes={}-{}", range.start, range.end - 1)));
         }
-        // A weak tag fits nothing by definition.
+        // By definition `If-Match` never matches a weak tag.
         if let Some(etag) = object.etag.as_ref().filter(|etag| !etag.starts_with("W/")) {
             headers.push((header::IF_MATCH, etag.clone()));
         }
         let response = self.get(Method::GET, &object.bucket, &object.key, &headers)?;
-        // A CDN that knows no preconditions still shows which version it sends. A proxy on the way may have weakened the tag.
+        // A CDN that ignores preconditions still names the version that it sends. A proxy in between may have weakened the tag.
         let opaque = |tag: &Option<String>| tag.as_deref().map(|tag| tag.trim_start_matches("W/").to_owned());
         if object.etag.is_some() && opaque(&etag(response.headers())) != opaque(&object.etag) {
             return Err(changed());
@@ -149,7 +149,10 @@ impl Downloader {
                     return Err(changed());
                 }
                 if sent.start > range.start || sent.end != range.end {
-                    return Err(bad(&format!("it holds other bytes than the requested ones from {}", range.start)));
+                    return Err(bad(&format!(
+                        "it does not hold the bytes that were requested, from {} on",
+                        range.start
+                    )));
                 }
                 sent.start
             }
@@ -171,7 +174,7 @@ impl Downloader {
         self.account.send(&request, Payload::None)
     }
 
-    /// The error of a body that ended early. The other connections have most likely died as well.
+    /// The error for a body that ended early. The pooled connections have most likely died as well.
     fn broken(&self, object: &BigObject, at: u64, error: &io::Error) -> CdnError {
         self.account.endpoint.http.forget_connections();
         let reason = format!("at byte {at} of {}: {error}", object.length);
@@ -181,8 +184,8 @@ impl Downloader {
     }
 }
 
-/// The bytes of a range of an object. A broken transfer continues by range from where it stopped; what is read is
-/// always of the one version of the object that was described.
+/// The bytes of a range of an object. A broken transfer continues where it stopped, and all bytes come from the version
+/// of the object that was described.
 pub struct ObjectReader {
     source: Downloader,
     object: BigObject,
@@ -201,7 +204,7 @@ impl ObjectReader {
         Self { source, object, offset: range.start, end: range.end, body: None, backoff, transfer }
     }
 
-    /// Opens the rest of the range.
+    /// Opens what is left of the range.
     fn open(&self) -> Result<BodyReader<'static>, CdnError> {
         let (response, before) = self.source.open(&self.object, self.offset..self.end)?;
         if before > 0 && response.status() == StatusCode::OK {
@@ -223,7 +226,7 @@ impl ObjectReader {
             None => self.open()?,
         };
         match body.read(out) {
-            // An end before the length is a broken transfer, whatever the connection says.
+            // Short of the range, the end of the body is a broken transfer, even if the connection was closed cleanly.
             Ok(0) => Err(self.broken(&io::ErrorKind::UnexpectedEof.into())),
             Ok(count) => {
                 self.body = Some(body);
@@ -240,7 +243,7 @@ impl Read for ObjectReader {
         let limit = out.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
         if limit == 0 {
             if let (0, Some(mut body)) = (remaining, self.body.take()) {
-                // As above: the connection can be used again.
+                // As in `tail`: the connection can be used again.
                 let _ = body.read(&mut [0]);
             }
             return Ok(0);
@@ -281,14 +284,14 @@ fn etag(headers: &HeaderMap) -> Option<String> {
 pub struct ContentRange {
     /// The first byte's offset.
     pub start: u64,
-    /// The offset behind the last byte.
+    /// The offset after the last byte.
     pub end: u64,
-    /// Length of the whole; none for `*`.
+    /// The length of the whole object. None for `*`.
     pub length: Option<u64>,
 }
 
 impl ContentRange {
-    /// Reads the header's value. None if it is malformed or contradicts itself.
+    /// Parses the header's value. None if it is malformed or inconsistent.
     pub fn parse(value: &str) -> Option<Self> {
         let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok())?;
         let (range, length) = value.trim().strip_prefix("bytes ")?.split_once('/')?;

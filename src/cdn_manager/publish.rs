@@ -1,6 +1,6 @@
-//! Writing big parts: streaming PUT from a file, in parts or whole, server-side copy, and the removal of old generations.
+//! Writing big parts: streaming uploads from a file, whole or in parts, server-side copies, listing and deletion.
 //!
-//! Every call here has the patience of a download: an upload that is given up costs the whole transfer.
+//! Every call here is retried as often as a download: giving up an upload wastes the whole transfer.
 
 use std::fs::File;
 use std::sync::Mutex;
@@ -20,18 +20,18 @@ use crate::metrics::Transfer;
 use crate::security::{Hasher, Sha256Hash, SmallHash};
 use crate::threads::{self, lock};
 
-/// The payload of a PUT or POST that has none: S3 wants to be told its length.
+/// The payload of a PUT or POST without content: S3 requires a `Content-Length`.
 const NO_CONTENT: Payload<'static> = Payload::Bytes(&[]);
 
-/// A listing with more pages than this is not one of a model's generations.
+/// A model's generations do not fill more pages of a listing than this.
 const MAX_PAGES: usize = 100;
 
-/// S3 takes 10,000 parts.
+/// S3 accepts 10,000 parts.
 pub(super) const MAX_PARTS: u64 = 9_000;
 
 type Metadata = Vec<(HeaderName, String)>;
 
-/// A big part in a local file, and what its metadata will say.
+/// A big part in a local file, and its metadata.
 #[derive(Clone, Copy)]
 pub struct BigPart<'a> {
     /// The file.
@@ -40,11 +40,11 @@ pub struct BigPart<'a> {
     pub length: u64,
     /// Its hash.
     pub sha256: Sha256Hash,
-    /// The hash of the small part it belongs to.
+    /// The hash of the small part that it belongs to.
     pub small: SmallHash,
 }
 
-/// One bucket, as the uploader's key opens it.
+/// One bucket, with the uploader's access key.
 #[derive(Clone)]
 pub(super) struct Destination {
     pub(super) account: S3Account,
@@ -53,7 +53,7 @@ pub(super) struct Destination {
 }
 
 impl Destination {
-    /// Stores `part` under `key`. Nobody sees the object before it is whole.
+    /// Stores `part` under `key`. The object becomes visible when it is complete.
     pub(super) fn put(&self, key: &str, part: BigPart<'_>) -> Result<(), CdnError> {
         let metadata = metadata(Some(part.sha256), Some(part.small));
         let transfer = &Transfer::begin(Stage::Publish, object_name(&self.bucket, key), 0, Some(part.length));
@@ -99,7 +99,7 @@ impl Destination {
         upload.complete()
     }
 
-    /// Deletes an object, if it is there.
+    /// Deletes an object if it exists.
     pub(super) fn delete(&self, key: &str) -> Result<(), CdnError> {
         match self.ask(Method::DELETE, key, &[], &[], Payload::None, empty_sha256()) {
             Err(error) if error.is_missing() => Ok(()),
@@ -107,8 +107,8 @@ impl Destination {
         }
     }
 
-    /// The keys that begin with `prefix` and are `wanted`, each with the time of its last change (ISO 8601, so text order is
-    /// time order).
+    /// The keys that begin with `prefix` and are `wanted`, each with its last modification time (ISO 8601, so that they compare
+    /// as text).
     pub(super) fn list(&self, prefix: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, String)>, CdnError> {
         let mut found = Vec::new();
         let mut continuation: Option<String> = None;
@@ -158,10 +158,10 @@ impl Destination {
         self.account.ask(&request, payload, MAX_XML_BYTES, TRANSFER_TRIES)
     }
 
-    /// Long operations answer 200 before they know how they end; an error is then in the body.
+    /// Long operations answer 200 before they have finished. An error is then in the body.
     fn without_error(&self, key: &str, answer: &BufferedResponse) -> Result<(), CdnError> {
         let text = String::from_utf8_lossy(&answer.body);
-        if text.contains("<Error>") { Err(self.bad(key, "it reports an error after all")) } else { Ok(()) }
+        if text.contains("<Error>") { Err(self.bad(key, "it has status 200 and reports an error")) } else { Ok(()) }
     }
 
     fn bad(&self, key: &str, reason: &str) -> CdnError {
@@ -169,7 +169,7 @@ impl Destination {
     }
 }
 
-/// An upload in parts that has begun. Nobody sees its object before it is complete; dropped before, it is aborted.
+/// A multipart upload. Its object becomes visible on completion; if it is dropped before that, it is aborted.
 pub struct Multipart {
     to: Destination,
     key: String,
@@ -180,12 +180,12 @@ pub struct Multipart {
 }
 
 impl Multipart {
-    /// Bucket and key, for the log.
+    /// The bucket and the key, for the log.
     pub fn object(&self) -> String {
         object_name(&self.to.bucket, &self.key)
     }
 
-    /// Stores a range of a file as the part with this number, which counts from 1.
+    /// Stores a range of a file as part `number`, counting from 1.
     pub fn store(
         &self,
         number: u32,
@@ -201,7 +201,7 @@ impl Multipart {
         self.note(number, answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned))
     }
 
-    /// Makes an object of the parts.
+    /// Assembles the object from the parts.
     pub fn complete(&self) -> Result<(), CdnError> {
         let mut parts = std::mem::take(&mut *lock(&self.parts));
         parts.sort_by_key(|part| part.part_number);
@@ -210,7 +210,7 @@ impl Multipart {
         let id = [("uploadId", self.id.as_str())];
         match self.to.ask(Method::POST, &self.key, &id, &[], payload, Sha256Hash::of(body.as_bytes())) {
             Ok(answer) => self.to.without_error(&self.key, &answer)?,
-            // The answer to a first try was lost, and with its success the upload's id was gone.
+            // The answer to an earlier try was lost. That try succeeded, and with it the upload id became invalid.
             Err(error) if error.is_missing() && self.is_there() => {}
             Err(error) => return Err(error),
         }
@@ -218,7 +218,7 @@ impl Multipart {
         Ok(())
     }
 
-    /// Cuts `length` bytes into parts; `store` takes the number, the offset and the length of each.
+    /// Splits `length` bytes into parts and calls `store` with the number, the offset and the length of each.
     fn for_each_part(
         &self,
         length: u64,
@@ -250,7 +250,7 @@ impl Multipart {
         Ok(())
     }
 
-    /// Whether there is an object with the hashes of this one's metadata.
+    /// Whether the object exists and has the hashes of this upload in its metadata.
     fn is_there(&self) -> bool {
         let hashes = || self.metadata.iter().filter(|(name, _)| *name != header::CONTENT_TYPE);
         self.to.ask(Method::HEAD, &self.key, &[], &[], Payload::None, empty_sha256()).is_ok_and(|answer| {
@@ -260,7 +260,7 @@ impl Multipart {
 }
 
 impl Drop for Multipart {
-    /// Parts that nobody completes cost storage for ever. Whoever waits for the upload's error need not wait for this.
+    /// Parts that are never completed cost storage forever. This runs on a thread, so the upload's error is not delayed.
     fn drop(&mut self) {
         if *self.complete.get_mut() {
             return;

@@ -1,15 +1,12 @@
 //! The route table. An endpoint is one file in `routes/`, one row in [`ROUTES`] and one path in `routes/openapi.json`.
 
 mod docs;
-mod health;
 mod load;
 mod login;
 mod metrics;
 mod models;
-mod openapi;
 mod page;
-mod ready;
-mod remove;
+mod probes;
 mod status;
 mod unlock;
 mod upload;
@@ -60,17 +57,17 @@ pub(super) enum AnsweredBy {
 static ROUTES: [Route; 15] = [
     Route { public: true, ..get("/", page::page) },
     Route { public: true, ..get("/docs", docs::docs) },
-    Route { public: true, ..get("/openapi.json", openapi::openapi) },
+    Route { public: true, ..get("/openapi.json", docs::openapi) },
     Route { polled: true, ..get("/metrics", metrics::metrics) },
-    Route { public: true, polled: true, ..get("/health", health::health) },
-    Route { polled: true, ..get("/ready", ready::ready) },
+    Route { public: true, polled: true, ..get("/health", probes::health) },
+    Route { polled: true, ..get("/ready", probes::ready) },
     Route { polled: true, ..get("/status", status::status) },
     get("/models", models::models),
     Route { cancellable: true, ..post("/models/verify", admit_json, models::verify) },
     Route { cancellable: true, ..post("/login", admit_json, login::login) },
     Route { cancellable: true, ..post("/load/{filename}", load::admit, load::load) },
     post("/upload/{filename}", upload::admit, upload::upload),
-    delete("/models/{folder}/{filename}", remove::remove),
+    delete("/models/{folder}/{filename}", models::remove),
     post("/unlock", admit_json, unlock::unlock),
     Route { polled: true, ..get("/unlock/status", unlock::status) },
 ];
@@ -189,7 +186,7 @@ mod tests {
     /// Each operation has all statuses that can come before the endpoint sees the request.
     #[test]
     fn every_route_has_its_path_in_the_openapi_document_and_the_document_has_no_other() {
-        let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
+        let document: Value = serde_json::from_str(docs::DOCUMENT).unwrap();
         let paths = document["paths"].as_object().unwrap();
         for route in &ROUTES {
             let (method, _) = route.allow.split_once(',').unwrap();

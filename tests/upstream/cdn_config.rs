@@ -35,10 +35,10 @@ fn says_what_is_wrong_and_repeats_no_value() {
         ("uploader_access_secret: hush2\n", "", "missing field `uploader_access_secret`"),
         ("https://cdn.example.com", "cdn.example.com", "host is not an endpoint URL"),
         ("https://cdn.example.com", "https://hush@cdn", "host is not an endpoint URL"),
-        ("hush1", "[hush1, hush3]", "no YAML mapping"),
+        ("hush1", "[hush1, hush3]", "not a YAML mapping"),
         ("hush1", "''", "downloader_access_secret is empty"),
         ("extra: 1", "region: 'a b'", "region is not"),
-        ("host:", "\thost: {hush", "no YAML mapping"),
+        ("host:", "\thost: {hush", "not a YAML mapping"),
     ] {
         let error = CdnConfig::from_yaml(GOOD.replace(from, to).as_bytes()).unwrap_err().to_string();
         assert!(error.contains(expected), "{to:?}: {error}");

@@ -1,7 +1,11 @@
-//! `GET /docs`: the OpenAPI document as a page for people, without scripts. A test generates it.
+//! `GET /openapi.json` and `GET /docs`: the description of this API for programs, and as a page for people, without scripts.
+//! A test generates the page.
 
 use crate::http::reply::Reply;
 use crate::http::service::Service;
+
+/// The document, OpenAPI 3.1.
+pub(super) static DOCUMENT: &str = include_str!("openapi.json");
 
 static HTML: &str = include_str!("docs.html");
 
@@ -9,17 +13,21 @@ static HTML: &str = include_str!("docs.html");
 const POLICY: &str = "default-src 'none'; style-src 'sha256-lgv5Q9WH1G7S+eyCDYrD3yZSasVQSWd2or8ulPHIrtg='; img-src data:; base-uri 'none'; \
     form-action 'none'; frame-ancestors 'none'";
 
+pub(super) fn openapi(_: &Service) -> Reply {
+    Reply::text("application/json", DOCUMENT)
+}
+
 pub(super) fn docs(_: &Service) -> Reply {
     Reply::page(HTML, POLICY)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fmt::Write;
 
     use serde_json::Value;
 
-    use super::super::openapi::DOCUMENT;
     use super::super::page::tests::assert_policy_fits;
     use super::*;
 
@@ -165,6 +173,22 @@ code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
     }
 
     /// `UPDATE_DOCS=1 cargo test docs` generates the page.
+    #[test]
+    fn every_reference_has_a_target_and_every_component_is_used() {
+        let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        let used: BTreeSet<&str> =
+            DOCUMENT.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+        for pointer in &used {
+            assert!(document.pointer(pointer).is_some(), "{pointer}");
+        }
+        for (kind, components) in document["components"].as_object().unwrap() {
+            for name in components.as_object().unwrap().keys().filter(|_| kind != "securitySchemes") {
+                assert!(used.contains(format!("/components/{kind}/{name}").as_str()), "{kind} {name} is not used");
+            }
+        }
+    }
+
     #[test]
     fn the_page_is_generated_from_the_document() {
         let made = Page::generate();

@@ -1,4 +1,5 @@
-//! `GET /models` and `POST /models/verify`: what is in the cache, and whether it is intact.
+//! `GET /models`, `POST /models/verify` and `DELETE /models/{folder}/{filename}`: what is in the cache, whether it is intact,
+//! and the removal of a model from it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -8,7 +9,7 @@ use crate::http::exchange::Exchange;
 use crate::http::json::read_json;
 use crate::http::reply::Reply;
 use crate::http::service::Service;
-use crate::model_cache::{Verified, VerifyError};
+use crate::model_cache::{RemoveError, Verified, VerifyError};
 use crate::names::{FileName, Folder, ModelName};
 
 pub(super) fn models(service: &Service) -> Reply {
@@ -49,4 +50,19 @@ pub(super) fn verify(service: &Service, exchange: &mut Exchange, _: &str) -> Res
             Err(Reply::error(500, error))
         }
     }
+}
+
+pub(super) fn remove(service: &Service, _: &mut Exchange, parameters: &str) -> Result<Reply, Reply> {
+    let (folder, file) = parameters.split_once('/').unwrap_or_default();
+    let model = ModelName::new(folder, file).map_err(|error| Reply::error(422, error))?;
+    service.client.remove_from_cache(&model).map_err(|error| {
+        let status = match error {
+            RemoveError::NotCached => 404,
+            RemoveError::Kept => 409,
+            RemoveError::Io(_) => 500,
+        };
+        Reply::error(status, error)
+    })?;
+    log::info!("{model} was removed from the cache");
+    Ok(Reply::ok())
 }
