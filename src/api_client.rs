@@ -6,6 +6,7 @@ mod keep;
 mod load;
 mod load_error;
 mod offline;
+mod outage;
 mod range_reader;
 mod range_request;
 mod resource_api;
@@ -37,6 +38,7 @@ use crate::user::User;
 
 use self::background_login::{BackgroundLogin, CurrentLogin};
 use self::keep::KeepList;
+use self::outage::Outage;
 use self::resource_api::ResourceApi;
 use self::session::Session;
 
@@ -156,6 +158,7 @@ impl ApiClient {
                 tokens,
                 hardware: hardware(configuration),
                 salts,
+                outage: Outage::default(),
             }),
             http,
             cdn_config_path: configuration.cdn_config_path.clone(),

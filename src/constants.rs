@@ -5,6 +5,9 @@ use std::time::Duration;
 /// The `User-Agent` and `Server` of this program.
 pub const AGENT: &str = concat!("loader/", env!("CARGO_PKG_VERSION"));
 
+/// A wall clock that shows less than this, in seconds since 1970 (it is 2026-01-01), was never set since the power came.
+pub const EARLIEST_TIME: u64 = 1_767_225_600;
+
 /// The folder, and so the bucket, of a load or upload that names none.
 pub const DEFAULT_FOLDER: &str = "models";
 

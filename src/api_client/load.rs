@@ -147,9 +147,21 @@ impl Load<'_> {
     }
 
     /// Finds the version to load. An older version of a model in `KEEP` is served until the newest
-    /// is complete, if `may_be_older`.
+    /// is complete, if `may_be_older`; and if the Resource API was away a moment ago, what can be loaded offline does not wait
+    /// for it.
     fn find(&self, may_be_older: bool) -> Result<(Found, Option<OfflineCopy>), LoadError> {
-        let SmallPart { plain: small, source } = self.client.small_part(self.login, &self.entry)?;
+        if may_be_older && let Some(away) = self.client.api.outage.recent() {
+            let small = self.client.small_part_offline(self.login, &self.entry, away.into());
+            if let Ok(found) = small.and_then(|small| self.find_big(small, may_be_older)) {
+                self.client.ask_in_background(self.login, &self.entry);
+                return Ok(found);
+            }
+        }
+        self.find_big(self.client.small_part(self.login, &self.entry)?, may_be_older)
+    }
+
+    fn find_big(&self, small: SmallPart, may_be_older: bool) -> Result<(Found, Option<OfflineCopy>), LoadError> {
+        let SmallPart { plain: small, source } = small;
         let hash = SmallHash::of(&small);
         let subject = Subject { model: &self.entry.model, small: hash, small_length: Some(small.len() as u64) };
         let cached = self.client.cache.find(&self.entry, subject, &self.remote());

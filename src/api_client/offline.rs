@@ -5,7 +5,7 @@
 //! box's storage and its salts can try passwords on a stored part as fast as SHA-384 goes; that is the price of working offline.
 //!
 //! Stored parts are used only while the Resource API is away, never when it refuses. A refusal removes them: the part of the
-//! refused file, or, at a login, every part that these credentials open.
+//! refused file, or, when credentials are refused, every part that they open.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::session::{Fetched, Session};
 use super::{ApiClient, ApiError, Login, LoginError, small_name};
 use crate::credentials::Credentials;
 use crate::model_cache::{Entry, OfflineError, OfflineParts, Version};
-use crate::security::{AesKey, SmallHash, decrypt_whole};
+use crate::security::{AesKey, decrypt_whole};
 use crate::threads;
 
 /// How often expired small parts are removed.
@@ -45,16 +45,16 @@ pub(super) struct OfflineCopy {
     entry: Entry,
     encrypted: Zeroizing<Vec<u8>>,
     key: AesKey,
+    /// How many refusals there had been when it was asked for.
+    refusals: u64,
 }
 
 impl OfflineCopy {
     pub(super) fn store(&self) {
-        if !self.parts.is_on() {
-            return;
+        if let Err(error) = self.parts.store(&self.entry, &self.encrypted, &self.key, self.refusals) {
+            let model = &self.entry.model;
+            log::warn!("the small part of {model} cannot be stored, so it cannot be loaded offline: {error}");
         }
-        let hash = hash_with(&self.key);
-        let expected = hash(&self.encrypted);
-        self.parts.store(&self.entry, &self.encrypted, |old| hash(old) == expected);
     }
 
     /// Stores the copy when `big` has been read to its end, if the whole version is in the cache then.
@@ -82,11 +82,6 @@ impl<R: Read> Read for StoringReader<R> {
     }
 }
 
-/// Decrypts a small part with `key` and hashes it.
-fn hash_with(key: &AesKey) -> impl Fn(&[u8]) -> Option<SmallHash> {
-    |encrypted| decrypt_whole(encrypted, key).ok().map(|plain| SmallHash::of(&Zeroizing::new(plain)))
-}
-
 /// Starts the thread that removes expired small parts, if any are stored.
 pub(super) fn start_removing_expired(parts: &Arc<OfflineParts>) {
     if !parts.is_on() {
@@ -109,13 +104,9 @@ pub(super) fn start_removing_expired(parts: &Arc<OfflineParts>) {
 }
 
 impl ApiClient {
-    /// Logs in at the Resource API. Credentials that it refuses open nothing from then on, not even offline.
+    /// Logs in at the Resource API.
     pub(super) fn open_session(&self, credentials: &Credentials) -> Result<Session, ApiError> {
-        Session::open(Arc::clone(&self.api), credentials.clone()).inspect_err(|error| {
-            if self.offline_parts.is_on() && matches!(error, ApiError::Business { .. } | ApiError::Unauthorized(_)) {
-                self.offline_parts.revoke(hash_with(&self.api.api_key(credentials)));
-            }
-        })
+        Session::open(Arc::clone(&self.api), Arc::clone(&self.offline_parts), credentials.clone())
     }
 
     /// Logs in without the Resource API, which failed with `away`.
@@ -123,10 +114,11 @@ impl ApiClient {
         if !self.offline_parts.is_on() {
             return Err(LoginError::Api(away));
         }
-        match self.offline_parts.prove(hash_with(&self.api.api_key(&credentials))) {
+        match self.offline_parts.prove(&self.api.api_key(&credentials)) {
             Ok(()) => {
                 log::warn!("logged in offline as {}: {away}", credentials.email);
-                Ok(Login::new(Session::offline(Arc::clone(&self.api), credentials)))
+                let (api, parts) = (Arc::clone(&self.api), Arc::clone(&self.offline_parts));
+                Ok(Login::new(Session::offline(api, parts, credentials)))
             }
             Err(refusal) => Err(LoginError::Offline(away, refusal)),
         }
@@ -134,28 +126,51 @@ impl ApiClient {
 
     /// The small part of a model from the Resource API or, while that is away, from this box.
     pub(super) fn small_part(&self, login: &Login, entry: &Entry) -> Result<SmallPart, LoadError> {
+        let refusals = self.offline_parts.refusals();
         match login.session.fetch(&entry.model.folder, &small_name(&entry.model)) {
             Ok(Fetched { encrypted, plain }) => {
                 let (parts, key) = (Arc::clone(&self.offline_parts), login.session.api_key());
-                let copy = OfflineCopy { parts, entry: entry.clone(), encrypted, key };
+                let copy = OfflineCopy { parts, entry: entry.clone(), encrypted, key, refusals };
                 Ok(SmallPart { plain, source: SmallSource::Api(copy) })
             }
-            Err(away) if away.is_away() && self.offline_parts.is_on() => {
-                let encrypted = match self.offline_parts.find(entry) {
-                    Ok(encrypted) => encrypted,
-                    Err(refusal) => return Err(LoadError::Offline(away, refusal)),
-                };
-                match decrypt_whole(&encrypted, &login.session.api_key()) {
-                    Ok(plain) => Ok(SmallPart { plain: Zeroizing::new(plain), source: SmallSource::Offline(away) }),
-                    Err(_) => Err(LoadError::Offline(away, OfflineError::DoesNotOpen)),
-                }
-            }
+            Err(away) if away.is_away() && self.offline_parts.is_on() => self.small_part_offline(login, entry, away),
             Err(error) => {
                 if error.is_refusal() {
                     self.offline_parts.forget(entry);
                 }
                 Err(LoadError::Small(error))
             }
+        }
+    }
+
+    /// The small part that is stored on this box, because the Resource API failed with `away`.
+    pub(super) fn small_part_offline(
+        &self,
+        login: &Login,
+        entry: &Entry,
+        away: ApiError,
+    ) -> Result<SmallPart, LoadError> {
+        let encrypted = match self.offline_parts.find(entry) {
+            Ok(encrypted) => encrypted,
+            Err(refusal) => return Err(LoadError::Offline(away, refusal)),
+        };
+        match decrypt_whole(&encrypted, &login.session.api_key()) {
+            Ok(plain) => Ok(SmallPart { plain: Zeroizing::new(plain), source: SmallSource::Offline(away) }),
+            Err(_) => Err(LoadError::Offline(away, OfflineError::DoesNotOpen)),
+        }
+    }
+
+    /// Asks the Resource API for a small part that was just found on this box, so that the next load knows whether the API is
+    /// back, and what it says. One question at a time is enough.
+    pub(super) fn ask_in_background(self: &Arc<Self>, login: &Arc<Login>, entry: &Entry) {
+        let Some(question) = self.api.outage.question() else { return };
+        let (client, login, entry) = (Arc::clone(self), Arc::clone(login), entry.clone());
+        let work = move || {
+            let _question = question;
+            drop(client.small_part(&login, &entry));
+        };
+        if let Err(error) = threads::spawn("offline", work) {
+            log::warn!("the Resource API cannot be asked in the background: {error}");
         }
     }
 }

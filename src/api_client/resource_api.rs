@@ -7,6 +7,7 @@ use http::{Method, Request, StatusCode, header};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use super::outage::Outage;
 use super::token::{Token, TokenReader};
 use crate::constants::MAX_RESOURCE_BYTES;
 use crate::credentials::Credentials;
@@ -16,7 +17,7 @@ use crate::secret::{Secret, json_object};
 use crate::security::{AesKey, Salts, hex};
 
 /// Why a call to the Resource API failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum ApiError {
     /// The API could not be reached, or could not answer.
     HttpClient(HttpClientError),
@@ -66,9 +67,14 @@ impl ApiError {
         matches!(self, Self::HttpClient(error) if error.is_outage())
     }
 
+    /// Whether the answer to a login was that these credentials are wrong, or not accepted any more.
+    pub fn refuses_credentials(&self) -> bool {
+        matches!(self, Self::Unauthorized(_) | Self::Business { .. })
+    }
+
     /// Whether the Resource API answered that this user may not have the file, or that it does not exist.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Unauthorized(_) | Self::Business { .. } | Self::NotFound(_))
+        self.refuses_credentials() || matches!(self, Self::NotFound(_))
     }
 }
 
@@ -80,6 +86,7 @@ pub struct ResourceApi {
     pub(super) tokens: TokenReader,
     pub(super) hardware: String,
     pub(super) salts: Salts,
+    pub(super) outage: Outage,
 }
 
 impl ResourceApi {
@@ -169,6 +176,7 @@ impl ResourceApi {
         }
         let unusable = |_| HttpClientError { server: "RESOURCE_API_URL".into(), kind: HttpClientErrorKind::BadAddress };
         let result = self.http.fetch(&request.body(()).map_err(unusable)?, payload, MAX_RESOURCE_BYTES);
+        self.outage.note(&result);
         let received = result.as_ref().map_or(0, |answer| answer.body.len());
         metrics::moved(Stage::Api, (body.len() + received) as u64, started.elapsed());
         result

@@ -1,26 +1,36 @@
 //! A login that stays good: its token is renewed before it expires and when it is refused, once for all calls that need it.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Instant, SystemTime};
 
 use zeroize::Zeroizing;
 
 use super::resource_api::{ApiError, ResourceApi};
 use super::token::Token;
 use crate::credentials::Credentials;
+use crate::model_cache::OfflineParts;
 use crate::secret::Secret;
 use crate::security::{AesKey, decrypt_whole};
-use crate::threads::lock;
+use crate::threads::{lock, read, write};
 use crate::user::{Role, User};
 
 /// Proven credentials and their current token.
 pub struct Session {
     api: Arc<ResourceApi>,
     credentials: Credentials,
+    /// What an account loses that is refused.
+    offline_parts: Arc<OfflineParts>,
     /// Apart from the token, whose lock is held during a login.
     user: RwLock<User>,
+    token: Mutex<CurrentToken>,
+}
+
+#[derive(Default)]
+struct CurrentToken {
     /// None after an offline login, until the Resource API has been reached.
-    token: Mutex<Option<Token>>,
+    token: Option<Token>,
+    /// When the last renewal failed, and why.
+    failed: Option<(Instant, ApiError)>,
 }
 
 /// A file from the Resource API.
@@ -33,21 +43,27 @@ pub struct Fetched {
 
 impl Session {
     /// Logs in.
-    pub fn open(api: Arc<ResourceApi>, credentials: Credentials) -> Result<Self, ApiError> {
-        let token = api.login(&credentials)?;
-        log::info!("logged in as {} (role {}, id {})", token.user.email, token.user.role, token.user.id);
-        Ok(Self { api, credentials, user: RwLock::new(token.user.clone()), token: Mutex::new(Some(token)) })
+    pub fn open(
+        api: Arc<ResourceApi>,
+        offline_parts: Arc<OfflineParts>,
+        credentials: Credentials,
+    ) -> Result<Self, ApiError> {
+        let session = Self::offline(api, offline_parts, credentials);
+        session.renew(&mut lock(&session.token))?;
+        let user = session.user();
+        log::info!("logged in as {} (role {}, id {})", user.email, user.role, user.id);
+        Ok(session)
     }
 
     /// A session whose credentials were proven offline. The first call that reaches the Resource API logs in.
-    pub fn offline(api: Arc<ResourceApi>, credentials: Credentials) -> Self {
+    pub fn offline(api: Arc<ResourceApi>, offline_parts: Arc<OfflineParts>, credentials: Credentials) -> Self {
         let user = User { id: String::new(), email: credentials.email.clone(), role: Role::None };
-        Self { api, credentials, user: RwLock::new(user), token: Mutex::new(None) }
+        Self { api, credentials, offline_parts, user: RwLock::new(user), token: Mutex::default() }
     }
 
     /// Who is logged in. Until the Resource API has been reached, only the email is known.
     pub fn user(&self) -> User {
-        self.user.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read(&self.user).clone()
     }
 
     /// The key with which the Resource API encrypts files for this session.
@@ -77,27 +93,42 @@ impl Session {
 
     /// The current token, renewed first if it is about to expire.
     fn fresh_token(&self) -> Result<Secret, ApiError> {
-        let mut token = lock(&self.token);
-        match &*token {
-            Some(token) if !token.is_stale(SystemTime::now()) => Ok(token.bearer.clone()),
-            _ => self.renew(&mut token),
-        }
+        self.token_unless(|token| token.is_stale(SystemTime::now()))
     }
 
-    /// A newer token than `refused`. The lock is held during the login, so callers with the same refused token share one login.
+    /// A newer token than `refused`.
     fn renewed_token(&self, refused: &Secret) -> Result<Secret, ApiError> {
-        let mut token = lock(&self.token);
-        match &*token {
-            Some(token) if token.bearer.expose() != refused.expose() => Ok(token.bearer.clone()),
-            _ => self.renew(&mut token),
+        self.token_unless(|token| token.bearer.expose() == refused.expose())
+    }
+
+    /// The current token, renewed first if it is of no use. The lock is held during the login, so callers share one login, even
+    /// one that fails: who has waited for it does not make the next caller wait again.
+    fn token_unless(&self, is_useless: impl Fn(&Token) -> bool) -> Result<Secret, ApiError> {
+        let asked = Instant::now();
+        let mut current = lock(&self.token);
+        match (&current.token, &current.failed) {
+            (Some(token), _) if !is_useless(token) => Ok(token.bearer.clone()),
+            (_, Some((at, error))) if *at > asked => Err(error.clone()),
+            _ => self.renew(&mut current),
         }
     }
 
-    fn renew(&self, token: &mut Option<Token>) -> Result<Secret, ApiError> {
-        let new = self.api.login(&self.credentials)?;
-        *self.user.write().unwrap_or_else(PoisonError::into_inner) = new.user.clone();
-        let bearer = new.bearer.clone();
-        *token = Some(new);
-        Ok(bearer)
+    /// Logs in. Credentials that the Resource API refuses open nothing from then on, not even offline.
+    fn renew(&self, current: &mut CurrentToken) -> Result<Secret, ApiError> {
+        match self.api.login(&self.credentials) {
+            Ok(token) => {
+                *write(&self.user) = token.user.clone();
+                let bearer = token.bearer.clone();
+                *current = CurrentToken { token: Some(token), failed: None };
+                Ok(bearer)
+            }
+            Err(error) => {
+                if error.refuses_credentials() && self.offline_parts.is_on() {
+                    self.offline_parts.revoke(&self.api_key());
+                }
+                current.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
     }
 }

@@ -2,17 +2,18 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
+use time::{Date, OffsetDateTime};
 use ureq::Timeout;
 
 use super::Retry;
 use super::agent::CONNECT_LIMIT;
-use crate::constants::STALL_LIMIT;
+use crate::constants::{EARLIEST_TIME, STALL_LIMIT};
 
 /// A failed call. It names the server and nothing of the request, which carries a token or a signature.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct HttpClientError {
     /// Scheme, host and port, and the proxy if there is one.
     pub server: String,
@@ -21,12 +22,14 @@ pub struct HttpClientError {
 }
 
 /// What went wrong with a server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum HttpClientErrorKind {
     /// No connection, for this reason: refused, no route, unknown host name, or the connect timeout.
     Unreachable(String),
     /// The TLS handshake failed for this reason, most often an untrusted certificate.
     Tls(String),
+    /// The TLS handshake failed because the clock of this box shows this date, on which no certificate is valid yet.
+    WrongClock(Date),
     /// No byte was sent or received for `STALL_LIMIT`.
     Stalled,
     /// The connection broke, or carried something other than HTTP.
@@ -61,6 +64,9 @@ impl fmt::Display for HttpClientError {
                 f,
                 "the TLS connection to {server} failed ({reason}); for a private certificate authority set CA_CERT_PATH"
             ),
+            Kind::WrongClock(today) => {
+                write!(f, "the clock is wrong ({today}), TLS certificates cannot be checked until it is set")
+            }
             Kind::Stalled => {
                 write!(f, "{server} is connected but sent or took nothing for {} seconds", STALL_LIMIT.as_secs())
             }
@@ -86,7 +92,9 @@ impl HttpClientError {
         match self.kind {
             Kind::Unavailable { retry_after: Some(delay), .. } => Retry::After(delay),
             Kind::Unreachable(_) | Kind::Stalled | Kind::Interrupted(_) | Kind::Unavailable { .. } => Retry::Soon,
-            Kind::Tls(_) | Kind::Redirected { .. } | Kind::TooLong(_) | Kind::BadAddress => Retry::Never,
+            Kind::Tls(_) | Kind::WrongClock(_) | Kind::Redirected { .. } | Kind::TooLong(_) | Kind::BadAddress => {
+                Retry::Never
+            }
         }
     }
 
@@ -95,7 +103,7 @@ impl HttpClientError {
         use HttpClientErrorKind as Kind;
         match self.kind {
             // Where a captive portal intercepts TLS, no certificate is the expected one.
-            Kind::Unreachable(_) | Kind::Tls(_) | Kind::Stalled | Kind::Interrupted(_) => true,
+            Kind::Unreachable(_) | Kind::Tls(_) | Kind::WrongClock(_) | Kind::Stalled | Kind::Interrupted(_) => true,
             Kind::Unavailable { status, .. } => status.is_server_error(),
             Kind::Redirected { .. } | Kind::TooLong(_) | Kind::BadAddress => false,
         }
@@ -105,14 +113,15 @@ impl HttpClientError {
         use HttpClientErrorKind as Kind;
         use ureq::Error;
         let kind = match error {
-            Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
-                Kind::Unreachable(format!("no connection within {} s", CONNECT_LIMIT.as_secs()))
+            Error::Timeout(limit @ (Timeout::Connect | Timeout::Resolve)) => {
+                let missing = if limit == Timeout::Connect { "connection" } else { "address from the name server" };
+                Kind::Unreachable(format!("no {missing} within {} s", CONNECT_LIMIT.as_secs()))
             }
             Error::Timeout(_) => Kind::Stalled,
             Error::HostNotFound => Kind::Unreachable("unknown host name".into()),
             Error::ConnectionFailed => Kind::Unreachable("no connection".into()),
             Error::ConnectProxyFailed(reason) => Kind::Unreachable(reason),
-            Error::Rustls(error) => Kind::Tls(error.to_string()),
+            Error::Rustls(error) => Kind::tls(error.to_string()),
             Error::Tls(reason) => Kind::Tls(reason.into()),
             Error::Pem(error) => Kind::Tls(format!("{error:?}")),
             Error::Io(error) => HttpClientErrorKind::of_io(&error),
@@ -124,6 +133,16 @@ impl HttpClientError {
 }
 
 impl HttpClientErrorKind {
+    /// A certificate can be checked only by a clock that is right.
+    fn tls(reason: String) -> Self {
+        let now = SystemTime::now();
+        let is_set = now.duration_since(UNIX_EPOCH).is_ok_and(|now| now.as_secs() >= EARLIEST_TIME);
+        if is_set && !reason.contains("not valid yet") {
+            return Self::Tls(reason);
+        }
+        Self::WrongClock(OffsetDateTime::from(now).date())
+    }
+
     fn of_io(error: &io::Error) -> Self {
         let reason = error.to_string();
         match error.kind() {
@@ -136,7 +155,7 @@ impl HttpClientErrorKind {
             | io::ErrorKind::NetworkDown => Self::Unreachable(reason),
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::Stalled,
             // rustls reports its own errors with this kind.
-            io::ErrorKind::InvalidData => Self::Tls(reason),
+            io::ErrorKind::InvalidData => Self::tls(reason),
             _ => Self::Interrupted(reason),
         }
     }

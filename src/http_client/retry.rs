@@ -72,14 +72,36 @@ impl Backoff {
     /// Sleeps before the next try. A server's own time is exceeded a little: it asked a whole fleet.
     pub fn pause(&mut self, retry: Retry) {
         metrics::UPLINK_RETRIES.add();
+        Cancellation::sleep(self.next_pause(retry));
+        self.tries_left = self.tries_left.saturating_sub(1);
+    }
+
+    fn next_pause(&mut self, retry: Retry) -> Duration {
         let usual = self.pauses.next();
-        Cancellation::sleep(match retry {
+        match retry {
             Retry::After(asked) => {
                 let asked = asked.min(LONGEST_PAUSE);
                 asked + random_up_to(asked.max(FIRST_PAUSE) / 4)
             }
             Retry::Soon | Retry::Never => usual,
-        });
-        self.tries_left = self.tries_left.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fleet_that_was_asked_to_come_back_comes_back_later_and_not_in_step() {
+        // Seconds asked for, and the shortest and longest pause in milliseconds.
+        for (asked, shortest, longest) in [(0, 0, 63), (8, 8_000, 10_000), (3600, 30_000, 37_500)] {
+            let pause = |_| Backoff::new(TRIES).next_pause(Retry::After(Duration::from_secs(asked))).as_millis();
+            let mut pauses: Vec<u128> = (0..200).map(pause).collect();
+            pauses.sort_unstable();
+            assert!(pauses[0] >= shortest && pauses[199] <= longest, "{asked} s: {pauses:?}");
+            // Half of the boxes do not come within a quarter of the time.
+            assert!(pauses[150] - pauses[50] > (longest - shortest) / 4, "{asked} s: {pauses:?}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! root. Without that record all of them count as expired.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::clock::{MonotonicClock, Reading};
 use super::entry::{Entry, SMALL_SUFFIX};
 use super::record::{Record, record_of};
-use crate::security::SmallHash;
+use crate::security::{AesKey, SmallHash, decrypt_whole};
 use crate::storage::{read_document, write_document};
 use crate::threads::lock;
 
@@ -90,12 +91,15 @@ pub struct OfflineParts {
     /// In seconds; 0: nothing is stored.
     limit: u64,
     clock: Mutex<()>,
+    /// How often the Resource API has refused an account or a file. Held while parts are stored or removed.
+    refusals: Mutex<u64>,
 }
 
 impl OfflineParts {
     /// The parts under `root`. Removes the ones older than `limit`; if it is 0, all.
     pub fn open(root: &Path, limit: Duration) -> Self {
-        let parts = Self { root: root.to_owned(), limit: limit.as_secs(), clock: Mutex::default() };
+        let parts =
+            Self { root: root.to_owned(), limit: limit.as_secs(), clock: Mutex::default(), refusals: Mutex::default() };
         if parts.is_on() {
             // It fails if nothing was ever stored.
             let _ = parts.remove_expired();
@@ -110,25 +114,28 @@ impl OfflineParts {
         self.limit > 0
     }
 
-    /// Stores a small part that was just fetched. `is_same` says whether older bytes are another encryption of the same part; if
-    /// they are recent they stay, to spare the flash.
-    pub fn store(&self, entry: &Entry, encrypted: &[u8], is_same: impl Fn(&[u8]) -> bool) {
-        if !self.is_on() || encrypted.len() > MAX_SMALL_PART {
-            return;
+    /// How often the Resource API has refused something until now.
+    pub fn refusals(&self) -> u64 {
+        *lock(&self.refusals)
+    }
+
+    /// Stores a small part that was fetched with `key` after so many `refusals`. After another one it may be of the refused
+    /// account, and is not stored.
+    pub fn store(&self, entry: &Entry, encrypted: &[u8], key: &AesKey, refusals: u64) -> io::Result<()> {
+        let now = lock(&self.refusals);
+        if !self.is_on() || encrypted.len() > MAX_SMALL_PART || *now != refusals {
+            return Ok(());
         }
         let path = entry.small();
-        let stored = self.time_online().and_then(|now| {
-            let old = StoredPart::read(&path).filter(|old| old.is_younger(now, self.limit / 100));
-            let old = old.and_then(|old| old.bytes());
-            if old.is_some_and(|old| is_same(&old)) {
-                return Ok(());
-            }
-            let encrypted = Base64::encode_to_string(encrypted).map_err(io::Error::other)?;
-            write_document(&StoredPart { fetched: now, encrypted }, &path)
-        });
-        if let Err(error) = stored {
-            log::warn!("{} cannot be written, so the model cannot be loaded offline: {error}", path.display());
+        let now = self.time_online()?;
+        let old = StoredPart::read(&path).filter(|old| old.is_younger(now, self.limit / 100));
+        // Another encryption of the same part. If it is recent it stays, to spare the flash.
+        if old.and_then(|old| small_hash(&old.bytes()?, key)).is_some_and(|old| small_hash(encrypted, key) == Some(old))
+        {
+            return Ok(());
         }
+        let encrypted = Base64::encode_to_string(encrypted).map_err(io::Error::other)?;
+        write_document(&StoredPart { fetched: now, encrypted }, &path)
     }
 
     /// The small part of a model, still encrypted.
@@ -137,25 +144,29 @@ impl OfflineParts {
         StoredPart::read(&entry.small()).and_then(|part| part.bytes()).ok_or(OfflineError::NothingStored)
     }
 
-    /// Proves credentials: `hash`, which decrypts a small part with their key and hashes it, has to give the hash in the record of
-    /// a cached model.
-    pub fn prove(&self, hash: impl Fn(&[u8]) -> Option<SmallHash>) -> Result<(), OfflineError> {
+    /// Proves credentials: with their key, a small part has to decrypt to the one in the record of a cached model.
+    pub fn prove(&self, key: &AesKey) -> Result<(), OfflineError> {
         self.remove_expired()?;
         let paths = self.paths();
         if paths.is_empty() {
             return Err(OfflineError::NothingStored);
         }
-        if paths.iter().any(|path| opens(path, &hash)) { Ok(()) } else { Err(OfflineError::DoesNotOpen) }
+        if paths.iter().any(|path| opens(path, key)) { Ok(()) } else { Err(OfflineError::DoesNotOpen) }
     }
 
-    /// Removes the parts that `hash` opens: the Resource API no longer accepts their credentials.
-    pub fn revoke(&self, hash: impl Fn(&[u8]) -> Option<SmallHash>) {
-        for path in self.paths().iter().filter(|path| opens(path, &hash)) {
+    /// Removes the parts that `key` opens: the Resource API does not accept their credentials any more.
+    pub fn revoke(&self, key: &AesKey) {
+        let mut refusals = lock(&self.refusals);
+        *refusals += 1;
+        for path in self.paths().iter().filter(|path| opens(path, key)) {
             remove(path);
         }
     }
 
+    /// Removes the part of a model that the Resource API has refused.
     pub fn forget(&self, entry: &Entry) {
+        let mut refusals = lock(&self.refusals);
+        *refusals += 1;
         remove(&entry.small());
     }
 
@@ -227,19 +238,26 @@ impl OfflineParts {
     }
 }
 
-/// Whether `hash` gives the hash of the small part in the record of the cached model.
-fn opens(path: &Path, hash: &impl Fn(&[u8]) -> Option<SmallHash>) -> bool {
+/// Decrypts a small part with `key` and hashes it.
+fn small_hash(encrypted: &[u8], key: &AesKey) -> Option<SmallHash> {
+    decrypt_whole(encrypted, key).ok().map(|plain| SmallHash::of(&Zeroizing::new(plain)))
+}
+
+/// Whether `key` decrypts a stored part to the small part in the record of the cached model.
+fn opens(path: &Path, key: &AesKey) -> bool {
     let of_big = |path: &Path| {
         let big = path.to_str()?.strip_suffix(SMALL_SUFFIX)?;
         Record::read(&record_of(Path::new(big)))
     };
     let bytes = StoredPart::read(path).and_then(|part| part.bytes());
-    let found = bytes.and_then(|bytes| hash(&bytes));
+    let found = bytes.and_then(|bytes| small_hash(&bytes, key));
     found.is_some_and(|found| of_big(path).is_some_and(|record| record.small_sha256 == found))
 }
 
+/// Removes a part so that a power cut does not bring it back.
 fn remove(path: &Path) {
-    match fs::remove_file(path) {
+    let sync = || path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all());
+    match fs::remove_file(path).and_then(|()| sync()) {
         Ok(()) => log::info!("{} was removed", path.display()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => log::warn!("cannot remove {}: {error}", path.display()),

@@ -3,11 +3,18 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::world::resource_api::{EMAIL, Fault, PASSWORD};
-use crate::world::{World, pattern};
+use crate::world::s3_fault::Fault as CdnFault;
+use crate::world::wall_clock::WallClock;
+use crate::world::{World, eventually, pattern};
+
+/// Only a hang takes longer.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn world() -> World {
     World::with(|builder| builder.env("OFFLINE_HOURS", "24").env("HARDWARE_ID", "box 7"))
@@ -85,12 +92,13 @@ fn a_model_that_was_loaded_is_loaded_again_without_the_api_also_after_a_restart(
     world.refuses("never-loaded.bin", "nothing is stored");
     assert!(world.service.log_text().contains("is loaded offline"));
 
-    // As soon as it is there, the API is asked again, with the credentials of the login.
+    // The API is asked again, with the credentials of the login: at once for what cannot be loaded offline.
     world.api.up();
     world.api.clear_requests();
-    world.loads("warm.bin", &warm);
-    assert_eq!((world.api.count("/login"), world.api.count("/resources/get/")), (1, 1));
     world.loads("never-loaded.bin", b"model");
+    assert_eq!((world.api.count("/login"), world.api.count("/resources/get/never")), (1, 0));
+    world.loads("warm.bin", &warm);
+    assert_eq!(world.api.count("/login"), 1);
 }
 
 #[test]
@@ -157,10 +165,11 @@ fn setting_the_clock_back_does_not_lengthen_it() {
     let bytes = world.keeps("m.bin");
     world.api.down();
     // A clock that is earlier now and a record that is later have the same effect.
-    world.shift(&world.clock(), &["wall"], 1000);
+    let wall = ["wall", "wall_of_boot"];
+    world.shift(&world.clock(), &wall, 1000);
     world.refuses("m.bin", "was set back");
     world.login_refused(PASSWORD, "was set back");
-    world.shift(&world.clock(), &["wall"], -1000);
+    world.shift(&world.clock(), &wall, -1000);
     world.loads("m.bin", &bytes);
     // A part with a time in the future was written under another clock.
     world.shift(&world.kept("m.bin"), &["fetched"], 1000);
@@ -168,14 +177,51 @@ fn setting_the_clock_back_does_not_lengthen_it() {
     assert!(!world.kept("m.bin").exists());
     // Without the clock's record no age is known. Once the API has answered, a wrong clock no longer matters.
     world.api.up();
+    world.login();
     world.loads("m.bin", &bytes);
-    world.shift(&world.clock(), &["wall"], 1000);
+    world.shift(&world.clock(), &wall, 1000);
     world.loads("m.bin", &bytes);
     world.api.down();
     world.loads("m.bin", &bytes);
     fs::remove_file(world.clock()).unwrap();
     world.refuses("m.bin", "nothing is stored");
     assert!(!world.kept("m.bin").exists());
+}
+
+#[test]
+fn a_board_that_starts_in_1970_loads_offline_for_what_is_left_of_the_hours() {
+    const HOUR: i64 = 3600;
+    let Some(clock) = WallClock::at("a_board_that_starts_in_1970_loads_offline", "1970-01-01 00:00:10") else { return };
+    let world = world();
+    let bytes = world.keeps("m.bin");
+    world.api.down();
+    world.service.kill();
+    // The record of the boot before this one.
+    let mut record: Value = serde_json::from_slice(&fs::read(world.clock()).unwrap()).unwrap();
+    let known = record["now"].as_i64().unwrap();
+    record["boot"] = json!("00000000-0000-0000-0000-000000000000");
+    fs::write(world.clock(), record.to_string()).unwrap();
+    // This boot began when the machine's did.
+    let uptime = fs::read_to_string("/proc/uptime").unwrap().split('.').next().unwrap().parse().unwrap();
+    world.shift(&world.kept("m.bin"), &["fetched"], uptime);
+    for (name, value) in clock.variables() {
+        world.service.set_env(name, value);
+    }
+    world.service.restart();
+    world.login();
+    world.loads("m.bin", &bytes);
+    let record: Value = serde_json::from_slice(&fs::read(world.clock()).unwrap()).unwrap();
+    let now = record["now"].as_i64().unwrap();
+    assert!(record["wall_of_boot"].as_u64().unwrap() < 1000 && now >= known + uptime, "{record}");
+    // Restarts, and a clock that is set when its turn comes.
+    world.service.restart();
+    world.login();
+    clock.set_right();
+    world.loads("m.bin", &bytes);
+    world.shift(&world.kept("m.bin"), &["fetched"], -23 * HOUR);
+    world.loads("m.bin", &bytes);
+    world.shift(&world.kept("m.bin"), &["fetched"], -HOUR);
+    world.refuses("m.bin", "OFFLINE_HOURS have passed");
 }
 
 #[test]
@@ -198,6 +244,8 @@ fn a_user_whom_the_api_refuses_is_refused_and_the_kept_part_is_deleted() {
         world.api.fault("/resources/get/", fault, None);
         world.loads("m.bin", &bytes);
         world.api.clear_faults();
+        // A call that reaches the API ends the time in which it counts as away.
+        world.login();
     }
     // 503 is an answer, too.
     world.api.fault("/resources/get/", Fault::Status(429, String::new()), None);
@@ -232,4 +280,113 @@ fn another_version_is_taken_from_the_api_and_kept_in_place_of_the_old_one() {
     world.loads("m.bin", &new);
     world.api.down();
     world.loads("m.bin", &new);
+}
+
+/// As long as the API does not answer, a load could wait for its stall limit three times.
+#[test]
+fn an_api_that_was_away_a_moment_ago_is_asked_in_the_background() {
+    let world = world();
+    let old = world.keeps("m.bin");
+    let new = pattern(150_000, 9);
+    assert_eq!(world.another_box().upload(&world.folder, "m.bin", &new).status, 200);
+    world.api.fault("/resources/get/", Fault::Status(503, String::new()), None);
+    world.loads("m.bin", &old);
+    world.api.clear_faults();
+    world.api.clear_requests();
+    world.api.fault("/resources/get/", Fault::Hang, None);
+    for _ in 0..4 {
+        world.loads("m.bin", &old);
+    }
+    eventually(PATIENCE, "the question", || world.api.count("/resources/get/") == 1);
+    // What cannot be loaded offline waits for the API, as does a login.
+    world.api.clear_faults();
+    world.refuses("never-loaded.bin", "error 70");
+    world.loads("m.bin", &new);
+}
+
+#[test]
+fn loads_at_once_share_a_renewal_that_fails() {
+    let world = world();
+    let bytes = world.keeps("m.bin");
+    world.api.revoke_tokens();
+    world.api.clear_requests();
+    // A renewal takes its three tries and at least four seconds, in which all loads come.
+    world.api.fault("/login", Fault::StatusWithRetryAfter(429, 2), None);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| world.refuses("m.bin", "429"));
+        }
+    });
+    let asked = world.api.count("/login");
+    assert!(asked < 3 * 4, "{asked} requests for four loads");
+    world.api.clear_faults();
+    world.loads("m.bin", &bytes);
+}
+
+#[test]
+fn an_account_that_is_refused_at_a_renewal_loses_all_of_its_offline_access() {
+    let world = world();
+    let wrong = r#"{"ErrorCode":40,"Message":"Passwords do not match."}"#;
+    for (status, body) in [(401, ""), (403, ""), (409, wrong)] {
+        let (a, b) = (world.keeps("a.bin"), world.keeps("bb.bin"));
+        world.api.revoke_tokens();
+        world.api.fault("/login", Fault::Status(status, body.into()), None);
+        // Whichever call finds it out.
+        let why = if status == 409 { "Passwords" } else { "does not accept" };
+        if status == 403 {
+            assert_eq!(world.service.upload(&world.folder, "c.bin", b"model").status, 500);
+        } else {
+            world.refuses("a.bin", why);
+        }
+        assert!(!world.kept("a.bin").exists() && !world.kept("bb.bin").exists(), "{status}");
+        world.api.down();
+        world.refuses("bb.bin", "nothing is stored");
+        world.service.restart();
+        world.login_refused(PASSWORD, "nothing is stored");
+        world.api.up();
+        world.login_refused(PASSWORD, why);
+        world.api.clear_faults();
+        world.login();
+        world.loads("a.bin", &a);
+        world.loads("bb.bin", &b);
+    }
+}
+
+#[test]
+fn a_load_that_was_under_way_when_the_account_was_refused_stores_nothing() {
+    let (world, proxy) = World::behind_proxy_with(|builder| builder.env("OFFLINE_HOURS", "24"));
+    let bytes = pattern(3 << 20, 7);
+    assert_eq!(world.another_box().upload(&world.folder, "m.bin", &bytes).status, 200);
+    proxy.fault("GET", ".big", CdnFault::HangAt(100_000), Some(1));
+    thread::scope(|scope| {
+        let load = scope.spawn(|| world.loads("m.bin", &bytes));
+        eventually(PATIENCE, "the download", || !proxy.awaits_a_request());
+        world.api.revoke_tokens();
+        world.api.fault("/login", Fault::Status(403, String::new()), None);
+        world.refuses("other.bin", "403");
+        proxy.cut();
+        load.join().unwrap();
+    });
+    eventually(PATIENCE, "the download's end", || world.service.cache_file(&world.folder, "m.bin").exists());
+    assert!(!world.kept("m.bin").exists());
+    world.api.clear_faults();
+    world.loads("m.bin", &bytes);
+    assert!(world.kept("m.bin").exists());
+}
+
+#[test]
+fn loads_of_one_model_at_once_store_its_small_part_once_each() {
+    let world = world();
+    let bytes = world.keeps("m.bin");
+    for _ in 0..10 {
+        fs::remove_file(world.kept("m.bin")).unwrap();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| world.loads("m.bin", &bytes));
+            }
+        });
+        assert!(world.kept("m.bin").exists());
+    }
+    let log = world.service.log_text();
+    assert!(!log.contains("cannot be written") && !log.contains("cannot be stored"), "{log}");
 }

@@ -164,9 +164,16 @@ fn a_file_of_credentials_that_cannot_be_used_is_named_and_read_again() {
     wait_until("the login", &service, || is_ready(&service));
 }
 
-/// A site whose power returns.
+/// A site whose power returns. Boxes that know nothing of each other can only choose their moment at random; in 3 of 1,000 cases
+/// 21 of 200 choose the same second (a test of `background_login` says so), and three such cases in a row are no chance.
 #[test]
 fn two_hundred_boxes_that_start_at_once_log_in_one_after_the_other() {
+    let mut fleets = (0..3).map(|_| busiest_21_logins_of_200_boxes());
+    assert!(fleets.any(|busiest| busiest > Duration::from_secs(1)), "21 logins within a second, three times");
+}
+
+/// The shortest time in which 21 logins came.
+fn busiest_21_logins_of_200_boxes() -> Duration {
     let world = World::new();
     let credentials = CredentialsFile::new(PASSWORD);
     world.api.clear_requests();
@@ -183,8 +190,7 @@ fn two_hundred_boxes_that_start_at_once_log_in_one_after_the_other() {
     let mut times: Vec<Instant> =
         world.api.requests().iter().filter(|request| request.path == "/login").map(|request| request.at).collect();
     times.sort();
-    let busiest = times.windows(21).map(|logins| logins[20] - logins[0]).min().unwrap();
-    assert!(busiest > Duration::from_secs(1), "21 logins within {busiest:?}");
+    times.windows(21).map(|logins| logins[20] - logins[0]).min().unwrap()
 }
 
 #[test]

@@ -37,6 +37,7 @@ pub mod service;
 pub mod small_disk;
 pub mod tcp;
 pub mod tls;
+pub mod wall_clock;
 pub mod weed;
 
 use std::io::{self, Read};

@@ -36,8 +36,14 @@ impl Authority {
 
     /// A front for the server at `upstream` with a certificate for `localhost`.
     pub fn front(&self, upstream: &str) -> TlsFront {
+        self.front_from(upstream, (1975, 1, 1))
+    }
+
+    /// The same with a certificate that is valid from this day.
+    pub fn front_from(&self, upstream: &str, (year, month, day): (i32, u8, u8)) -> TlsFront {
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a valid name");
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a valid name");
+        params.not_before = rcgen::date_time_ymd(year, month, day);
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate").der().clone();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
