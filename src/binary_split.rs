@@ -14,7 +14,7 @@ use crate::security::{
 };
 
 pub use self::manifest::{ManifestReader, loaded_tags, tag_of};
-pub use self::record::{ArchiveIdentity, UnlockRecord};
+pub use self::record::{ArchiveIdentity, Loading, UnlockRecord};
 
 /// Size of a tar header.
 const TAR_BLOCK: usize = 512;

@@ -148,6 +148,8 @@ variables! {
         => credentials_path: Option<PathBuf> = value::path_if_any;
     "UNLOCK_AT_START" = "false", "true: unlocks at the start, with those credentials"
         => unlock_at_start: bool = value::flag;
+    "PRUNE_OLD_IMAGES" = "false", "true: images of earlier archives that no container uses are removed"
+        => prune_old_images: bool = value::flag;
     "KEEP" = "", "comma-separated folder/name: models to have at hand always"
         => keep: Vec<ModelName> = value::models;
     "KEEP_SECONDS" = "300", "how often new versions of these models are looked for, 1 to 86400"
@@ -240,7 +242,7 @@ mod tests {
         assert_eq!((configuration.cache_max_bytes, configuration.cache_min_free_bytes), (0, 256 << 20));
         assert_eq!(configuration.download_rate, 0);
         assert!(configuration.signing_key_path.is_none() && configuration.trusted_keys_path.is_none());
-        assert!(!configuration.require_manifest && configuration.old_readers);
+        assert!(!configuration.require_manifest && configuration.old_readers && !configuration.prune_old_images);
         assert_eq!(configuration.default_salts(), ["HARDWARE_SALT", "API_KEY_SALT", "RESOURCE_KEY_SALT"]);
         assert!(configuration.client_token.is_none() && configuration.hardware_id.is_none());
     }
@@ -267,6 +269,7 @@ mod tests {
             ("TRUSTED_KEYS_PATH", "/nonexistent/key.pem"),
             ("REQUIRE_MANIFEST", "perhaps"),
             ("OLD_READERS", "some"),
+            ("PRUNE_OLD_IMAGES", "old"),
             ("HANDLER_THREADS", "0"),
             ("HANDLER_THREADS", "many"),
             ("HANDLER_THREADS", "+4"),

@@ -1,13 +1,14 @@
 //! The unlock: from credentials to images in the Docker engine, on a worker thread.
 
 pub mod docker;
+mod old_images;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -20,12 +21,15 @@ use crate::configuration::Configuration;
 use crate::constants::CHUNK;
 use crate::credentials::Credentials;
 use crate::metrics::{Stage, Transfer};
-use crate::storage::{read_document, write_document};
-use crate::threads;
+use crate::storage::{read_document_up_to, write_document};
+use crate::threads::{self, lock};
 use crate::unlock_state::{Claim, UnlockMonitor, UnlockState, UnlockStatus};
 
 /// The record of the last unlock, in the root of the cache. It is no valid folder name.
 const RECORD: &str = ".unlock.json";
+
+/// The longest record. An image of the engine takes less than two hundred bytes.
+const MAX_RECORD: u64 = 4 * 1024 * 1024;
 
 /// How long a start waits for the engine, which may come up later than this service.
 const ENGINE_STARTS: Duration = Duration::from_secs(120);
@@ -103,6 +107,10 @@ pub struct Unlock {
     images_path: PathBuf,
     api_version: String,
     record_path: PathBuf,
+    /// `PRUNE_OLD_IMAGES`.
+    prunes: bool,
+    /// Held while images are loaded or removed, and the record changes with them.
+    changing: Mutex<()>,
 }
 
 impl Unlock {
@@ -115,6 +123,8 @@ impl Unlock {
             images_path: configuration.images_path.clone(),
             api_version: configuration.api_version.clone(),
             record_path: configuration.model_cache_dir.join(RECORD),
+            prunes: configuration.prune_old_images,
+            changing: Mutex::default(),
         }
     }
 
@@ -140,6 +150,10 @@ impl Unlock {
             if let Some(credentials) = credentials {
                 self.client.log_in_soon(credentials);
             }
+            let unlock = Arc::clone(self);
+            if self.prunes && threads::spawn("prune", move || unlock.prune()).is_err() {
+                log::warn!("old images stay until the next unlock: no thread can be started");
+            }
             return Some(UnlockState::Ready);
         }
         let unlock = Arc::clone(self);
@@ -163,7 +177,8 @@ impl Unlock {
             match self.is_done() {
                 Ok(true) => {
                     log::info!("the engine has the images of the archive already");
-                    return self.monitor.set_ready_if_idle();
+                    self.monitor.set_ready_if_idle();
+                    return self.prune();
                 }
                 Ok(false) => return,
                 Err(_) => thread::sleep(ENGINE_CHECK),
@@ -189,10 +204,9 @@ impl Unlock {
     /// Whether the engine has the images of this archive, according to the record. The engine is asked only if the record
     /// fits; the error is that it does not answer.
     fn is_done(&self) -> Result<bool, DockerError> {
-        let Some(record) = read_document::<UnlockRecord>(&self.record_path) else { return Ok(false) };
-        let same_archive = ArchiveIdentity::of(&self.images_path).is_ok_and(|identity| identity == record.archive);
+        let record = self.record();
         let tags: Vec<String> = record.images.keys().cloned().collect();
-        if !same_archive || self.check_version(&tags).is_err() {
+        if !self.is_of_archive(&record) || self.check_version(&tags).is_err() {
             return Ok(false);
         }
         for (tag, id) in &record.images {
@@ -209,6 +223,7 @@ impl Unlock {
             Ok(Ok(images)) => {
                 log::info!("unlocked: {} loaded", images.join(", "));
                 self.monitor.advance(UnlockState::Ready);
+                self.prune();
             }
             Ok(Err(error)) => {
                 log::error!("the unlock failed: {error}");
@@ -233,16 +248,46 @@ impl Unlock {
         self.docker.check()?;
 
         self.monitor.advance(UnlockState::LoadingImages);
+        let _changing = lock(&self.changing);
+        let mut record = self.record();
+        let before = old_images::list_before_load(&self.docker, &mut record, &identity);
+        self.write(&record);
         let tags = self.load(archive)?;
         let mut images = BTreeMap::new();
         for tag in &tags {
             let id = self.docker.image_id(tag)?.ok_or_else(|| UnlockError::NotLoaded(tag.clone()))?;
             images.insert(tag.clone(), id);
         }
-        if let Err(error) = write_document(&UnlockRecord { archive: identity, images }, &self.record_path) {
+        record.archive = Some(identity);
+        record.images = images;
+        old_images::record_load(&self.docker, &mut record, &before);
+        self.write(&record);
+        Ok(tags)
+    }
+
+    fn record(&self) -> UnlockRecord {
+        read_document_up_to(MAX_RECORD, &self.record_path).unwrap_or_default()
+    }
+
+    fn write(&self, record: &UnlockRecord) {
+        if let Err(error) = write_document(record, &self.record_path) {
             log::warn!("{} cannot be written, so the next start unlocks again: {error}", self.record_path.display());
         }
-        Ok(tags)
+    }
+
+    /// Whether the archive at `IMAGES_PATH` is the one that was unlocked last.
+    fn is_of_archive(&self, record: &UnlockRecord) -> bool {
+        record.archive.is_some() && ArchiveIdentity::of(&self.images_path).ok() == record.archive
+    }
+
+    /// Removes what earlier archives have left in the engine, if that is wanted.
+    fn prune(&self) {
+        let _changing = lock(&self.changing);
+        let mut record = self.record();
+        // A record that could not be written does not know which images the archive has now.
+        if self.prunes && self.is_of_archive(&record) && old_images::remove(&self.docker, &mut record) {
+            self.write(&record);
+        }
     }
 
     /// Streams the archive into `docker load` and returns the tags that the engine must have now.

@@ -37,11 +37,24 @@ impl ArchiveIdentity {
     }
 }
 
-/// The record of a successful unlock.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The record of unlocks.
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct UnlockRecord {
+    /// The archive of the last successful unlock.
+    pub archive: Option<ArchiveIdentity>,
+    /// The image id of each tag in it.
+    pub images: BTreeMap<String, String>,
+    /// The images that unlocks brought into the engine: the id of each name, or of itself. Records of older versions lack it.
+    pub brought: Option<BTreeMap<String, String>>,
+    /// The load that is under way, or that a power cut or a failure ended.
+    pub loading: Option<Loading>,
+}
+
+/// A load of an archive that has not succeeded yet.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Loading {
     /// The archive.
     pub archive: ArchiveIdentity,
-    /// The image id of each tag.
-    pub images: BTreeMap<String, String>,
+    /// The ids of the images that were in the engine when it began.
+    pub before: Vec<String>,
 }

@@ -19,8 +19,11 @@ use crate::threads::lock;
 
 pub use self::load::Load;
 
-/// The time limit of every command but `docker load`.
+/// The time limit of a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
+
+/// The time limit of a removal: flash needs minutes for gigabytes, and podman must not be killed in the middle.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// A `docker load` that reads nothing for this long hangs.
 const STALL_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -110,9 +113,31 @@ impl Docker {
         self.run("tag", &["--", id, tag]).map(drop)
     }
 
-    /// Removes a tag, and with its last tag the image.
+    /// Removes a tag, and with its last tag the image and its unused parents. Fails if a container uses the image.
     pub fn remove(&self, tag: &str) -> Result<(), DockerError> {
         self.run("image rm", &["--", tag]).map(drop)
+    }
+
+    /// Removes a tag, and with its last tag the image, but no other. An image with at most one tag goes by its id as well.
+    pub fn remove_alone(&self, tag: &str) -> Result<(), DockerError> {
+        self.run("image rm", &["--no-prune", "--", tag]).map(drop)
+    }
+
+    /// All images, once for each of their names.
+    pub fn images(&self) -> Result<Vec<NamedImage>, DockerError> {
+        let command = "image ls";
+        let list = self.run(command, &["--all", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"])?;
+        if list.len() >= tail::KEPT {
+            return Err(DockerError::Failed { command, message: "it lists too many images".into() });
+        }
+        let images = list.lines().filter_map(|line| line.trim().split_once(' '));
+        Ok(images.map(|(id, name)| NamedImage { id: bare_id(id).to_owned(), name: name.to_owned() }).collect())
+    }
+
+    /// Whether a container, running or stopped, uses the image with this id.
+    pub fn is_used(&self, id: &str) -> Result<bool, DockerError> {
+        let containers = self.run("ps", &["--all", "--quiet", "--filter", &format!("ancestor={id}")])?;
+        Ok(!containers.trim().is_empty())
     }
 
     /// Starts `docker load`.
@@ -147,21 +172,36 @@ impl Docker {
         let mut child = self.spawn(command, arguments, Stdio::null())?;
         let out = Tail::of(child.stdout.take()).map_err(DockerError::NotRun)?;
         let err = Tail::of(child.stderr.take()).map_err(DockerError::NotRun)?;
+        let limit = if command == "image rm" { REMOVAL_LIMIT } else { COMMAND_LIMIT };
         let started = Instant::now();
         loop {
             match child.try_wait().map_err(DockerError::NotRun)? {
                 Some(status) if status.success() => return Ok(out.finish()),
                 Some(status) => return Err(failed(command, err, Some(status))),
-                None if started.elapsed() > COMMAND_LIMIT => {
+                None if started.elapsed() > limit => {
                     let _ = child.kill();
                     let _ = child.wait();
-                    let message = format!("no answer within {} seconds", COMMAND_LIMIT.as_secs());
+                    let message = format!("no answer within {} seconds", limit.as_secs());
                     return Err(DockerError::Failed { command, message });
                 }
                 None => thread::sleep(POLL_INTERVAL),
             }
         }
     }
+}
+
+/// An image in a list.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NamedImage {
+    /// Its id, in hex.
+    pub id: String,
+    /// `repository:tag`, each of which is `<none>` if there is none.
+    pub name: String,
+}
+
+/// An id without its algorithm, which podman writes in some places and leaves out in others.
+pub fn bare_id(id: &str) -> &str {
+    id.strip_prefix("sha256:").unwrap_or(id)
 }
 
 fn is_no_such_image(message: &str) -> bool {

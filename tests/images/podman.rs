@@ -6,16 +6,16 @@ use std::process::Command;
 use super::unlock::{FRAGMENT, Unlocker, packed, unique};
 use crate::world::docker::saved_images;
 use crate::world::resource_api::ResourceApi;
-use crate::world::service::Service;
+use crate::world::service::{Service, ServiceBuilder};
 use crate::world::skip;
 
 /// A `docker` command that is podman, with a storage of its own.
-struct Podman(tempfile::TempDir);
+pub(super) struct Podman(tempfile::TempDir);
 
 impl Podman {
-    fn new() -> Option<Self> {
+    pub(super) fn or_skip(test: &str) -> Option<Self> {
         if !Command::new("podman").arg("--version").output().is_ok_and(|output| output.status.success()) {
-            skip("unlock with podman", "podman is not installed");
+            skip(test, "podman is not installed");
             return None;
         }
         let podman = Self(tempfile::tempdir().unwrap());
@@ -32,25 +32,30 @@ impl Podman {
         format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap())
     }
 
-    fn has(&self, tag: &str) -> bool {
-        let docker = self.0.path().join("docker");
-        Command::new(docker).args(["image", "exists", tag]).status().unwrap().success()
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.0.path().join("docker"));
+        command.args(arguments);
+        command
     }
 
-    fn unlocker(&self) -> Unlocker {
+    fn has(&self, tag: &str) -> bool {
+        self.command(&["image", "exists", tag]).status().unwrap().success()
+    }
+
+    pub(super) fn unlocker(&self, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Unlocker {
         let api = ResourceApi::start();
         api.set_key_fragment(FRAGMENT);
-        let service = Service::builder().api(&api).env("PATH", self.path()).start();
+        let service = configure(Service::builder().api(&api).env("PATH", self.path())).start();
         Unlocker { api, service }
     }
 }
 
 #[test]
 fn podman_loads_the_images_and_a_restart_finds_them() {
-    let Some(podman) = Podman::new() else { return };
+    let Some(podman) = Podman::or_skip("unlock with podman") else { return };
     for oci in [false, true] {
         let tag = unique(if oci { "podman-oci" } else { "podman" });
-        let unlocker = podman.unlocker();
+        let unlocker = podman.unlocker(|builder| builder);
         unlocker.archive(&packed(&saved_images(&[&tag], 1_000_000, oci)));
         assert!(!podman.has(&tag));
         unlocker.unlocks();
@@ -65,8 +70,8 @@ fn podman_loads_the_images_and_a_restart_finds_them() {
 
 #[test]
 fn podman_keeps_nothing_of_half_an_archive() {
-    let Some(podman) = Podman::new() else { return };
-    let unlocker = podman.unlocker();
+    let Some(podman) = Podman::or_skip("unlock with podman") else { return };
+    let unlocker = podman.unlocker(|builder| builder);
     let (first, second) = (unique("podman-half-a"), unique("podman-half-b"));
     let mut encrypted = packed(&saved_images(&[&first, &second], 5_000_000, false));
     let at = encrypted.len() * 3 / 4 / 16 * 16;

@@ -219,8 +219,9 @@ pub fn saved_images(tags: &[&str], size: usize, oci: bool) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     let (mut docker_manifest, mut oci_manifests) = (Vec::new(), Vec::new());
     let path = |digest: &str, classic: String| if oci { format!("blobs/sha256/{digest}") } else { classic };
-    for (number, tag) in tags.iter().enumerate() {
-        let layer = layer(size, number as u64 + tag.len() as u64);
+    for tag in tags {
+        // An image is the same in each archive.
+        let layer = layer(size, tag.bytes().map(u64::from).sum());
         let layer_digest = sha256_hex(&layer);
         let config = serde_json::json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",

@@ -5,8 +5,8 @@ use std::thread::JoinHandle;
 
 use crate::threads;
 
-/// How many bytes are kept.
-const KEPT: usize = 16 * 1024;
+/// How many bytes are kept. A line for each image of an engine fits.
+pub(super) const KEPT: usize = 1024 * 1024;
 
 /// Reads a stream on a thread of its own, so that the command never blocks on a full pipe, and keeps its end.
 pub(super) struct Tail(JoinHandle<Vec<u8>>);
