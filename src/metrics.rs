@@ -111,6 +111,7 @@ counts! {
     UNCACHED_LOADS: "counter" "loader_uncached_loads_total", "Downloads that were not cached because there was no room.";
     CACHE_LIMIT_BYTES: "gauge" "loader_cache_limit_bytes", "CACHE_MAX_BYTES; 0 for no limit.";
     OLD_UPLOADS: "counter" "loader_old_uploads_total", "Loads of models without a manifest, which nothing proves.";
+    LOGINS_REFUSED: "counter" "loader_logins_refused_total", "Logins that the Resource API refused.";
     UPLINK_RETRIES: "counter" "loader_uplink_retries_total", "Calls to Resource API and CDN that were repeated.";
     QUEUE_FULL: "counter" "loader_queue_full_total", "Requests refused because all handlers were busy.";
     CONNECTIONS: "gauge" "loader_connections", "Open connections of clients.";

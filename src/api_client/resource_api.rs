@@ -103,7 +103,11 @@ impl ResourceApi {
         }
         let body = credentials.to_json();
         let answer = self.ask(&Method::POST, "/login", None, "application/json", &body)?;
-        let answer = accepted(answer, Some(&credentials.password))?;
+        let answer = accepted(answer, Some(&credentials.password)).inspect_err(|error| {
+            if error.is_refusal() {
+                metrics::LOGINS_REFUSED.add();
+            }
+        })?;
         let answer: Answer =
             serde_json::from_slice(&answer).map_err(|_| ApiError::BadAnswer("it contains no token".into()))?;
         self.tokens.read(answer.token).map_err(ApiError::BadAnswer)

@@ -53,6 +53,8 @@ fn metrics_count_what_happened() {
         (r#"loader_cache_lookups_total{result="hit"}"#, 1.0),
         (r#"loader_cache_lookups_total{result="miss"}"#, 1.0),
         ("loader_uplink_retries_total", 1.0),
+        ("loader_logins_refused_total", 1.0),
+        ("loader_ready", 1.0),
         ("loader_queue_full_total", 0.0),
         ("loader_handler_threads", 4.0),
         ("loader_cache_files", 1.0),

@@ -25,5 +25,7 @@ pub(super) fn metrics(service: &Service) -> Reply {
         "1 if a user is logged in, else 0.",
         u8::from(service.client.user().is_some()),
     );
+    let ready = service.upkeep.waiting().is_empty();
+    text.single("loader_ready", "gauge", "1 if GET /ready answers 200, else 0.", u8::from(ready));
     Reply::text(Text::CONTENT_TYPE, text.into_bytes())
 }
