@@ -2,6 +2,7 @@
 
 mod background_login;
 mod big_sink;
+mod held_versions;
 mod keep;
 mod load;
 mod load_error;
@@ -37,6 +38,7 @@ use crate::threads::lock;
 use crate::user::User;
 
 use self::background_login::{BackgroundLogin, CurrentLogin};
+use self::held_versions::HeldVersions;
 use self::keep::KeepList;
 use self::outage::Outage;
 use self::resource_api::ResourceApi;
@@ -124,6 +126,7 @@ pub struct ApiClient {
     login: CurrentLogin,
     background_login: Mutex<BackgroundLogin>,
     keep: KeepList,
+    held: HeldVersions,
 }
 
 impl ApiClient {
@@ -171,6 +174,7 @@ impl ApiClient {
             login: CurrentLogin::default(),
             background_login: Mutex::default(),
             keep: KeepList::new(&configuration.keep),
+            held: HeldVersions::default(),
         })
     }
 
@@ -218,6 +222,7 @@ impl ApiClient {
 
     /// Removes a model from the cache.
     pub fn remove_from_cache(&self, model: &ModelName) -> Result<(), RemoveError> {
+        self.held.let_go(model);
         self.cache.remove(model)
     }
 

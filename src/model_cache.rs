@@ -170,7 +170,7 @@ impl ModelCache {
             return Some(version);
         }
         let is_requested = |record: &Record| record.small_sha256 == subject.small;
-        let is_read = !versions.is_empty();
+        let part_is_used = uses_part(&versions);
         let mut open = |record, manifest, files| {
             let known = self.known(entry, &siblings, record, manifest);
             let version = Arc::new(Version::new(known, files, Arc::clone(remote)));
@@ -178,7 +178,7 @@ impl ModelCache {
             version
         };
         // The part file first: after a power cut it may be whole, and newer than the big part.
-        if !is_read
+        if !part_is_used
             && let Some(record) = Record::read(&entry.part_source()).filter(is_requested)
             && let Some(part) = PartRecord::read(&entry.part_record())
             && part.small_sha256 == subject.small
@@ -326,8 +326,13 @@ impl ModelCache {
             entry.is_cached(manifest.chunks.length, Some(manifest.plain_length));
             return Files::big(file);
         }
-        // Another version is being downloaded into the same file.
-        if versions.iter().filter_map(Weak::upgrade).any(|version| version.uses_part()) {
+        // Another version is being downloaded into the same file. If nobody reads it now, it gives way.
+        for version in
+            versions.iter().filter_map(Weak::upgrade).filter(|version| version.uses_part() && version.is_idle())
+        {
+            version.leave_cache();
+        }
+        if uses_part(versions) {
             return Files::none();
         }
         entry.discard_part();
@@ -382,6 +387,10 @@ impl ModelCache {
 fn running(versions: &mut Versions, small: SmallHash) -> Option<Arc<Version>> {
     versions.retain(|version| version.strong_count() > 0);
     versions.iter().filter_map(Weak::upgrade).find(|version| version.is_of(small) && version.is_there())
+}
+
+fn uses_part(versions: &[Weak<Version>]) -> bool {
+    versions.iter().filter_map(Weak::upgrade).any(|version| version.uses_part())
 }
 
 fn big_length(record: &Record, manifest: Option<&Manifest>) -> u64 {

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -59,6 +60,8 @@ pub struct Options {
     pub group: Option<u32>,
     /// How long a read may take.
     pub timeout: Duration,
+    /// Whether to unmount after the last open file has been closed.
+    pub until_closed: bool,
 }
 
 /// Mounts, and serves until it is unmounted. The error is a sentence.
@@ -79,7 +82,7 @@ pub fn run(configuration: &Configuration, options: &Options) -> Result<(), Strin
         gid: options.group.unwrap_or_else(|| rustix::process::getegid().as_raw()),
     };
     let models = Models::new(service, permissions, options.timeout);
-    let handles = models.handles();
+    let (handles, until_closed) = (models.handles(), options.until_closed);
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(NAME.to_owned()),
@@ -93,7 +96,7 @@ pub fn run(configuration: &Configuration, options: &Options) -> Result<(), Strin
     let mut session = Session::new(models, directory, &config)
         .map_err(|error| format!("{} (it takes root and /dev/fuse, or fusermount3)", failed(error)))?;
     unmount_on_signal(directory, session.unmount_callable())
-        .and_then(|()| threads::spawn("tidy", move || tidy(&handles)))
+        .and_then(|()| threads::spawn("tidy", move || tidy(&handles, until_closed)))
         .map_err(failed)?;
     // The first look at the mount needs somebody who serves it.
     let ahead = directory.clone();
@@ -158,10 +161,20 @@ fn unmount_on_signal(directory: &Path, mut unmounter: SessionUnmounter) -> io::R
     Ok(())
 }
 
-fn tidy(handles: &Handles) {
+fn tidy(handles: &Handles, until_closed: bool) {
+    let mut were_closed = false;
     loop {
         thread::sleep(TIDY_EVERY);
         handles.end_idle();
+        let are_closed = until_closed && handles.are_closed();
+        if are_closed && were_closed {
+            log::info!("no file is open any more");
+            if let Err(error) = kill_process(getpid(), Signal::TERM) {
+                log::warn!("{error}");
+            }
+            return;
+        }
+        were_closed = are_closed;
     }
 }
 

@@ -64,6 +64,7 @@ impl ApiClient {
     /// Looks for the newest version of a model in `KEEP`, and downloads what is missing of it.
     pub fn keep_current(self: &Arc<Self>, model: &ModelName) -> Result<(), LoadError> {
         let login = self.current().ok_or(LoadError::NotLoggedIn)?;
+        self.held.expire();
         let load = Load { client: self, login: &login, entry: self.cache.entry(model) };
         let (found, copy) = load.find_newest()?;
         if self.keep.holds(model, found.hash) {

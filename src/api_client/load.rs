@@ -38,6 +38,7 @@ impl ApiClient {
     /// Loads a model, or a range of it. Everything that can be checked before the first byte has been checked when this returns.
     pub fn load(self: &Arc<Self>, model: &ModelName, request: &RangeRequest) -> Result<Plaintext, LoadError> {
         let login = self.current().ok_or(LoadError::NotLoggedIn)?;
+        self.held.expire();
         Load { client: self, login: &login, entry: self.cache.entry(model) }.run(request)
     }
 
@@ -114,13 +115,25 @@ pub(super) struct Found {
 
 impl Load<'_> {
     fn run(&self, request: &RangeRequest) -> Result<Plaintext, LoadError> {
-        let (Found { small, hash, version }, copy) = retried(|| self.find(true))?;
+        let held = self.held(request)?;
+        let is_held = held.is_some();
+        let (found, copy) = match held {
+            Some(found) => (found, None),
+            None => retried(|| self.find(true))?,
+        };
+        let tag = entity_tag(found.hash);
+        if !request.is_for(&tag) {
+            return Err(LoadError::Replaced);
+        }
+        if request.if_match.is_some() && !is_held {
+            self.client.held.hold(&self.entry.model, self.login, &found);
+        }
+        let Found { small, version, .. } = found;
         self.entry.touch();
         if version.is_old() {
             metrics::OLD_UPLOADS.add();
         }
         let length = version.plain_length;
-        let tag = entity_tag(hash);
         let modified = version.modified();
         let range = request.of(length, &tag).map_err(|_| LoadError::NoSuchRange { length })?;
         let reader = match &range {
@@ -139,6 +152,28 @@ impl Load<'_> {
             }
         };
         Ok(Plaintext { length, range, tag, modified, reader })
+    }
+
+    /// The version that the client goes on with, be it the current one or not.
+    fn held(&self, request: &RangeRequest) -> Result<Option<Found>, LoadError> {
+        let (held, model) = (&self.client.held, &self.entry.model);
+        let is_wanted = |found: &Found| request.is_for(&entity_tag(found.hash));
+        if request.if_match.is_none() {
+            return Ok(None);
+        }
+        let Some((found, is_to_be_asked)) = held.get(model, self.login, is_wanted) else { return Ok(None) };
+        if is_to_be_asked {
+            match self.client.small_part(self.login, &self.entry) {
+                Ok(part) => held.permit(model, matches!(part.source, SmallSource::Offline(_))),
+                // An open file can be read on.
+                Err(LoadError::Small(away)) if away.is_away() => held.permit(model, true),
+                Err(error) => {
+                    held.let_go(model);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Some(found))
     }
 
     /// Finds the newest version, whatever of it is here.

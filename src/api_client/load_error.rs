@@ -23,6 +23,8 @@ pub enum LoadError {
         /// Length of the plaintext in bytes.
         length: u64,
     },
+    /// The client wants a version that is not current any more (`If-Match`), and it is not held.
+    Replaced,
     /// The CDN configuration could not be loaded.
     Config(LoginError),
     /// The big part could not be fetched.
@@ -68,6 +70,7 @@ impl fmt::Display for LoadError {
                 write!(f, "the small part of the model cannot be fetched: {away}; offline: {refusal}")
             }
             Self::NoSuchRange { length } => write!(f, "the range begins past the model's {length} bytes"),
+            Self::Replaced => f.write_str("the model was replaced by a new upload; load it without If-Match"),
             Self::Config(error) => write!(f, "the big part of the model cannot be fetched: {error}"),
             Self::Big(error) => write!(f, "the big part of the model cannot be fetched: {error}"),
             Self::Manifest(error) => write!(f, "the manifest of the model {error}"),

@@ -1,4 +1,5 @@
-//! Which bytes of a model a client wants: the headers `Range` and `If-Range` (RFC 9110, sections 13 and 14).
+//! Which bytes of a model a client wants: the headers `Range`, `If-Range` and `If-Match` (RFC 9110, sections 13
+//! and 14).
 
 use std::ops::Range;
 
@@ -9,12 +10,21 @@ pub struct RangeRequest {
     pub range: Option<ByteRange>,
     /// The range only if the model still has this entity tag, otherwise all of it (`If-Range`).
     pub if_tag: Option<String>,
+    /// Only a model with one of these entity tags, or with any for `*` (`If-Match`).
+    pub if_match: Option<String>,
 }
 
 /// The range begins past the end.
 pub(super) struct NoSuchRange;
 
 impl RangeRequest {
+    /// Whether a model with this tag is wanted at all.
+    pub(super) fn is_for(&self, tag: &str) -> bool {
+        self.if_match
+            .as_ref()
+            .is_none_or(|tags| tags.split(',').map(str::trim).any(|wanted| wanted == tag || wanted == "*"))
+    }
+
     /// The requested range of a plaintext with this length and tag; none for all of it.
     pub(super) fn of(&self, length: u64, tag: &str) -> Result<Option<Range<u64>>, NoSuchRange> {
         match self.range {

@@ -115,6 +115,7 @@ impl ApiClient {
     /// Starts an upload of at least `shortest` and at most `longest` bytes. If the model is known already, its big part is sent
     /// to the CDN while it is received; a form may also name the folder last.
     pub fn begin_upload(&self, model: Option<ModelName>, shortest: u64, longest: u64) -> Result<Upload, UploadError> {
+        self.held.expire();
         let login = self.current().ok_or(UploadError::NotLoggedIn)?;
         let (shortest, longest) = (shortest.saturating_sub(NOT_IN_BIG_PART), longest.saturating_add(NOT_IN_FILE));
         let target = match model {

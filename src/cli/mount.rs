@@ -12,7 +12,7 @@ use crate::mount::{self, Options};
 
 pub(super) static COMMAND: Command = Command {
     name: "mount",
-    arguments: "DIR [--allow-other] [--mode MODE] [--group GROUP] [--timeout SECONDS]",
+    arguments: "DIR [--allow-other] [--mode MODE] [--group GROUP] [--timeout SECONDS] [--until-closed]",
     summary: "mount the models as files: DIR/FOLDER/NAME, read-only, with FUSE",
     help: &[
         "\
@@ -23,6 +23,7 @@ opened. An open file stays the version as which it was opened. SIGTERM and SIGIN
   --mode MODE            the mode of files, in octal (0440)
   --group GROUP          the group of files, by name or number (this user's)
   --timeout SECONDS      how long a read may take, 1 to 3600 (30)
+  --until-closed         unmount a few seconds after the last open file has been closed
 ",
         help::SERVICE,
     ],
@@ -36,12 +37,14 @@ fn run(words: &[&str]) -> Result<(), Failure> {
         mode: 0o440,
         group: None,
         timeout: Duration::from_secs(30),
+        until_closed: false,
     };
     let mut words = words.iter().copied();
     let mut directories = 0;
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| Failure::arguments(format!("{word} needs a value")));
         match word {
+            "--until-closed" => options.until_closed = true,
             "--allow-other" => options.allow_other = true,
             "--mode" => options.mode = mode(value()?)?,
             "--group" => options.group = Some(group(value()?)?),

@@ -9,8 +9,9 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::Failure;
-use super::connection::{Connection, Head};
+use super::connection::Connection;
 use crate::configuration::{BindAddress, Configuration};
+use crate::service_stream::Head;
 
 /// A login takes this long at most: the service tries the Resource API three times, over a flaky uplink.
 pub(super) const LOGIN_TIMEOUT: Duration = Duration::from_secs(300);

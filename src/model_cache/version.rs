@@ -207,6 +207,12 @@ impl Version {
         self.state().place == Place::Part
     }
 
+    /// Whether nobody reads it at the moment, and no download goes on.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.demands.is_empty() && state.claims.is_empty()
+    }
+
     /// Whether its chunks come into the cache as they are read.
     pub fn is_cached(&self) -> bool {
         self.state().place != Place::Nowhere

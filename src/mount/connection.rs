@@ -1,13 +1,10 @@
 //! A connection to the service, each of whose steps has to end by a deadline.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::time::Instant;
 
 use crate::configuration::BindAddress;
-use crate::service_stream::ServiceStream;
-
-/// The longest response head. The service's own are shorter.
-const MAX_HEAD: usize = 16 << 10;
+use crate::service_stream::{Head, ServiceStream};
 
 /// The buffer of a connection; reads of a body past it go straight to where the bytes are wanted.
 const BUFFER: usize = 32 << 10;
@@ -39,16 +36,8 @@ impl Connection {
         self.0.read(out)
     }
 
-    /// Reads up to and with the empty line.
-    pub(super) fn read_head(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            self.until(deadline)?;
-            let line = (&mut self.0).take((MAX_HEAD - head.len().min(MAX_HEAD)) as u64).read_until(b'\n', &mut head)?;
-            if line == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        Ok(head)
+    pub(super) fn read_head(&mut self, deadline: Instant) -> io::Result<Head> {
+        self.until(deadline)?;
+        Head::read(&mut self.0)
     }
 }

@@ -1,7 +1,7 @@
 //! An open file: reads of one version of a model, in whatever order programs and the kernel make them.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::service::{CallError, Service};
 use super::stream::{KEPT, SKIPPED, Stream};
@@ -29,6 +29,11 @@ struct Place {
 impl OpenFile {
     pub(super) fn new(service: Arc<Service>, version: Arc<Version>) -> Self {
         Self { service, version, streams: Mutex::default() }
+    }
+
+    /// Asks the service to hold the version.
+    pub(super) fn hold(&self, deadline: Instant) -> Result<(), CallError> {
+        self.service.hold(&self.version.model, &self.version.info, deadline)
     }
 
     /// Passes on the bytes from `offset` on: `size`, or fewer at the end of the file.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -30,6 +30,12 @@ const CURRENT_FOR: Duration = Duration::from_millis(50);
 
 /// How long a response is kept for the next read.
 const READ_IDLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often the service is told that a file is still open. It holds a version for 300 s.
+const HOLD_EVERY: Duration = Duration::from_secs(120);
+
+/// The longest time that it may take for one file.
+const HOLD_LIMIT: Duration = Duration::from_secs(30);
 
 /// Who may read the files.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +65,9 @@ type Entries = Vec<(FileType, String)>;
 pub(super) struct Handles {
     last: AtomicU64,
     files: Mutex<HashMap<u64, Arc<OpenFile>>>,
+    /// A file has been opened.
+    was_used: AtomicBool,
+    held_at: Mutex<Option<Instant>>,
     folders: Mutex<HashMap<u64, Arc<Entries>>>,
 }
 
@@ -71,6 +80,21 @@ impl Handles {
     pub(super) fn end_idle(&self) {
         let files: Vec<_> = lock(&self.files).values().cloned().collect();
         files.iter().for_each(|file| file.end_idle(READ_IDLE_LIMIT));
+        let mut held_at = lock(&self.held_at);
+        if held_at.is_none_or(|at| at.elapsed() >= HOLD_EVERY) {
+            *held_at = Some(Instant::now());
+            for file in &files {
+                // Without the service, the others fail as well. Other failures are for whoever reads the file.
+                if let Err(CallError::Down(_) | CallError::TimedOut) = file.hold(Instant::now() + HOLD_LIMIT) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Whether all files that were open have been closed.
+    pub(super) fn are_closed(&self) -> bool {
+        self.was_used.load(Ordering::Relaxed) && lock(&self.files).is_empty()
     }
 }
 
@@ -147,8 +171,7 @@ impl Models {
         }
         let current = self.current(&version.model).map_err(|error| failed(&version.model, &error))?;
         if current.tag != version.info.tag {
-            // The kernel looks the name up again, and opens what it finds.
-            return Err(Errno::from_i32(libc::ESTALE));
+            return Err(stale());
         }
         *checked_at = Some(Instant::now());
         Ok(())
@@ -193,6 +216,11 @@ fn failed(model: &ModelName, error: &CallError) -> Errno {
     errno(error)
 }
 
+/// The kernel looks the name up again, and opens what it finds.
+fn stale() -> Errno {
+    Errno::from_i32(libc::ESTALE)
+}
+
 impl Filesystem for Models {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Whoever waits for a cold model must not keep others from its folder.
@@ -223,11 +251,19 @@ impl Filesystem for Models {
 
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let Some(Node::File(version)) = self.tree.get(number.0) else { return reply.error(Errno::EISDIR) };
-        if let Err(error) = self.check_current(&version) {
+        let file = OpenFile::new(Arc::clone(&self.service), Arc::clone(&version));
+        let held = self.check_current(&version).and_then(|()| {
+            patiently(self.limit, |deadline| file.hold(deadline)).map_err(|error| match error {
+                CallError::Replaced => stale(),
+                error => failed(&version.model, &error),
+            })
+        });
+        if let Err(error) = held {
             return reply.error(error);
         }
         let handle = self.handles.next();
-        lock(&self.handles.files).insert(handle, Arc::new(OpenFile::new(Arc::clone(&self.service), version)));
+        lock(&self.handles.files).insert(handle, Arc::new(file));
+        self.handles.was_used.store(true, Ordering::Relaxed);
         reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
     }
 

@@ -13,6 +13,7 @@ use super::connection::Connection;
 use super::listing;
 use crate::configuration::{BindAddress, Configuration};
 use crate::names::ModelName;
+use crate::service_stream::Head;
 use crate::threads::lock;
 
 /// The service closes connections that have been idle for `CLIENT_STALL_SECONDS`, by default 30.
@@ -131,7 +132,7 @@ impl Service {
     /// The models that are at hand. One may be listed twice.
     pub(super) fn list(self: &Arc<Self>, deadline: Instant) -> Result<Vec<ModelName>, CallError> {
         let response = self.call("GET /models", "", deadline)?;
-        let (status, body) = (response.status, response.into_document(deadline)?);
+        let (status, body) = (response.head.status, response.into_document(deadline)?);
         if status != 200 {
             return Err(failure(status, None, &body));
         }
@@ -141,14 +142,14 @@ impl Service {
     /// Asks for the current version of a model, by reading its first byte.
     pub(super) fn look_up(self: &Arc<Self>, model: &ModelName, deadline: Instant) -> Result<VersionInfo, CallError> {
         let mut response = self.call(&load(model), "Range: bytes=0-0\r\n", deadline)?;
-        match response.status {
+        match response.head.status {
             206 => {
                 let version = response.version().ok_or_else(unusable)?;
                 response.body.read_exact(&mut [0; 1], deadline)?;
                 Ok(version)
             }
             // There is no first byte.
-            416 if response.content_range.as_deref() == Some("bytes */0") => {
+            416 if response.head.header("Content-Range") == Some("bytes */0") => {
                 response.into_document(deadline)?;
                 Ok(VersionInfo { tag: String::new(), size: 0, modified: None })
             }
@@ -156,7 +157,7 @@ impl Service {
         }
     }
 
-    /// Opens a range of this version of a model.
+    /// Opens a range of this version of a model, be it the current one or not.
     pub(super) fn open(
         self: &Arc<Self>,
         model: &ModelName,
@@ -164,21 +165,37 @@ impl Service {
         range: std::ops::Range<u64>,
         deadline: Instant,
     ) -> Result<Body, CallError> {
-        let headers = format!("Range: bytes={}-{}\r\nIf-Range: {}\r\n", range.start, range.end - 1, version.tag);
+        let headers = format!("Range: bytes={}-{}\r\nIf-Match: {}\r\n", range.start, range.end - 1, version.tag);
         let response = self.call(&load(model), &headers, deadline)?;
         let expected = format!("bytes {}-{}/{}", range.start, range.end - 1, version.size);
-        match response.status {
-            206 if response.tag.as_deref() != Some(&version.tag) => Err(CallError::Replaced),
-            206 if response.content_range.as_deref() == Some(&expected)
+        let (tag, sent) = (response.head.header("ETag"), response.head.header("Content-Range"));
+        match response.head.status {
+            206 if tag == Some(&version.tag)
+                && sent == Some(&expected)
                 && response.body.remaining == range.end - range.start =>
             {
                 Ok(response.body)
             }
-            // All of another version, which nobody reads: the connection is closed.
-            200 | 416 => Err(CallError::Replaced),
             206 => Err(unusable()),
+            412 => {
+                response.into_document(deadline)?;
+                Err(CallError::Replaced)
+            }
             _ => Err(response.into_error(deadline)),
         }
+    }
+
+    /// Asks the service to hold this version, which a program has open: after a new upload it can still be read.
+    pub(super) fn hold(
+        self: &Arc<Self>,
+        model: &ModelName,
+        version: &VersionInfo,
+        deadline: Instant,
+    ) -> Result<(), CallError> {
+        if version.size == 0 {
+            return Ok(());
+        }
+        self.open(model, version, 0..1, deadline)?.read_exact(&mut [0; 1], deadline)
     }
 
     /// Makes a call without a body and reads the head of its response.
@@ -206,7 +223,10 @@ impl Service {
     ) -> Result<Response, CallError> {
         connection.write_all(head.as_bytes(), deadline)?;
         let head = connection.read_head(deadline)?;
-        Response::parse(&head, connection, Arc::clone(self)).ok_or_else(unusable)
+        let remaining = head.length().ok_or_else(unusable)?;
+        let is_last = head.header("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        let body = Body { connection: Some(connection), remaining, service: Arc::clone(self), is_last };
+        Ok(Response { head, body })
     }
 
     fn take_idle(&self) -> Option<Connection> {
@@ -246,39 +266,15 @@ fn failure(status: u16, reason: Option<&str>, body: &[u8]) -> CallError {
 
 /// The part of a response that is before its body, and the way to the body.
 struct Response {
-    status: u16,
-    tag: Option<String>,
-    content_range: Option<String>,
-    modified: Option<SystemTime>,
-    failure: Option<String>,
+    head: Head,
     body: Body,
 }
 
 impl Response {
-    fn parse(head: &[u8], connection: Connection, service: Arc<Service>) -> Option<Self> {
-        let mut headers = [httparse::EMPTY_HEADER; 32];
-        let mut response = httparse::Response::new(&mut headers);
-        response.parse(head).ok().filter(httparse::Status::is_complete)?;
-        let header = |name: &str| {
-            let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
-            std::str::from_utf8(found.value).ok().map(str::to_owned)
-        };
-        let remaining = header("content-length")?.parse().ok()?;
-        let is_last = header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
-        let body = Body { connection: Some(connection), remaining, service, is_last };
-        Some(Self {
-            status: response.code?,
-            tag: header("etag"),
-            content_range: header("content-range"),
-            modified: header("last-modified").and_then(|date| httpdate::parse_http_date(&date).ok()),
-            failure: header("loader-failure"),
-            body,
-        })
-    }
-
     fn version(&self) -> Option<VersionInfo> {
-        let size = self.content_range.as_deref()?.rsplit_once('/')?.1.parse().ok()?;
-        Some(VersionInfo { tag: self.tag.clone()?, size, modified: self.modified })
+        let size = self.head.header("Content-Range")?.rsplit_once('/')?.1.parse().ok()?;
+        let modified = self.head.header("Last-Modified").and_then(|date| httpdate::parse_http_date(date).ok());
+        Some(VersionInfo { tag: self.head.header("ETag")?.to_owned(), size, modified })
     }
 
     fn into_document(mut self, deadline: Instant) -> Result<Vec<u8>, CallError> {
@@ -288,7 +284,7 @@ impl Response {
     }
 
     fn into_error(self, deadline: Instant) -> CallError {
-        let (status, reason) = (self.status, self.failure.clone());
+        let (status, reason) = (self.head.status, self.head.header("Loader-Failure").map(str::to_owned));
         match self.into_document(deadline) {
             Ok(body) => failure(status, reason.as_deref(), &body),
             Err(error) => error,

@@ -20,6 +20,7 @@ pub struct Mount {
     child: Child,
     output: Captured,
     path: PathBuf,
+    options: Vec<String>,
     _dir: TempDir,
 }
 
@@ -38,8 +39,9 @@ impl Mount {
     pub fn of(service: &Service, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("models");
-        let (child, output) = spawn(service, &path, options);
-        let mut mount = Self { child, output, path, _dir: dir };
+        let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+        let (child, output) = spawn(service, &path, &options);
+        let mut mount = Self { child, output, path, options, _dir: dir };
         mount.wait_until_mounted();
         mount
     }
@@ -52,7 +54,7 @@ impl Mount {
 
     /// Starts the process again at the same directory.
     pub fn start_again(&mut self, service: &Service) {
-        (self.child, self.output) = spawn(service, &self.path, &[]);
+        (self.child, self.output) = spawn(service, &self.path, &self.options);
         self.wait_until_mounted();
     }
 
@@ -69,6 +71,10 @@ impl Mount {
             status.is_some()
         });
         status.unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn path(&self) -> &Path {
@@ -113,7 +119,7 @@ impl Drop for Mount {
     }
 }
 
-fn spawn(service: &Service, path: &Path, options: &[&str]) -> (Child, Captured) {
+fn spawn(service: &Service, path: &Path, options: &[String]) -> (Child, Captured) {
     let mut command = service.command();
     command.arg("mount").arg(path).args(options);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -47,12 +47,14 @@ pub(super) fn load(service: &Service, exchange: &mut Exchange, path_name: &str) 
     let range = RangeRequest {
         range: exchange.header("range").and_then(ByteRange::parse),
         if_tag: exchange.header("if-range").map(str::to_owned),
+        if_match: exchange.header("if-match").map(str::to_owned),
     };
     match service.client.load(&model, &range) {
         Ok(plaintext) => Ok(Reply::model(plaintext)),
         Err(error @ LoadError::NoSuchRange { length }) => Err(Reply::error(416, error)
             .with_header("Accept-Ranges", "bytes")
             .with_header("Content-Range", format!("bytes */{length}"))),
+        Err(error @ LoadError::Replaced) => Err(Reply::error(412, error)),
         Err(error) => {
             log::warn!("{model} was not loaded: {error}");
             let reply = Reply::error(500, &error);

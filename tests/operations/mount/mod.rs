@@ -1,5 +1,12 @@
 //! `loader mount` with the kernel's FUSE, under the programs that people use on files.
 
+mod exerciser;
+mod memory;
+mod plaintext;
+mod programs;
+mod runtimes;
+mod versions;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -14,10 +21,18 @@ use crate::world::{World, in_ci, pattern, sha256_hex};
 /// What must be quick in any case.
 const QUICK: Duration = Duration::from_secs(10);
 
+/// Longer than anything takes that does not hang.
+const HANG: Duration = Duration::from_secs(60);
+
 fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     output.stdout
+}
+
+/// Makes the kernel forget what it has cached of files.
+fn drop_caches() {
+    fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
 }
 
 fn text(path: &Path) -> &str {
@@ -57,7 +72,7 @@ fn programs_read_the_plaintext_in_any_order() {
     assert_eq!(sum.trim(), sha256_hex(&plain));
 
     // At places that are nowhere near each other, and past the end; without what the kernel has cached.
-    fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+    drop_caches();
     let file = File::open(&path).unwrap();
     let mut place = 12345_usize;
     for round in 0..200 {
@@ -73,7 +88,7 @@ fn programs_read_the_plaintext_in_any_order() {
     }
 
     // Several readers, each from its own beginning to the end.
-    fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+    drop_caches();
     thread::scope(|scope| {
         for reader in 0..4 {
             let (path, plain) = (&path, &plain);
@@ -143,37 +158,6 @@ fn listings_and_attributes_are_those_of_a_read_only_file_system() {
 }
 
 #[test]
-fn an_open_file_stays_its_version_and_the_next_open_has_the_new_one() {
-    if !can_mount("versions in the mount") {
-        return;
-    }
-    let world = World::new();
-    let (old, new) = (pattern(8_000_000, 3), pattern(9_000_000, 4));
-    world.upload("model.bin", &old);
-    let mount = Mount::of(&world.service, &[]);
-    let path = mount.path().join(&world.folder).join("model.bin");
-    let file = File::open(&path).unwrap();
-    let mut start = vec![0; 100_000];
-    file.read_exact_at(&mut start, 0).unwrap();
-    assert!(start == old[..100_000]);
-
-    world.upload("model.bin", &new);
-    // The old bytes or an error, and never the new ones.
-    for offset in (0..8_000_000).step_by(500_000) {
-        let mut bytes = vec![0; 1000];
-        match file.read_exact_at(&mut bytes, offset as u64) {
-            Ok(()) => assert!(bytes == old[offset..offset + 1000], "other bytes at {offset}"),
-            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "at {offset}"),
-        }
-    }
-    assert_eq!(file.metadata().unwrap().len(), 8_000_000);
-    assert!(fs::read(&path).unwrap() == new, "the next open has other bytes");
-    assert_eq!(fs::metadata(&path).unwrap().len(), 9_000_000);
-    let said = mount.log_text();
-    assert_eq!(said.matches("was replaced by a new upload").count(), 1, "{said}");
-}
-
-#[test]
 fn sigterm_unmounts_and_a_killed_mount_is_cleaned_up_by_the_next() {
     if !can_mount("the end of the mount") {
         return;
@@ -236,50 +220,4 @@ fn a_service_that_is_away_is_an_error_and_no_hang() {
     // The kernel has it, so nobody is asked.
     world.service.kill();
     file.read_exact_at(&mut bytes, 4_000_000).unwrap();
-}
-
-#[test]
-fn a_large_model_costs_little_memory_and_not_much_time() {
-    if !can_mount("figures of the mount") {
-        return;
-    }
-    // One heap, as the product's libc has it.
-    let world = World::with(|builder| builder.env("MALLOC_ARENA_MAX", "1").env("MALLOC_MMAP_THRESHOLD_", "65536"));
-    let size: usize = if in_ci() { 1 << 30 } else { 64 << 20 };
-    let plain = pattern(size, 7);
-    world.upload("model.bin", &plain);
-    world.loads("model.bin", &plain);
-    let mut mount = Mount::of(&world.service, &[]);
-    let idle = world.service.vm_rss_kib() + mount.memory_kib("VmRSS");
-    world.service.reset_hwm();
-    let path = mount.path().join(&world.folder).join("model.bin");
-
-    let started = Instant::now();
-    assert_eq!(world.service.load_to(&world.folder, "model.bin", &mut io::sink()).received, size as u64);
-    let by_http = started.elapsed();
-    let started = Instant::now();
-    run("cat", &[text(&path)]);
-    let by_cat = started.elapsed();
-
-    fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
-    let file = File::open(&path).unwrap();
-    let mut bytes = vec![0; 64 << 10];
-    let mut took: Vec<Duration> = (0..101)
-        .map(|index| {
-            let offset = index * 7_919_000_333 % (size - bytes.len());
-            let started = Instant::now();
-            file.read_exact_at(&mut bytes, offset as u64).unwrap();
-            assert!(bytes == plain[offset..offset + bytes.len()]);
-            started.elapsed()
-        })
-        .collect();
-    took.sort();
-    let peak = world.service.vm_hwm_kib() + mount.memory_kib("VmHWM");
-    let grown = peak.saturating_sub(idle);
-    println!(
-        "{size} bytes: /load {by_http:?}, cat {by_cat:?}; 64 KiB anywhere {:?} (median), {:?} (worst); {grown} KiB over idle",
-        took[50], took[100]
-    );
-    assert!(grown <= 24 << 10, "{grown} KiB over idle");
-    mount.kill();
 }

@@ -1,0 +1,85 @@
+//! Versions that clients read piece by piece with `If-Match`, as `loader mount` does for open files. Such a version stays readable
+//! after a new upload, from the cache's file, which lives as long as it is open, or from its generation in the CDN. And the Resource
+//! API need not be asked at each piece.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::Login;
+use super::load::Found;
+use crate::names::ModelName;
+use crate::threads::lock;
+
+/// How long after its last use a version is held. Until then its file stays in the cache.
+const HELD_FOR: Duration = Duration::from_secs(300);
+
+/// How long the Resource API's permission counts.
+const PERMITTED_FOR: Duration = Duration::from_secs(10);
+
+/// The pause before the next question to a Resource API that is away: each may take a while.
+const AWAY_FOR: Duration = Duration::from_secs(60);
+
+/// The versions that are held. Each takes a descriptor and its hashes, 128 KiB at most.
+const MAX_HELD: usize = 32;
+
+/// The one used last is the last.
+#[derive(Default)]
+pub(super) struct HeldVersions(Mutex<Vec<Held>>);
+
+struct Held {
+    model: ModelName,
+    found: Found,
+    /// Who may read it.
+    login: Arc<Login>,
+    used_at: Instant,
+    permitted_until: Instant,
+}
+
+impl HeldVersions {
+    /// The version with this tag, if this login has read it before, and whether the Resource API has to be asked about the model.
+    pub(super) fn get(
+        &self,
+        model: &ModelName,
+        login: &Arc<Login>,
+        is_wanted: impl Fn(&Found) -> bool,
+    ) -> Option<(Found, bool)> {
+        let mut all = lock(&self.0);
+        let index = all
+            .iter()
+            .position(|held| held.model == *model && Arc::ptr_eq(&held.login, login) && is_wanted(&held.found))?;
+        let mut held = all.remove(index);
+        held.used_at = Instant::now();
+        let answer = (held.found.clone(), held.permitted_until < held.used_at);
+        all.push(held);
+        Some(answer)
+    }
+
+    /// Holds a version that the Resource API has just let this login read.
+    pub(super) fn hold(&self, model: &ModelName, login: &Arc<Login>, found: &Found) {
+        let used_at = Instant::now();
+        let (model, found, login) = (model.clone(), found.clone(), Arc::clone(login));
+        let mut all = lock(&self.0);
+        all.retain(|held| held.model != model || held.found.hash != found.hash);
+        if all.len() == MAX_HELD {
+            all.remove(0);
+        }
+        all.push(Held { model, found, login, used_at, permitted_until: used_at + PERMITTED_FOR });
+    }
+
+    /// The Resource API was asked about the model again; it permits it, or is away.
+    pub(super) fn permit(&self, model: &ModelName, is_away: bool) {
+        let until = Instant::now() + if is_away { AWAY_FOR } else { PERMITTED_FOR };
+        for held in lock(&self.0).iter_mut().filter(|held| held.model == *model) {
+            held.permitted_until = until;
+        }
+    }
+
+    pub(super) fn let_go(&self, model: &ModelName) {
+        lock(&self.0).retain(|held| held.model != *model);
+    }
+
+    /// Lets go of what has not been used for long. To be called before something needs room in the cache.
+    pub(super) fn expire(&self) {
+        lock(&self.0).retain(|held| held.used_at.elapsed() < HELD_FOR);
+    }
+}

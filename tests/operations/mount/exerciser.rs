@@ -1,0 +1,188 @@
+//! Random reads, as `fsx` makes them, while all that can happen happens. `MOUNT_SECONDS` says for how long, `MOUNT_SEED` repeats
+//! the choices of a run.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{HANG, drop_caches};
+use crate::world::mount::{Mount, can_mount};
+use crate::world::tcp::lock;
+use crate::world::{World, eventually, pattern};
+
+/// What no call may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The length of the first version. Each further one is a byte longer, so that a file's length tells its version.
+const FIRST: usize = 12_000_000;
+
+/// The versions whose bytes are kept for readers.
+const KEPT: usize = 24;
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+}
+
+#[derive(Default)]
+struct Run {
+    versions: Mutex<HashMap<usize, Arc<Vec<u8>>>>,
+    is_over: AtomicBool,
+    reads: AtomicU64,
+    reads_of_old: AtomicU64,
+    failures: Mutex<HashMap<i32, u64>>,
+    newest: AtomicU64,
+    slowest: Mutex<Duration>,
+}
+
+impl Run {
+    fn timed<T>(&self, what: &str, call: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = call();
+        let took = started.elapsed();
+        assert!(took < LIMIT, "{what} took {took:?}");
+        let mut slowest = lock(&self.slowest);
+        *slowest = took.max(*slowest);
+        result
+    }
+
+    /// A new version, before anybody can have it.
+    fn next_version(&self) -> Arc<Vec<u8>> {
+        let mut versions = lock(&self.versions);
+        let number = self.newest.load(Ordering::Relaxed) as usize + 1;
+        let bytes = Arc::new(pattern(FIRST + number, number as u64));
+        versions.insert(bytes.len(), Arc::clone(&bytes));
+        versions.retain(|length, _| *length + KEPT > bytes.len());
+        self.newest.store(number as u64, Ordering::Relaxed);
+        bytes
+    }
+
+    fn failed(&self, error: &io::Error) {
+        let number = error.raw_os_error().unwrap();
+        // Not there while it is mounted again, not logged in, the service away, or an old version that is gone.
+        let allowed = [libc::EIO, libc::ENOTCONN, libc::ECONNABORTED, libc::ENOENT, libc::EACCES, libc::ETIMEDOUT];
+        assert!(allowed.contains(&number), "{error}");
+        *lock(&self.failures).entry(number).or_default() += 1;
+        thread::sleep(Duration::from_millis(20));
+    }
+
+    /// Opens the file and reads here and there, again and again.
+    fn exercise(&self, path: &Path, random: &mut Random) {
+        while !self.is_over.load(Ordering::Relaxed) {
+            let opened = self.timed("an open", || {
+                let file = File::open(path)?;
+                let length = file.metadata()?.len() as usize;
+                Ok((file, length))
+            });
+            match opened {
+                Ok((file, length)) => self.read_file(&file, length, random),
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    fn read_file(&self, file: &File, length: usize, random: &mut Random) {
+        let Some(expected) = lock(&self.versions).get(&length).cloned() else {
+            panic!("no version has {length} bytes")
+        };
+        let mut next = 0;
+        for _ in 0..random.below(200) {
+            if self.is_over.load(Ordering::Relaxed) {
+                return;
+            }
+            // Most reads are anywhere; the others go on.
+            let offset = if random.below(3) == 0 { next } else { random.below(length + 1000) };
+            let wanted = [1, 4096, 65_536, 300_000][random.below(4)] + random.below(5000);
+            let mut bytes = vec![0; wanted];
+            match self.timed("a read", || file.read_at(&mut bytes, offset as u64)) {
+                Ok(count) => {
+                    let right = &expected[offset.min(length)..(offset + wanted).min(length)];
+                    // Only a signal, or an error behind the first pages, makes a read shorter.
+                    assert!(count > 0 || right.is_empty(), "nothing at {offset} of {length}");
+                    assert!(bytes[..count] == right[..count], "wrong bytes in {count} at {offset} of {length}");
+                    self.reads.fetch_add(1, Ordering::Relaxed);
+                    let is_old = length < FIRST + self.newest.load(Ordering::Relaxed) as usize;
+                    self.reads_of_old.fetch_add(is_old.into(), Ordering::Relaxed);
+                    next = offset + count;
+                }
+                Err(error) => return self.failed(&error),
+            }
+        }
+    }
+}
+
+#[test]
+fn random_reads_are_right_whatever_happens_meanwhile() {
+    if !can_mount("random reads of the mount") {
+        return;
+    }
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let seconds = number("MOUNT_SECONDS").unwrap_or(10);
+    let seed = number("MOUNT_SEED")
+        .unwrap_or_else(|| SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs());
+    let world = World::new();
+    let other_box = world.another_box();
+    let run = Run::default();
+    world.upload("model.bin", &run.next_version());
+    let mut mount = Mount::of(&world.service, &["--timeout", "20"]);
+    let path = mount.path().join(&world.folder).join("model.bin");
+    let mut happened = [0; 6];
+    thread::scope(|scope| {
+        for reader in 0..3 {
+            let (run, path) = (&run, &path);
+            scope.spawn(move || {
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    run.exercise(path, &mut Random(seed + reader));
+                }));
+                run.is_over.store(true, Ordering::Relaxed);
+                result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            });
+        }
+        let (mut random, started) = (Random(seed ^ 0x5eed), Instant::now());
+        let mut kinds = 0..6;
+        while started.elapsed() < Duration::from_secs(seconds) && !run.is_over.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(300 + random.below(700) as u64));
+            // Each kind once, and then as it comes.
+            let kind = kinds.next().unwrap_or_else(|| random.below(6));
+            match kind {
+                0 => world.upload("model.bin", &run.next_version()),
+                1 => drop_caches(),
+                2 => assert_eq!(other_box.upload(&world.folder, "model.bin", &run.next_version()).status, 200),
+                3 => drop(world.service.run(&["remove", &format!("{}/model.bin", world.folder)])),
+                4 => {
+                    world.service.restart();
+                    world.login();
+                }
+                _ => {
+                    mount.kill();
+                    mount.start_again(&world.service);
+                }
+            }
+            happened[kind] += 1;
+        }
+        run.is_over.store(true, Ordering::Relaxed);
+    });
+    let newest = run.newest.load(Ordering::Relaxed) as usize;
+    eventually(HANG, "the newest version is there", || {
+        fs::read(&path).is_ok_and(|bytes| bytes == **lock(&run.versions).get(&(FIRST + newest)).unwrap())
+    });
+    let [uploads, drops, other_uploads, removals, restarts, kills] = happened;
+    let (reads, old) = (run.reads.load(Ordering::Relaxed), run.reads_of_old.load(Ordering::Relaxed));
+    println!(
+        "MOUNT_SEED={seed}: {reads} reads, {old} of them of old versions; slowest call {:?}; failures by errno {:?}; meanwhile \
+         {uploads}+{other_uploads} uploads, {removals} removals, {drops} times without page cache, {restarts} restarts, {kills} kills",
+        lock(&run.slowest),
+        lock(&run.failures),
+    );
+    assert!(reads > 10 && old > 0, "{reads} reads, {old} of them of old versions");
+}

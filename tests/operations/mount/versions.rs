@@ -1,0 +1,117 @@
+//! An open file stays the version as which it was opened.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use super::{drop_caches, errno};
+use crate::world::mount::{Mount, can_mount};
+use crate::world::{World, pattern};
+
+/// Reads places all over a file: each is the old bytes or an error. Returns how many there are of both.
+fn places(file: &File, old: &[u8]) -> (usize, usize) {
+    drop_caches();
+    let (mut right, mut failed) = (0, 0);
+    for offset in (0..old.len() - 1000).step_by(500_000) {
+        let mut bytes = vec![0; 1000];
+        match file.read_exact_at(&mut bytes, offset as u64) {
+            Ok(()) => {
+                assert!(bytes == old[offset..offset + 1000], "other bytes at {offset}");
+                right += 1;
+            }
+            error => {
+                assert_eq!(errno(error), Some(libc::EIO), "at {offset}");
+                failed += 1;
+            }
+        }
+    }
+    (right, failed)
+}
+
+#[test]
+fn an_open_file_stays_its_version_and_the_next_open_has_the_new_one() {
+    if !can_mount("versions in the mount") {
+        return;
+    }
+    let world = World::new();
+    let versions: Vec<Vec<u8>> = (0..4).map(|number| pattern(8_000_000 + number, 3 + number as u64)).collect();
+    world.upload("model.bin", &versions[0]);
+    let mount = Mount::of(&world.service, &[]);
+    let path = mount.path().join(&world.folder).join("model.bin");
+    // Nobody reads it before the uploads.
+    let file = File::open(&path).unwrap();
+    for version in &versions[1..3] {
+        world.upload("model.bin", version);
+        assert_eq!(places(&file, &versions[0]), (16, 0));
+        assert_eq!(file.metadata().unwrap().len(), 8_000_000);
+        assert!(fs::read(&path).unwrap() == *version, "the next open has other bytes");
+        assert_eq!(fs::metadata(&path).unwrap().len(), version.len() as u64);
+    }
+    // The generation is gone from the CDN and from the directory of the cache; the file of the cache is still open.
+    assert_eq!(world.keys().iter().filter(|key| key.starts_with("model.bin.") && key.ends_with(".big")).count(), 3);
+    assert_eq!(mount.log_text().matches("was replaced").count(), 0);
+
+    // A restarted service has only the current version.
+    world.service.restart();
+    world.login();
+    assert_eq!(places(&file, &versions[0]), (0, 16));
+    assert_eq!(mount.log_text().matches("was replaced by a new upload").count(), 1, "{}", mount.log_text());
+    let current = File::open(&path).unwrap();
+    assert_eq!(places(&current, &versions[2]), (16, 0));
+    world.upload("model.bin", &versions[3]);
+    assert_eq!(places(&current, &versions[2]), (16, 0));
+}
+
+#[test]
+fn an_old_version_that_is_not_cached_is_read_from_its_generation_in_the_cdn() {
+    if !can_mount("versions of the CDN in the mount") {
+        return;
+    }
+    let world = World::new();
+    let versions: Vec<Vec<u8>> = (0..4).map(|number| pattern(30_000_000 + number, 13 + number as u64)).collect();
+    let uploader = world.another_box();
+    let upload = |version: &[u8]| assert_eq!(uploader.upload(&world.folder, "model.bin", version).status, 200);
+    upload(&versions[0]);
+    let mount = Mount::of(&world.service, &[]);
+    let path = mount.path().join(&world.folder).join("model.bin");
+    let file = File::open(&path).unwrap();
+    upload(&versions[1]);
+    let count = places(&file, &versions[0]);
+    assert_eq!(count, (60, 0));
+    // The new version takes the place in the cache.
+    assert!(fs::read(&path).unwrap() == versions[1]);
+    assert!(world.service.cache_file(&world.folder, "model.bin").exists());
+    let (right, failed) = places(&file, &versions[0]);
+    assert_eq!(failed, 0, "{right} places were right");
+    // What was cached of the old version is all that is left of it.
+    upload(&versions[2]);
+    upload(&versions[3]);
+    places(&file, &versions[0]);
+    assert!(fs::read(&path).unwrap() == versions[3]);
+    // A model that was removed from the cache is read on, too.
+    let current = File::open(&path).unwrap();
+    let removed = world.service.run(&["remove", &format!("{}/model.bin", world.folder)]);
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    assert_eq!(places(&current, &versions[3]), (60, 0));
+}
+
+#[test]
+fn reads_of_an_open_file_ask_the_resource_api_now_and_then_and_go_on_while_it_is_away() {
+    if !can_mount("an open file without the Resource API") {
+        return;
+    }
+    let world = World::new();
+    let plain = pattern(40_000_000, 23);
+    world.upload("model.bin", &plain);
+    let mount = Mount::of(&world.service, &[]);
+    let path = mount.path().join(&world.folder).join("model.bin");
+    let file = File::open(&path).unwrap();
+    let asked = world.api.requests().len();
+    assert_eq!(places(&file, &plain), (80, 0));
+    let asked = world.api.requests().len() - asked;
+    // Once in ten seconds, however slow this machine is.
+    assert!(asked <= 8, "{asked} questions for 80 reads");
+    world.api.down();
+    // The permission of the last answer has ended.
+    std::thread::sleep(std::time::Duration::from_secs(11));
+    assert_eq!(places(&file, &plain), (80, 0));
+}
