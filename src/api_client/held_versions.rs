@@ -2,10 +2,9 @@
 //! after a new upload, from the cache's file, which lives as long as it is open, or from its generation in the CDN. And the Resource
 //! API need not be asked at each piece.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::Login;
 use super::load::Found;
 use crate::names::ModelName;
 use crate::threads::lock;
@@ -30,23 +29,22 @@ struct Held {
     model: ModelName,
     found: Found,
     /// Who may read it.
-    login: Arc<Login>,
+    email: String,
     used_at: Instant,
     permitted_until: Instant,
 }
 
 impl HeldVersions {
-    /// The version with this tag, if this login has read it before, and whether the Resource API has to be asked about the model.
+    /// The version that is wanted, if this user has read it before, and whether the Resource API has to be asked about the model.
     pub(super) fn get(
         &self,
         model: &ModelName,
-        login: &Arc<Login>,
+        email: &str,
         is_wanted: impl Fn(&Found) -> bool,
     ) -> Option<(Found, bool)> {
         let mut all = lock(&self.0);
-        let index = all
-            .iter()
-            .position(|held| held.model == *model && Arc::ptr_eq(&held.login, login) && is_wanted(&held.found))?;
+        let index =
+            all.iter().position(|held| held.model == *model && held.email == email && is_wanted(&held.found))?;
         let mut held = all.remove(index);
         held.used_at = Instant::now();
         let answer = (held.found.clone(), held.permitted_until < held.used_at);
@@ -54,16 +52,16 @@ impl HeldVersions {
         Some(answer)
     }
 
-    /// Holds a version that the Resource API has just let this login read.
-    pub(super) fn hold(&self, model: &ModelName, login: &Arc<Login>, found: &Found) {
+    /// Holds a version that the Resource API has just let this user read.
+    pub(super) fn hold(&self, model: &ModelName, email: String, found: &Found) {
         let used_at = Instant::now();
-        let (model, found, login) = (model.clone(), found.clone(), Arc::clone(login));
+        let (model, found) = (model.clone(), found.clone());
         let mut all = lock(&self.0);
         all.retain(|held| held.model != model || held.found.hash != found.hash);
         if all.len() == MAX_HELD {
             all.remove(0);
         }
-        all.push(Held { model, found, login, used_at, permitted_until: used_at + PERMITTED_FOR });
+        all.push(Held { model, found, email, used_at, permitted_until: used_at + PERMITTED_FOR });
     }
 
     /// The Resource API was asked about the model again; it permits it, or is away.

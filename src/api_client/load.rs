@@ -126,7 +126,7 @@ impl Load<'_> {
             return Err(LoadError::Replaced);
         }
         if request.if_match.is_some() && !is_held {
-            self.client.held.hold(&self.entry.model, self.login, &found);
+            self.client.held.hold(&self.entry.model, self.login.session.user().email, &found);
         }
         let Found { small, version, .. } = found;
         self.entry.touch();
@@ -161,7 +161,9 @@ impl Load<'_> {
         if request.if_match.is_none() {
             return Ok(None);
         }
-        let Some((found, is_to_be_asked)) = held.get(model, self.login, is_wanted) else { return Ok(None) };
+        let Some((found, is_to_be_asked)) = held.get(model, &self.login.session.user().email, is_wanted) else {
+            return Ok(None);
+        };
         if is_to_be_asked {
             match self.client.small_part(self.login, &self.entry) {
                 Ok(part) => held.permit(model, matches!(part.source, SmallSource::Offline(_))),
@@ -173,6 +175,7 @@ impl Load<'_> {
                 }
             }
         }
+        found.version.set_remote(self.remote());
         Ok(Some(found))
     }
 

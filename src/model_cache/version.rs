@@ -256,7 +256,7 @@ impl Version {
     }
 
     /// Replaces the access to the CDN: the latest load has the latest login.
-    pub(super) fn set_remote(&self, remote: Arc<dyn Remote>) {
+    pub fn set_remote(&self, remote: Arc<dyn Remote>) {
         *lock(&self.remote) = remote;
     }
 

@@ -110,8 +110,29 @@ fn reads_of_an_open_file_ask_the_resource_api_now_and_then_and_go_on_while_it_is
     let asked = world.api.requests().len() - asked;
     // Once in ten seconds, however slow this machine is.
     assert!(asked <= 8, "{asked} questions for 80 reads");
+    // A new login of the same user changes nothing.
+    world.login();
     world.api.down();
     // The permission of the last answer has ended.
     std::thread::sleep(std::time::Duration::from_secs(11));
     assert_eq!(places(&file, &plain), (80, 0));
+}
+
+#[test]
+fn a_refusal_of_the_resource_api_ends_the_reads_of_an_open_file() {
+    if !can_mount("an open file that the Resource API refuses") {
+        return;
+    }
+    let world = World::new();
+    let plain = pattern(3_000_000, 24);
+    world.upload("model.bin", &plain);
+    let mount = Mount::of(&world.service, &[]);
+    let path = mount.path().join(&world.folder).join("model.bin");
+    let file = File::open(&path).unwrap();
+    assert_eq!(places(&file, &plain), (6, 0));
+    world.api.remove_file(&world.folder, "model.bin.small");
+    std::thread::sleep(std::time::Duration::from_secs(11));
+    drop_caches();
+    assert!(file.read_at(&mut [0; 1000], 2_000_000).is_err());
+    assert_eq!(errno(File::open(&path)), Some(libc::ENOENT));
 }
