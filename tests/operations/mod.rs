@@ -12,6 +12,7 @@ mod metrics;
 mod model_commands;
 mod mount;
 mod power_cuts;
+mod resets;
 mod secrets;
 mod soak;
 mod systemd;

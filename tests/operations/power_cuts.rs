@@ -19,37 +19,13 @@ use crate::world::resource_api::{EMAIL, PASSWORD, ResourceApi};
 use crate::world::s3_fault::{Fault, Purpose};
 use crate::world::service::Service;
 use crate::world::tcp::free_port;
-use crate::world::{World, loader_binary, pattern, protocol, sha256_hex};
+use crate::world::{Moments, World, loader_binary, pattern, protocol, sha256_hex};
 
 const NAME: &str = "m.bin";
 
 /// How many cuts: two hundred in all where there is time.
 fn cuts(here: usize, in_ci: usize) -> usize {
     if std::env::var_os("CI").is_some() { in_ci } else { here }
-}
-
-/// Random moments of one test.
-struct Moments(u64);
-
-impl Moments {
-    fn new() -> Self {
-        let given = std::env::var("POWER_CUTS_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = given.unwrap_or_else(|| getrandom::u64().unwrap());
-        println!("POWER_CUTS_SEED={seed}");
-        Self(seed)
-    }
-
-    /// Below `end`.
-    fn below(&mut self, end: u64) -> u64 {
-        let mut word = [0; 8];
-        word.copy_from_slice(&pattern(8, self.0));
-        self.0 = self.0.wrapping_add(1);
-        u64::from_le_bytes(word) % end
-    }
-
-    fn within(&mut self, time: Duration) -> Duration {
-        Duration::from_micros(self.below(u64::try_from(time.as_micros()).unwrap()))
-    }
 }
 
 /// Every file below a directory.
@@ -148,7 +124,7 @@ fn temporary_files_of_every_kind_are_gone_after_the_next_start() {
 
 #[test]
 fn power_cuts_in_a_load() {
-    let mut moments = Moments::new();
+    let mut moments = Moments::new("POWER_CUTS_SEED");
     let (world, proxy) = World::behind_proxy();
     let bytes = pattern(4 << 20, 1);
     world.upload(NAME, &bytes);
@@ -186,7 +162,7 @@ fn power_cuts_in_a_load() {
 
 #[test]
 fn power_cuts_in_an_upload() {
-    let mut moments = Moments::new();
+    let mut moments = Moments::new("POWER_CUTS_SEED");
     let world = World::new();
     let cold = world.another_box();
     let size = 2 << 20;
@@ -241,7 +217,7 @@ fn power_cuts_in_an_upload() {
 #[test]
 fn power_cuts_in_an_unlock() {
     let Some(engine) = engine_or_skip("power cuts in an unlock") else { return };
-    let mut moments = Moments::new();
+    let mut moments = Moments::new("POWER_CUTS_SEED");
     let fragment = b"the key fragment of this test";
     let api = ResourceApi::start();
     api.set_key_fragment(fragment);
@@ -292,7 +268,7 @@ fn power_cuts_in_an_unlock() {
 /// The day changes at the start: the new day's file comes, and the eighth oldest goes.
 #[test]
 fn power_cuts_in_the_rotation_of_logs() {
-    let mut moments = Moments::new();
+    let mut moments = Moments::new("POWER_CUTS_SEED");
     let service = Service::builder().env("LOG_LEVEL", "trace").start();
     service.kill();
     let logs = service.log_dir();

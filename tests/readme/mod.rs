@@ -14,9 +14,9 @@ pub struct Document {
 }
 
 /// For the person who arrives.
-const README: Document = Document { directory: "" };
+pub const README: Document = Document { directory: "" };
 /// For whoever builds, installs and operates boxes.
-const DIST: Document = Document { directory: ".dist" };
+pub const DIST: Document = Document { directory: ".dist" };
 /// What is promised, and how to run what.
 const TESTS: Document = Document { directory: "tests" };
 /// How fast it is.

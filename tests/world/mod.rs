@@ -17,6 +17,8 @@ pub mod client;
 pub mod connect_proxy;
 pub mod docker;
 mod installation;
+pub mod machine;
+mod moments;
 pub mod mount;
 pub mod multipart;
 pub mod peer;
@@ -46,6 +48,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use installation::World;
+pub use moments::Moments;
 use sha2::{Digest, Sha256};
 
 /// `size` bytes that depend on `seed` only.

@@ -132,6 +132,18 @@ pub fn credentials_are_encrypted(block: &str) {
     assert_eq!(String::from_utf8(decrypt.unwrap().stdout).unwrap(), credentials);
 }
 
+/// What waits for the unit is in `operations::resets`.
+pub fn the_unit_to_wait_for(block: &str) {
+    let scene = Scene::new();
+    scene.program("install", INSTALL);
+    scene.program("systemctl", "[ -e $root/etc/systemd/system/loader-ready.service ]");
+    fs::copy(repository().join(".dist/loader-ready.service"), scene.path("loader-ready.service")).unwrap();
+    scene.run(block);
+    assert_eq!(scene.calls("systemctl"), ["daemon-reload"]);
+    let unit = fs::read_to_string(scene.path("loader-ready.service")).unwrap();
+    assert!(unit.contains(&format!("\n#   {block}\n")), "the unit's first lines tell something else");
+}
+
 /// The values of an option that may be given more than once.
 fn values<'a>(words: &'a [&'a str], option: &str) -> Vec<&'a str> {
     words.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1]).collect()

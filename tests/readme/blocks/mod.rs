@@ -28,7 +28,7 @@ struct Block {
 type Check = fn(&str);
 
 /// Document and heading of every shell block, in their order, and the check of each.
-const CHECKS: [(Document, &str, Check); 16] = [
+const CHECKS: [(Document, &str, Check); 17] = [
     (README, "# loader", toolchain::the_first_two_commands),
     (README, "## Install", install::as_a_systemd_service),
     (README, "## Install", toolchain::the_release_build_serves),
@@ -38,7 +38,8 @@ const CHECKS: [(Document, &str, Check); 16] = [
     (DIST, "## Build", toolchain::the_product_is_where_it_is_said_to_be),
     (DIST, "## As a systemd service", install::with_the_socket_unit),
     (DIST, "## As a container", install::as_a_container),
-    (DIST, "## A box that nobody visits", install::credentials_are_encrypted),
+    (DIST, "### Credentials", install::credentials_are_encrypted),
+    (DIST, "### Programs that wait for it", install::the_unit_to_wait_for),
     (DIST, "## Programs that open their models by path", clients::a_program_opens_its_models),
     (DIST, "### Your own CDN", cdn::seaweedfs_serves_with_two_identities),
     (DIST, "## The archive of container images", archive::it_unlocks),
