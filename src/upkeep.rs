@@ -91,7 +91,7 @@ impl Upkeep {
             self.client.wait_for_login();
             let pause = match self.unlock.start(None) {
                 Some(_) if self.unlock.wait_until_ended() == UnlockState::Ready => return,
-                Some(_) => pauses.next(),
+                Some(_) => self.client.pause(&mut pauses),
                 None => {
                     let pause = pauses.next();
                     log::warn!("{NO_ARCHIVE}; the next try is in {} s", pause.as_secs());
@@ -125,7 +125,7 @@ impl Upkeep {
                 // Jitter keeps a fleet that has started together from asking together.
                 self.keep_every.mul_f64(0.9) + random_up_to(self.keep_every.mul_f64(0.2))
             } else {
-                pauses.next()
+                self.client.pause(&mut pauses)
             };
             self.client.wait_for_stale_model(pause);
         }

@@ -18,6 +18,10 @@ use crate::threads::{self, lock};
 /// The pauses after a failure that may pass.
 const PAUSES: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(5 * 60));
 
+/// The longest pause while the Resource API does not answer at all. Then a try costs it nothing, and a box must be ready soon after
+/// its uplink has returned. The 200 boxes of [`SPREAD`] come back with 10 logins a second.
+const SILENCE: Duration = Duration::from_secs(28);
+
 /// The pause after the Resource API refused the credentials.
 const REFUSED: Duration = Duration::from_secs(15 * 60);
 
@@ -163,6 +167,11 @@ impl ApiClient {
         }
     }
 
+    /// The pause before something that failed is tried again.
+    pub fn pause(&self, pauses: &mut Pauses) -> Duration {
+        pause(pauses, self.api.outage.is_silence())
+    }
+
     /// Waits until somebody is logged in.
     pub fn wait_for_login(&self) {
         while !self.login.wait(Duration::from_secs(3600)) {}
@@ -192,7 +201,7 @@ impl ApiClient {
                     self.wait_for_other_credentials(source, &refused)
                 }
                 None => {
-                    let pause = pauses.next();
+                    let pause = self.pause(&mut pauses);
                     log::warn!("{problem}; the next try is in {} s", pause.as_secs().max(1));
                     self.login.wait_for_it_or_the_clock(pause)
                 }
@@ -232,6 +241,11 @@ impl ApiClient {
     }
 }
 
+fn pause(pauses: &mut Pauses, is_silent: bool) -> Duration {
+    let pause = pauses.next();
+    if is_silent { pause.min(SILENCE / 2 + random_up_to(SILENCE / 2)) } else { pause }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,5 +260,14 @@ mod tests {
         };
         let crowded = (0..10_000).filter(|_| is_crowded()).count();
         assert!(crowded < 80, "{crowded} of 10,000");
+    }
+
+    /// Even after days, a box is ready within half a minute of its uplink's return.
+    #[test]
+    fn pauses_stay_short_while_the_api_is_silent_and_only_then() {
+        let mut pauses = PAUSES;
+        assert!((0..100).all(|_| pause(&mut pauses, true) <= SILENCE));
+        assert!(pause(&mut pauses, true) >= SILENCE / 2);
+        assert!(pause(&mut pauses, false) >= Duration::from_secs(150));
     }
 }

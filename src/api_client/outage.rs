@@ -33,6 +33,11 @@ impl Outage {
         lock(&self.last).as_ref().filter(|(at, _)| is_recent(*at)).map(|(_, error)| error.clone())
     }
 
+    /// Whether the last call got no answer at all.
+    pub fn is_silence(&self) -> bool {
+        lock(&self.last).as_ref().is_some_and(|(_, error)| error.is_silence())
+    }
+
     /// The right to ask in the background, unless somebody is asking.
     pub fn question(&self) -> Option<Question> {
         (!self.is_being_asked.swap(true, Ordering::Relaxed)).then(|| Question(Arc::clone(&self.is_being_asked)))

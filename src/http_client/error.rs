@@ -109,6 +109,11 @@ impl HttpClientError {
         }
     }
 
+    /// Whether the server has not answered at all.
+    pub fn is_silence(&self) -> bool {
+        self.is_outage() && !matches!(self.kind, HttpClientErrorKind::Unavailable { .. })
+    }
+
     pub(super) fn new(server: String, error: ureq::Error) -> Self {
         use HttpClientErrorKind as Kind;
         use ureq::Error;

@@ -17,3 +17,4 @@ mod secrets;
 mod soak;
 mod systemd;
 mod unattended;
+mod walk;

@@ -23,11 +23,16 @@ const TOKEN: &str = "the-token-of-the-box";
 /// What a box promises to need after the Resource API can be reached.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Power is cut at most this long after it was switched on: most boxes are ready by then.
-const LATEST: Duration = Duration::from_secs(30);
-
-/// The longest time for which the Resource API is away.
-const OUTAGE: Duration = Duration::from_secs(45);
+/// Times of one run.
+struct Times {
+    resets: u64,
+    /// Power is cut at most this long after it was switched on: most boxes are ready by then.
+    latest_cut: Duration,
+    /// How long the Resource API may be away after a start.
+    outage: Duration,
+    /// The same after every third one.
+    long_outage: Duration,
+}
 
 /// A program that needs its models and images when it starts. It fails if they are not there.
 const PROGRAM: &str = "[Unit]
@@ -66,7 +71,16 @@ struct Box {
 fn a_box_ends_ready_after_every_reset_without_a_person() {
     let Some(machine) = machine_or_skip("resets", Network::Shared, &["docker.io"]) else { return };
     let mut moments = Moments::new("RESETS_SEED");
-    let resets = std::env::var("RESETS").map_or(2, |resets| resets.parse().unwrap());
+    let seconds = Duration::from_secs;
+    let times = match std::env::var("RESETS") {
+        Ok(resets) => Times {
+            resets: resets.parse().unwrap(),
+            latest_cut: seconds(30),
+            outage: seconds(40),
+            long_outage: seconds(240),
+        },
+        Err(_) => Times { resets: 2, latest_cut: seconds(12), outage: seconds(5), long_outage: seconds(5) },
+    };
     let world = World::new();
     world.api.set_key_fragment(FRAGMENT);
     let address = format!("127.0.0.1:{}", free_port());
@@ -79,16 +93,20 @@ fn a_box_ends_ready_after_every_reset_without_a_person() {
     the_box.machine.boot();
     let took = the_box.becomes_ready(Instant::now());
     println!("first start: ready after {took:?}");
-    for reset in 1..=resets {
+    for reset in 1..=times.resets {
         the_box.machine.cut_power();
         the_box.bring_new_versions();
         the_box.machine.power_on();
-        thread::sleep(moments.within(LATEST));
+        thread::sleep(moments.within(times.latest_cut));
         the_box.machine.cut_power();
 
-        let in_1970 = reset == resets;
+        let in_1970 = reset == times.resets;
         the_box.set_clock(in_1970);
-        let outage = if moments.below(2) == 0 { moments.within(OUTAGE) } else { Duration::ZERO };
+        let outage = match moments.below(2) {
+            _ if reset % 3 == 0 => times.long_outage / 2 + moments.within(times.long_outage / 2),
+            0 => Duration::ZERO,
+            _ => moments.within(times.outage),
+        };
         if !outage.is_zero() {
             the_box.world.api.down();
         }
@@ -239,8 +257,7 @@ impl Box {
         assert_eq!(machine.property("NRestarts"), "0");
         let left = machine.run("find /var/lib/loader/models/ -type f");
         let whole = |path: &str| [".big", ".big.json", ".big.proven"].iter().any(|end| path.ends_with(end));
-        let left: Vec<&str> =
-            left.lines().filter(|path| path.contains(&self.world.folder) && !whole(path)).collect();
+        let left: Vec<&str> = left.lines().filter(|path| path.contains(&self.world.folder) && !whole(path)).collect();
         assert!(left.is_empty(), "{left:?} are left");
         took
     }
