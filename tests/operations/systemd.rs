@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::world::machine::{HANG, Machine, Network, machine_or_skip};
+use crate::world::process::StoppedThread;
+use crate::world::service::Service;
 use crate::world::{client, eventually};
 
 /// The users that systemd makes for `DynamicUser=`.
@@ -22,6 +25,11 @@ fn the_units_as_shipped_start_wait_restart_and_stop() {
     machine.run("groupadd --system docker");
     it_starts_with_a_user_of_its_own_and_says_how_it_is(&machine);
     clients_of_the_socket_wait_while_it_restarts(&machine);
+    thread::scope(|scope| {
+        // Both take their half minute.
+        scope.spawn(a_hung_gate_ends_the_process);
+        a_hung_accept_loop_ends_the_process_and_systemd_starts_it_again(&machine);
+    });
     a_stopped_process_is_restarted_by_the_watchdog(&machine);
     it_stops_cleanly(&machine);
 }
@@ -107,6 +115,31 @@ fn clients_of_the_socket_wait_while_it_restarts(machine: &Machine) {
         clients.into_iter().filter_map(|client| client.join().unwrap().err()).collect::<Vec<String>>()
     });
     assert!(failures.is_empty(), "of {answered:?} requests and more these failed: {failures:?}");
+}
+
+/// Only this thread stands still: the process looks alive to everybody else.
+fn a_hung_accept_loop_ends_the_process_and_systemd_starts_it_again(machine: &Machine) {
+    let (pid, before) = (machine.main_pid(), machine.property("NRestarts"));
+    assert_eq!(before, "0");
+    let accept_loop = StoppedThread::of(machine.main_pid_outside(), None);
+    eventually(HANG, "the process ends", || accept_loop.has_ended());
+    eventually(HANG, "systemd starts it again", || {
+        machine.property("NRestarts") == "1" && machine.property("SubState") == "running"
+    });
+    assert_ne!(machine.main_pid(), pid);
+    machine.run("BIND_ADDR=unix:/run/loader.sock loader healthcheck");
+    let journal = machine.run("journalctl --no-pager --unit=loader.service");
+    assert!(journal.contains("the accept loop has not moved for 30 s; the process aborts"), "{journal}");
+    assert!(journal.contains("status=6/ABRT") && !journal.contains("Watchdog timeout"), "{journal}");
+}
+
+fn a_hung_gate_ends_the_process() {
+    let service = Service::builder().start();
+    let gate = StoppedThread::of(service.pid(), Some("gate"));
+    eventually(HANG, "the process ends", || gate.has_ended());
+    assert_eq!(service.wait(HANG).signal(), Some(libc::SIGABRT));
+    let log = service.log_text();
+    assert!(log.contains("the gate thread has not moved for 30 s; the process aborts"), "{log}");
 }
 
 fn a_stopped_process_is_restarted_by_the_watchdog(machine: &Machine) {

@@ -177,6 +177,20 @@ impl Machine {
         self.property("MainPID").parse().unwrap()
     }
 
+    /// The service's process, as it is numbered outside.
+    pub fn main_pid_outside(&self) -> u32 {
+        let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+        let (here, inside) = (namespace(&self.leader().to_string()), self.main_pid().to_string());
+        let is_it = |process: &String| {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            ids.and_then(|ids| ids.split_whitespace().last()) == Some(&inside) && namespace(process) == here
+        };
+        let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
+        let mut processes = processes.filter_map(|name| name.into_string().ok());
+        processes.find(is_it).and_then(|process| process.parse().ok()).expect("the service runs")
+    }
+
     /// A file of the running system, temporary file systems included.
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.leader()))
@@ -233,7 +247,8 @@ fn base(packages: &[&str]) -> Result<PathBuf, String> {
 
 /// Where Cargo lets tests keep files.
 fn kept() -> &'static Path {
-    Path::new(option_env!("CARGO_TARGET_TMPDIR").expect("Cargo built this for a test"))
+    // Examples, which boot nothing, are not told.
+    Path::new(option_env!("CARGO_TARGET_TMPDIR").unwrap_or("target/tmp"))
 }
 
 /// Makes a directory with a command, unless it is there.

@@ -112,3 +112,44 @@ pub fn memory_kib(pid: u32, field: &str) -> u64 {
 pub fn reset_peak(pid: u32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("/proc is writable for one's own children");
 }
+
+/// A thread that stands still, as in a debugger, while the others of its process run on.
+pub struct StoppedThread(libc::pid_t);
+
+impl StoppedThread {
+    /// Stops the thread with this name, or the main thread. This must be called from a thread that stays.
+    #[allow(unsafe_code)]
+    pub fn of(process: u32, name: Option<&str>) -> Self {
+        let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("the process runs").flatten();
+        let is_it = |task: &std::fs::DirEntry| match name {
+            Some(name) => std::fs::read_to_string(task.path().join("comm")).is_ok_and(|found| found.trim() == name),
+            None => task.file_name().to_str() == Some(&process.to_string()),
+        };
+        let thread = tasks.into_iter().find(is_it).expect("the process has this thread").file_name();
+        let thread: libc::pid_t = thread.to_str().and_then(|id| id.parse().ok()).expect("a thread id is a number");
+        let nothing = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: these requests take no pointers, and the kernel checks the id.
+        let stopped = unsafe {
+            libc::ptrace(libc::PTRACE_SEIZE, thread, nothing, nothing) == 0
+                && libc::ptrace(libc::PTRACE_INTERRUPT, thread, nothing, nothing) == 0
+        };
+        assert!(stopped, "{}", std::io::Error::last_os_error());
+        let stopped = Self(thread);
+        stopped.wait(0);
+        stopped
+    }
+
+    /// Whether it has ended with its process. That process is gone for its parent only after this has answered so.
+    pub fn has_ended(&self) -> bool {
+        self.wait(libc::WNOHANG).is_some_and(|status| !libc::WIFSTOPPED(status))
+    }
+
+    #[allow(unsafe_code)]
+    fn wait(&self, options: libc::c_int) -> Option<libc::c_int> {
+        let mut status = 0;
+        // SAFETY: the pointer is to a live integer.
+        let changed = unsafe { libc::waitpid(self.0, &raw mut status, libc::__WALL | options) };
+        assert!(changed >= 0, "{}", std::io::Error::last_os_error());
+        (changed > 0).then_some(status)
+    }
+}
