@@ -34,7 +34,7 @@ pub struct Salts {
 }
 
 /// An AES-256 key, wiped from memory when dropped.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+#[derive(Clone, PartialEq, Zeroize, ZeroizeOnDrop)]
 pub struct AesKey([u8; 32]);
 
 impl AesKey {

@@ -96,13 +96,13 @@ impl CurrentLogin {
         waited.unwrap_or_else(PoisonError::into_inner).0.is_some()
     }
 
-    /// The same, but if the wall clock is set meanwhile, no longer than until a random moment of [`SPREAD`].
-    fn wait_for_it_or_the_clock(&self, at_most: Duration) -> bool {
+    /// The same for the next of the pauses. If the wall clock is set meanwhile, they begin anew, and this one ends at a random
+    /// moment of [`SPREAD`].
+    fn wait_for_it_or_the_clock(&self, at_most: Duration, pauses: &mut Pauses) -> bool {
         let (wall, started) = (SystemTime::now(), Instant::now());
         while let Some(left) = at_most.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
-            let expected = wall + started.elapsed();
-            let now = SystemTime::now();
-            if now.duration_since(expected).unwrap_or_else(|behind| behind.duration()) > CLOCK_STEP {
+            if was_set(wall + started.elapsed(), SystemTime::now()) {
+                *pauses = PAUSES;
                 return self.wait(left.min(random_up_to(SPREAD)));
             }
             if self.wait(left.min(CLOCK_CHECK)) {
@@ -111,6 +111,11 @@ impl CurrentLogin {
         }
         false
     }
+}
+
+/// Whether a wall clock that should show `expected` was set.
+fn was_set(expected: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(expected).unwrap_or_else(|behind| behind.duration()) > CLOCK_STEP
 }
 
 /// The background login as others see it.
@@ -203,7 +208,7 @@ impl ApiClient {
                 None => {
                     let pause = self.pause(&mut pauses);
                     log::warn!("{problem}; the next try is in {} s", pause.as_secs().max(1));
-                    self.login.wait_for_it_or_the_clock(pause)
+                    self.login.wait_for_it_or_the_clock(pause, &mut pauses)
                 }
             };
             if is_logged_in {
@@ -249,6 +254,16 @@ fn pause(pauses: &mut Pauses, is_silent: bool) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_is_told_from_one_that_is_slewed() {
+        let (in_1970, in_2026) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000));
+        assert!(was_set(in_1970, in_2026) && was_set(in_2026, in_1970));
+        for second in 0..5 {
+            let slewed = in_2026 + Duration::from_secs(second);
+            assert!(!was_set(in_2026, slewed) && !was_set(slewed, in_2026));
+        }
+    }
 
     /// It is expected in 30 of 10,000 cases.
     #[test]

@@ -45,13 +45,11 @@ pub(super) struct OfflineCopy {
     entry: Entry,
     encrypted: Zeroizing<Vec<u8>>,
     key: AesKey,
-    /// How many refusals there had been when it was asked for.
-    refusals: u64,
 }
 
 impl OfflineCopy {
     pub(super) fn store(&self) {
-        if let Err(error) = self.parts.store(&self.entry, &self.encrypted, &self.key, self.refusals) {
+        if let Err(error) = self.parts.store(&self.entry, &self.encrypted, &self.key) {
             let model = &self.entry.model;
             log::warn!("the small part of {model} cannot be stored, so it cannot be loaded offline: {error}");
         }
@@ -126,11 +124,10 @@ impl ApiClient {
 
     /// The small part of a model from the Resource API or, while that is away, from this box.
     pub(super) fn small_part(&self, login: &Login, entry: &Entry) -> Result<SmallPart, LoadError> {
-        let refusals = self.offline_parts.refusals();
         match login.session.fetch(&entry.model.folder, &small_name(&entry.model)) {
             Ok(Fetched { encrypted, plain }) => {
                 let (parts, key) = (Arc::clone(&self.offline_parts), login.session.api_key());
-                let copy = OfflineCopy { parts, entry: entry.clone(), encrypted, key, refusals };
+                let copy = OfflineCopy { parts, entry: entry.clone(), encrypted, key };
                 Ok(SmallPart { plain, source: SmallSource::Api(copy) })
             }
             Err(away) if away.is_away() && self.offline_parts.is_on() => self.small_part_offline(login, entry, away),

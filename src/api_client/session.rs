@@ -117,6 +117,7 @@ impl Session {
     fn renew(&self, current: &mut CurrentToken) -> Result<Secret, ApiError> {
         match self.api.login(&self.credentials) {
             Ok(token) => {
+                self.offline_parts.accept(&self.api_key());
                 *write(&self.user) = token.user.clone();
                 let bearer = token.bearer.clone();
                 *current = CurrentToken { token: Some(token), failed: None };

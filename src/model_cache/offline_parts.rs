@@ -28,6 +28,9 @@ const CLOCK_RECORD: &str = ".clock.json";
 /// The largest small part that is stored; real ones have 3 KiB.
 const MAX_SMALL_PART: usize = 16 * 1024;
 
+/// Wrong passwords count, too.
+const MAX_REFUSED: usize = 64;
+
 /// The clock's record is written only every so many seconds, to spare the flash.
 const CLOCK_STEP: u64 = 10;
 
@@ -91,15 +94,15 @@ pub struct OfflineParts {
     /// In seconds; 0: nothing is stored.
     limit: u64,
     clock: Mutex<()>,
-    /// How often the Resource API has refused an account or a file. Held while parts are stored or removed.
-    refusals: Mutex<u64>,
+    /// The keys of the accounts that the Resource API has refused last. Held while a part is stored.
+    refused: Mutex<Vec<AesKey>>,
 }
 
 impl OfflineParts {
     /// The parts under `root`. Removes the ones older than `limit`; if it is 0, all.
     pub fn open(root: &Path, limit: Duration) -> Self {
         let parts =
-            Self { root: root.to_owned(), limit: limit.as_secs(), clock: Mutex::default(), refusals: Mutex::default() };
+            Self { root: root.to_owned(), limit: limit.as_secs(), clock: Mutex::default(), refused: Mutex::default() };
         if parts.is_on() {
             // It fails if nothing was ever stored.
             let _ = parts.remove_expired();
@@ -114,16 +117,11 @@ impl OfflineParts {
         self.limit > 0
     }
 
-    /// How often the Resource API has refused something until now.
-    pub fn refusals(&self) -> u64 {
-        *lock(&self.refusals)
-    }
-
-    /// Stores a small part that was fetched with `key` after so many `refusals`. After another one it may be of the refused
-    /// account, and is not stored.
-    pub fn store(&self, entry: &Entry, encrypted: &[u8], key: &AesKey, refusals: u64) -> io::Result<()> {
-        let now = lock(&self.refusals);
-        if !self.is_on() || encrypted.len() > MAX_SMALL_PART || *now != refusals {
+    /// Stores a small part that was just fetched and that `key` opens. The load may have begun before the Resource API refused the
+    /// account: then nothing is stored.
+    pub fn store(&self, entry: &Entry, encrypted: &[u8], key: &AesKey) -> io::Result<()> {
+        let refused = lock(&self.refused);
+        if !self.is_on() || encrypted.len() > MAX_SMALL_PART || refused.contains(key) {
             return Ok(());
         }
         let path = entry.small();
@@ -156,17 +154,24 @@ impl OfflineParts {
 
     /// Removes the parts that `key` opens: the Resource API does not accept their credentials any more.
     pub fn revoke(&self, key: &AesKey) {
-        let mut refusals = lock(&self.refusals);
-        *refusals += 1;
+        let mut refused = lock(&self.refused);
+        if !refused.contains(key) {
+            let too_many = (refused.len() + 1).saturating_sub(MAX_REFUSED);
+            refused.drain(..too_many);
+            refused.push(key.clone());
+        }
         for path in self.paths().iter().filter(|path| opens(path, key)) {
             remove(path);
         }
     }
 
+    /// The Resource API accepts the credentials of `key`, perhaps again.
+    pub fn accept(&self, key: &AesKey) {
+        lock(&self.refused).retain(|refused| refused != key);
+    }
+
     /// Removes the part of a model that the Resource API has refused.
     pub fn forget(&self, entry: &Entry) {
-        let mut refusals = lock(&self.refusals);
-        *refusals += 1;
         remove(&entry.small());
     }
 
