@@ -4,6 +4,7 @@ mod agent;
 mod cancellable;
 mod error;
 mod retry;
+mod tls;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,6 +14,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Request, Response, StatusCode, header};
+use rustls::ClientConfig;
 use ureq::config::Config;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::{Agent, Body, SendBody};
@@ -23,6 +25,7 @@ use crate::threads::{read, write};
 
 pub use self::error::{HttpClientError, HttpClientErrorKind};
 pub use self::retry::{Backoff, Retry, TRANSFER_TRIES, TRIES, with_retries};
+use self::tls::TlsConnector;
 
 /// The body of a request.
 #[derive(Clone, Copy)]
@@ -58,6 +61,7 @@ pub struct BufferedResponse {
 #[derive(Clone, Debug)]
 pub struct HttpClient {
     config: Arc<Config>,
+    tls: Arc<ClientConfig>,
     agent: Arc<RwLock<Agent>>,
 }
 
@@ -65,9 +69,9 @@ impl HttpClient {
     /// A client that trusts the web's certificate authorities and those in the PEM file at `ca_cert_path`. The error is a
     /// sentence that names the environment variable with an unusable value.
     pub fn new(ca_cert_path: Option<&Path>) -> Result<Self, String> {
-        let config = agent::config(ca_cert_path)?;
-        let agent = Arc::new(RwLock::new(new_agent(&config)));
-        Ok(Self { config: Arc::new(config), agent })
+        let (config, tls) = (agent::config()?, tls::config(ca_cert_path)?);
+        let agent = Arc::new(RwLock::new(new_agent(&config, &tls)));
+        Ok(Self { config: Arc::new(config), tls, agent })
     }
 
     /// Makes one call. A status of 429 or 5xx and a redirect are errors; any other is a response.
@@ -89,7 +93,7 @@ impl HttpClient {
     /// Makes the next calls over new connections. When one connection hangs or breaks, the idle ones have most likely died
     /// with it, and a retry on each of them would wait for the stall limit.
     pub fn forget_connections(&self) {
-        *write(&self.agent) = new_agent(&self.config);
+        *write(&self.agent) = new_agent(&self.config, &self.tls);
     }
 
     /// Makes a call that is safe to repeat up to [`TRIES`] times, and reads its response body of at most `limit` bytes.
@@ -138,8 +142,9 @@ impl HttpClient {
     }
 }
 
-fn new_agent(config: &Config) -> Agent {
-    Agent::with_parts(config.clone(), cancellable::connector(), DefaultResolver::default())
+fn new_agent(config: &Config, tls: &Arc<ClientConfig>) -> Agent {
+    let connector = cancellable::connector(TlsConnector(Arc::clone(tls)));
+    Agent::with_parts(config.clone(), connector, DefaultResolver::default())
 }
 
 fn send(agent: &Agent, mut request: Request<()>, payload: Payload<'_>) -> Result<Response<Body>, ureq::Error> {

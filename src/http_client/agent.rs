@@ -1,12 +1,9 @@
-//! The configuration of connections: time limits, trusted certificates and the proxy.
+//! The configuration of connections: time limits and the proxy.
 
 use std::env;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::config::Config;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Proxy};
 
 use crate::constants::{AGENT, CHUNK, STALL_LIMIT};
@@ -26,10 +23,7 @@ const PROXY_VARIABLES: [&str; 6] = ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "ht
 
 /// The configuration of all connections. The error is a sentence that names the environment variable with an unusable
 /// value.
-pub(super) fn config(ca_cert_path: Option<&Path>) -> Result<Config, String> {
-    let web = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|root| Certificate::from_der(root));
-    let private = ca_cert_path.map(private_roots).transpose()?.unwrap_or_default();
-    let roots = RootCerts::Specific(Arc::new(web.chain(private).collect()));
+pub(super) fn config() -> Result<Config, String> {
     Ok(Agent::config_builder()
         .http_status_as_error(false)
         // A redirect would carry credentials to a server that nobody configured.
@@ -47,7 +41,6 @@ pub(super) fn config(ca_cert_path: Option<&Path>) -> Result<Config, String> {
         .max_idle_age(Duration::from_secs(10))
         .user_agent(AGENT)
         .accept("*/*")
-        .tls_config(TlsConfig::builder().root_certs(roots).build())
         .build())
 }
 
@@ -76,21 +69,4 @@ fn proxy() -> Result<Option<Proxy>, String> {
         }
     }
     proxy.build().map(Some).map_err(|_| unusable())
-}
-
-fn private_roots(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
-    let unusable = |reason: String| format!("CA_CERT_PATH names {}: {reason}", path.display());
-    let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-    let mut certificates = Vec::new();
-    for item in parse_pem(&pem) {
-        match item {
-            Ok(PemItem::Certificate(certificate)) => certificates.push(certificate),
-            Ok(_) => {}
-            Err(error) => return Err(unusable(error.to_string())),
-        }
-    }
-    if certificates.is_empty() {
-        return Err(unusable("it holds no PEM certificate".into()));
-    }
-    Ok(certificates)
 }

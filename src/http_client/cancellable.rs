@@ -2,15 +2,16 @@
 
 use ureq::Error;
 use ureq::unversioned::transport::{
-    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, RustlsConnector, TcpConnector, Transport,
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, TcpConnector, Transport,
 };
 
+use super::tls::TlsConnector;
 use crate::cancellation::Cancellation;
 
-/// ureq's default connector chain with [`Cancellable`] between TCP and TLS.
-pub(super) fn connector() -> impl Connector {
+/// ureq's default connector chain with [`Cancellable`] between TCP and `tls`.
+pub(super) fn connector(tls: TlsConnector) -> impl Connector {
     let direct = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default());
-    direct.chain(CancellableConnector).chain(RustlsConnector::default())
+    direct.chain(CancellableConnector).chain(tls)
 }
 
 #[derive(Debug)]
