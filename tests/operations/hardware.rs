@@ -285,12 +285,12 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 /// A tree of `/proc` and `/sys` that a test may change.
-struct Machine {
+pub struct Machine {
     root: TempDir,
 }
 
 impl Machine {
-    fn empty() -> Self {
+    pub fn empty() -> Self {
         Self { root: TempDir::new().unwrap() }
     }
 
@@ -300,39 +300,43 @@ impl Machine {
         machine
     }
 
-    fn fingerprint(&self) -> String {
+    pub fn fingerprint(&self) -> String {
         fingerprint(self.root.path())
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub fn explanation(&self) -> String {
+        Hardware::read(self.root.path()).explanation()
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
         self.root.path().join(path)
     }
 
-    fn read(&self, path: &str) -> String {
+    pub fn read(&self, path: &str) -> String {
         fs::read_to_string(self.path(path)).unwrap()
     }
 
-    fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
-    fn link(&self, path: &str, target: &str) {
+    pub fn link(&self, path: &str, target: &str) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         symlink(target, path).unwrap();
     }
 
     /// Leaves links to it dangling, as masking does. Machines that have no such directory stay as they are.
-    fn remove_directory(&self, path: &str) {
+    pub fn remove_directory(&self, path: &str) {
         if self.path(path).exists() {
             fs::remove_dir_all(self.path(path)).unwrap();
         }
     }
 
     /// A disk `name` below `sys/devices/{directory}`, linked from `sys/block` as the kernel does.
-    fn plug_disk(&self, serial: &str, directory: &str, name: &str, removable: &str) {
+    pub fn plug_disk(&self, serial: &str, directory: &str, name: &str, removable: &str) {
         let disk = format!("devices/{directory}/{name}");
         self.write(&format!("sys/{disk}/removable"), format!("{removable}\n"));
         self.write(&format!("sys/{disk}/device/serial"), format!("{serial}\n"));

@@ -1,6 +1,7 @@
 //! Running it: the command line, systemd and container images, logs and metrics, full disks, power cuts and long runs.
 
 mod alerts;
+mod boards;
 mod client_commands;
 mod command_line;
 mod exec_command;
