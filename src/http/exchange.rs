@@ -248,7 +248,8 @@ impl Exchange {
         self.connection.give_back(next);
     }
 
-    /// One line in the log and one count in the metrics. Successful answers to polling clients are logged at level debug.
+    /// One line in the log and one count in the metrics. Answers to polling clients are logged at level debug,
+    /// also the 503 of `/ready`, for which programs may ask every second for days.
     fn record(&self, status: u16, result: &io::Result<u64>) {
         let (time, endpoint) = (self.started.elapsed(), self.endpoint);
         metrics::request(endpoint, status, time);
@@ -258,7 +259,7 @@ impl Exchange {
         let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         match result {
             Ok(bytes) => {
-                let level = if self.polled && status < 400 { Level::Debug } else { Level::Info };
+                let level = if self.polled && (status < 400 || status == 503) { Level::Debug } else { Level::Info };
                 if log::log_enabled!(level) {
                     let client = self.connection.client();
                     log::log!(level, method, endpoint, path, status, bytes = *bytes, ms, client; "answered");

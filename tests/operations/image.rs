@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::readme::DIST;
 use crate::world::client;
 use crate::world::docker::{Engine, GREETING, encrypted, engine_or_skip, saved_images};
 use crate::world::loader_binary;
@@ -66,6 +67,16 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root() {
     let built = build.output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 
+    // The image with the health check that compose gives it.
+    let checked = format!("loader-test-ready-{number}:1");
+    made.images.push(checked.clone());
+    let dockerfile = format!("FROM {image}\nHEALTHCHECK --interval=1s CMD {}\n", readiness_check());
+    fs::create_dir(directory.path().join("checked")).unwrap();
+    fs::write(directory.path().join("checked/Dockerfile"), dockerfile).unwrap();
+    let mut build = engine.command(&["build", "--tag", &checked, directory.path().join("checked").to_str().unwrap()]);
+    let built = build.env("DOCKER_BUILDKIT", "0").output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+
     let tag = format!("loader-test-in-image-{number}:1.0");
     made.images.push(tag.clone());
     let archive = directory.path().join("images.enc");
@@ -100,7 +111,7 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root() {
         &format!("BIND_ADDR={address}"),
         "--env",
         &format!("RESOURCE_API_URL={}", api.url()),
-        &image,
+        &checked,
     ]);
     let call = |method: &str, path: &str, body: &Value| {
         let headers = [("Content-Type", "application/json")];
@@ -117,6 +128,13 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root() {
     let check: Vec<&str> = check[1..].iter().map(String::as_str).collect();
     engine.docker(&[&["exec", &container], &check[..]].concat());
 
+    // What compose waits for: not ready before the login.
+    let health = |field: &str| {
+        engine.docker(&["inspect", "--format", &format!("{{{{json .State.Health.{field}}}}}"), &container])
+    };
+    wait_until("the engine has checked it", || health("Log").contains("nobody is logged in"));
+    assert_ne!(health("Status"), "\"healthy\"");
+
     let pid = engine.docker(&["inspect", "--format", "{{.State.Pid}}", &container]);
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert!(status.contains("\nUid:\t65534\t65534\t65534\t65534\n"), "{status}");
@@ -129,6 +147,7 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root() {
         assert_ne!(last["state"], "error", "{last}");
         last["state"] == "ready"
     });
+    wait_until("it is healthy", || health("Status") == "\"healthy\"");
     let said = engine.run(&tag);
     assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), GREETING, "{said:?}");
 
@@ -141,6 +160,16 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root() {
     };
     assert!(volume("/var/lib/loader/models").join(".unlock.json").is_file());
     assert!(fs::read_dir(volume("/var/log/loader")).unwrap().next().is_some());
+}
+
+/// The command of the health check that `.dist/README.md` has for compose, as JSON.
+fn readiness_check() -> String {
+    let compose: Value = serde_yaml::from_str(&DIST.block("### Programs that wait for it", "yaml")).unwrap();
+    assert_eq!(compose["services"]["detector"]["depends_on"]["loader"]["condition"], "service_healthy");
+    let test: Vec<String> =
+        serde_json::from_value(compose["services"]["loader"]["healthcheck"]["test"].clone()).unwrap();
+    assert_eq!(test[0], "CMD");
+    serde_json::to_string(&test[1..]).unwrap()
 }
 
 fn wait_until(what: &str, mut come_true: impl FnMut() -> bool) {

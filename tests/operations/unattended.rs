@@ -88,6 +88,8 @@ fn models_in_keep_are_fetched_after_the_start_and_replaced_without_a_load_that_f
     let words = String::from_utf8_lossy(&not_ready.stderr);
     assert!(not_ready.status.code() == Some(1) && words.contains("m.bin is not at hand"), "{words}");
     assert!(reasons.contains("logged in") && reasons.contains("m.bin") && reasons.contains("n.bin"), "{reasons}");
+    let log = service.log_text();
+    assert!(!log.contains("path=/ready"), "those who wait fill the log: {log}");
     world.api.up();
     wait_until("ready after the start", &service, || is_ready(&service));
     assert_eq!(user(&service), EMAIL);
