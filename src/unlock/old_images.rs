@@ -35,12 +35,12 @@ pub(super) fn list_before_load(
 pub(super) fn record_load(docker: &Docker, record: &mut UnlockRecord, before: &[NamedImage]) {
     let (Some(Loading { before: ids, .. }), Some(images)) = (record.loading.take(), list(docker)) else { return };
     let brought = record.brought.take().unwrap_or_default();
-    let was_brought = |id: &String| brought.values().any(|other| other == id);
     let is_new = |id: &String| !ids.contains(id) && record.images.values().any(|other| bare_id(other) == id);
-    let ours = images.into_iter().filter(|image| match is_new(&image.id) {
-        true => true,
-        false => was_brought(&image.id) && (brought.contains_key(key(image)) || !before.contains(image)),
-    });
+    let was_brought = |id: &String| brought.values().any(|other| other == id);
+    let has_own_name = |image: &NamedImage| {
+        image.name == NO_NAME || brought.get(&image.name) == Some(&image.id) || !before.contains(image)
+    };
+    let ours = images.into_iter().filter(|image| is_new(&image.id) || (was_brought(&image.id) && has_own_name(image)));
     record.brought = Some(ours.map(|image| (key(&image).to_owned(), image.id)).collect());
 }
 
@@ -57,7 +57,10 @@ pub(super) fn remove(docker: &Docker, record: &mut UnlockRecord) -> bool {
         // Again for each, since a removal can take minutes.
         let Some(images) = list(docker) else { break };
         let names: Vec<&str> = images.iter().filter(|image| image.id == id).map(key).collect();
-        let name = names.first().copied().unwrap_or(&id).to_owned();
+        let Some(name) = names.first().copied() else {
+            removed.insert(id);
+            continue;
+        };
         match remove_image(docker, &id, &names, brought) {
             Ok(None) => {
                 log::info!("removed the old image {name}");
@@ -89,8 +92,7 @@ fn remove_image(
     if docker.is_used(id)? {
         return Ok(Some("a container uses it"));
     }
-    let Some((_, others)) = names.split_first() else { return Ok(None) };
-    for name in others {
+    for name in &names[1..] {
         docker.remove_alone(name)?;
     }
     // By its id, since its last name may be another image's by now.

@@ -130,6 +130,8 @@ fn only_images_of_earlier_archives_go(scene: &Scene) {
         ["plain", "moving", "two", "shared", "old-name", "stopped", "tagged", "theirs"].map(|short| scene.id(short));
     let container = scene.docker(&["create", &stopped]);
     scene.docker(&["tag", &tagged, &scene.tag("by-hand")]);
+    // Takes a tag away from an image of the archive, and gives it to another.
+    scene.docker(&["tag", &shared, &scene.tag("plain")]);
     scene.logs(0, "old image");
 
     // Its tag `moving` names another image, and an old image has another tag.
@@ -143,7 +145,7 @@ fn only_images_of_earlier_archives_go(scene: &Scene) {
     for image in [&shared, &kept, &stopped, &tagged, &theirs] {
         assert!(scene.has(image), "{image} of {shared}, {kept}, {stopped}, {tagged}, {theirs}");
     }
-    for tag in ["shared", "new-name", "moving", "stopped", "tagged", "by-hand", "theirs"] {
+    for tag in ["shared", "plain", "new-name", "moving", "stopped", "tagged", "by-hand", "theirs"] {
         assert!(scene.has(&scene.tag(tag)), "{tag}");
     }
 
@@ -160,11 +162,14 @@ fn only_images_of_earlier_archives_go(scene: &Scene) {
 
     // An archive that is all new removes the rest; what the box had before the first one stays for ever.
     scene.unlocks(&["last"], &[]);
-    scene.logs(8, REMOVED);
-    assert!(!scene.has(&shared) && !scene.has(&kept) && !scene.has(&scene.tag("moving")));
-    assert!(scene.has(&scene.tag("last")) && scene.has(&scene.tag("theirs")));
+    scene.logs(7, REMOVED);
+    scene.logs(3, "stays: it has a name");
+    assert!(!scene.has(&kept) && !scene.has(&scene.tag("moving")));
+    for tag in ["last", "theirs", "shared", "plain"] {
+        assert!(scene.has(&scene.tag(tag)), "{tag}");
+    }
     scene.logs(0, "cannot be removed");
-    scene.remove(&["last", "theirs"]);
+    scene.remove(&["last", "theirs", "shared", "plain"]);
 }
 
 #[test]
