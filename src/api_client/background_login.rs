@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
@@ -18,8 +18,9 @@ use crate::threads::{self, lock};
 /// The pauses after a failure that may pass.
 const PAUSES: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(5 * 60));
 
-/// The longest pause while the Resource API does not answer at all. Then a try costs it nothing, and a box must be ready soon after
-/// its uplink has returned. The 200 boxes of [`SPREAD`] come back with 10 logins a second.
+/// The longest pause while the Resource API does not answer at all, or cannot be asked because the clock is wrong. Then a try costs
+/// it nothing, and a box must be ready soon after its uplink has returned or its clock was set. The 200 boxes of [`SPREAD`] come
+/// back with 10 logins a second.
 const SILENCE: Duration = Duration::from_secs(28);
 
 /// The pause after the Resource API refused the credentials.
@@ -34,12 +35,6 @@ const SOON: Duration = Duration::from_secs(5);
 /// The first login comes at a random moment of this time after the start. When the power returns to a thousand boxes, they all
 /// start in the same second. Of 200 boxes, 21 logins fall into one second in 3 of 1,000 cases (with 24 s, in 20).
 const SPREAD: Duration = Duration::from_secs(28);
-
-/// While nobody is logged in, the wall clock is read this often. No certificate is valid before it is set.
-const CLOCK_CHECK: Duration = Duration::from_secs(1);
-
-/// A wall clock that is further than this from where it should be was set.
-const CLOCK_STEP: Duration = Duration::from_secs(60);
 
 /// Where the credentials of a background login come from.
 #[derive(Debug)]
@@ -95,27 +90,6 @@ impl CurrentLogin {
         let waited = self.changed.wait_timeout_while(lock(&self.login), at_most, |login| login.is_none());
         waited.unwrap_or_else(PoisonError::into_inner).0.is_some()
     }
-
-    /// The same for the next of the pauses. If the wall clock is set meanwhile, they begin anew, and this one ends at a random
-    /// moment of [`SPREAD`].
-    fn wait_for_it_or_the_clock(&self, at_most: Duration, pauses: &mut Pauses) -> bool {
-        let (wall, started) = (SystemTime::now(), Instant::now());
-        while let Some(left) = at_most.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
-            if was_set(wall + started.elapsed(), SystemTime::now()) {
-                *pauses = PAUSES;
-                return self.wait(left.min(random_up_to(SPREAD)));
-            }
-            if self.wait(left.min(CLOCK_CHECK)) {
-                return true;
-            }
-        }
-        false
-    }
-}
-
-/// Whether a wall clock that should show `expected` was set.
-fn was_set(expected: SystemTime, now: SystemTime) -> bool {
-    now.duration_since(expected).unwrap_or_else(|behind| behind.duration()) > CLOCK_STEP
 }
 
 /// The background login as others see it.
@@ -208,7 +182,7 @@ impl ApiClient {
                 None => {
                     let pause = self.pause(&mut pauses);
                     log::warn!("{problem}; the next try is in {} s", pause.as_secs().max(1));
-                    self.login.wait_for_it_or_the_clock(pause, &mut pauses)
+                    self.login.wait(pause)
                 }
             };
             if is_logged_in {
@@ -254,16 +228,6 @@ fn pause(pauses: &mut Pauses, is_silent: bool) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_clock_that_was_set_is_told_from_one_that_is_slewed() {
-        let (in_1970, in_2026) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000));
-        assert!(was_set(in_1970, in_2026) && was_set(in_2026, in_1970));
-        for second in 0..5 {
-            let slewed = in_2026 + Duration::from_secs(second);
-            assert!(!was_set(in_2026, slewed) && !was_set(slewed, in_2026));
-        }
-    }
 
     /// It is expected in 30 of 10,000 cases.
     #[test]
