@@ -36,8 +36,9 @@ use crate::{systemd, threads};
 /// What `mount` and `df` show as the device.
 const NAME: &str = "loader";
 
-/// Requests of the kernel that are worked on at once. One that waits for a slow uplink keeps a thread.
-const THREADS: usize = 16;
+/// Requests of the kernel that are worked on at once. One that waits for a slow uplink keeps a thread. `fuser` gives each a zeroed
+/// buffer of 16 MiB, for writes that never come; in the static program all of it is resident.
+const THREADS: usize = 4;
 
 /// How long programs may keep their files after a signal.
 const FINISH_LIMIT: Duration = Duration::from_secs(10);

@@ -35,7 +35,8 @@ struct Held {
 }
 
 impl HeldVersions {
-    /// The version that is wanted, if this user has read it before, and whether the Resource API has to be asked about the model.
+    /// The version that is wanted, if this user has read it before, and whether the caller has to ask the Resource API about the
+    /// model. One caller at a time has to; the others need not wait for its answer.
     pub(super) fn get(
         &self,
         model: &ModelName,
@@ -47,17 +48,21 @@ impl HeldVersions {
             all.iter().position(|held| held.model == *model && held.email == email && is_wanted(&held.found))?;
         let mut held = all.remove(index);
         held.used_at = Instant::now();
-        let answer = (held.found.clone(), held.permitted_until < held.used_at);
+        let is_to_be_asked = held.permitted_until < held.used_at;
+        if is_to_be_asked {
+            held.permitted_until = held.used_at + PERMITTED_FOR;
+        }
+        let found = held.found.clone();
         all.push(held);
-        Some(answer)
+        Some((found, is_to_be_asked))
     }
 
-    /// Holds a version that the Resource API has just let this user read.
+    /// Holds a version that the Resource API has just let this user read. What other users read is let go.
     pub(super) fn hold(&self, model: &ModelName, email: String, found: &Found) {
         let used_at = Instant::now();
         let (model, found) = (model.clone(), found.clone());
         let mut all = lock(&self.0);
-        all.retain(|held| held.model != model || held.found.hash != found.hash);
+        all.retain(|held| held.email == email && (held.model != model || held.found.hash != found.hash));
         if all.len() == MAX_HELD {
             all.remove(0);
         }
