@@ -2,11 +2,13 @@
 #
 #   .dist/build && docker build --platform linux/arm64 -t loader .
 #   docker run -d --name loader --restart always -p 127.0.0.1:8080:8080 --env-file loader.env \
-#     --read-only --cap-drop ALL --security-opt no-new-privileges \
+#     --read-only --cap-drop ALL --security-opt no-new-privileges --ulimit core=0 \
+#     --stop-timeout 20 --log-driver local --log-opt max-size=10m \
 #     -v loader-models:/var/lib/loader/models -v loader-logs:/var/log/loader -v /opt/azaion:/opt/azaion:ro \
 #     -v /var/run/docker.sock:/var/run/docker.sock --group-add "$(stat -c %g /var/run/docker.sock)" loader
 #
-# `--group-add` gives the user below access to the socket. Where the socket belongs to root alone, run with `--user 0:0`.
+# `--group-add` gives the user below access to the socket, also where it is root's with mode 0660. Where only root may use it (mode
+# 0600), run with `--user 0:0 --cap-add DAC_OVERRIDE`: without that capability root cannot write volumes, which are the user's.
 # There is no RUN here, so any machine can build an ARM64 image without an emulator.
 ARG BASE=docker:28-cli
 

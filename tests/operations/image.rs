@@ -19,11 +19,19 @@ use crate::world::tcp::free_port;
 
 const FRAGMENT: &[u8] = b"the key fragment of the image test";
 
+/// As the Dockerfile's first lines and `.dist/README.md` say.
+const OPTIONS: &str = "--read-only --cap-drop ALL --security-opt no-new-privileges --ulimit core=0 \
+                       --stop-timeout 20 --log-driver local --log-opt max-size=10m";
+
+/// Where only root may use the engine's socket, with the capability that lets root write into volumes of others.
+const AS_ROOT: &str = "--user 0:0 --cap-add DAC_OVERRIDE";
+
 /// Removes what the test made, however it ends.
 struct Made<'a> {
     engine: &'a Engine,
     containers: Vec<String>,
     images: Vec<String>,
+    volumes: Vec<String>,
 }
 
 impl Drop for Made<'_> {
@@ -36,14 +44,17 @@ impl Drop for Made<'_> {
             let _ = self.engine.command(&["rm", "--force", "--volumes", container]).output();
         }
         self.images.iter().for_each(|image| self.engine.remove(image));
+        for volume in &self.volumes {
+            let _ = self.engine.command(&["volume", "rm", "--force", volume]).output();
+        }
     }
 }
 
 #[test]
-fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root() {
+fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as_root() {
     let Some(engine) = engine_or_skip("the image") else { return };
     let number = std::process::id();
-    let mut made = Made { engine, containers: Vec::new(), images: Vec::new() };
+    let mut made = Made { engine, containers: Vec::new(), images: Vec::new(), volumes: Vec::new() };
 
     let base = format!("loader-test-base-{number}:1");
     made.images.push(base.clone());
@@ -52,6 +63,13 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root() {
 
     // The context has the repository's layout, and the program is one for this processor.
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for document in ["Dockerfile", ".dist/README.md"] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        let words: Vec<&str> = text.split_whitespace().filter(|word| !["#", "\\"].contains(word)).collect();
+        for options in [OPTIONS, AS_ROOT] {
+            assert!(words.join(" ").contains(options), "{document} has other options than {options}");
+        }
+    }
     let context = tempfile::tempdir().unwrap();
     fs::create_dir_all(context.path().join("target/dist")).unwrap();
     for file in ["Dockerfile", ".dockerignore"] {
@@ -85,81 +103,79 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root() {
     api.set_key_fragment(FRAGMENT);
     let host = engine.host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
     let socket = host.as_deref().and_then(|host| host.strip_prefix("unix://")).unwrap_or("/var/run/docker.sock");
-    let address = format!("127.0.0.1:{}", free_port());
-    let container = format!("loader-test-{number}");
-    made.containers.push(container.clone());
-    // As the Dockerfile's first lines tell, but for the network: the test's engine has no bridge.
-    engine.docker(&[
-        "run",
-        "--detach",
-        "--name",
-        &container,
-        "--network",
-        "host",
-        "--read-only",
-        "--cap-drop",
-        "ALL",
-        "--security-opt",
-        "no-new-privileges",
-        "--volume",
-        &format!("{socket}:/var/run/docker.sock"),
-        "--group-add",
-        &fs::metadata(socket).unwrap().gid().to_string(),
-        "--volume",
-        &format!("{}:/opt/azaion/images.enc:ro", archive.display()),
-        "--env",
-        &format!("BIND_ADDR={address}"),
-        "--env",
-        &format!("RESOURCE_API_URL={}", api.url()),
-        &checked,
-    ]);
-    let call = |method: &str, path: &str, body: &Value| {
-        let headers = [("Content-Type", "application/json")];
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        client::call(&address, Duration::from_secs(30), method, path, &headers, body.as_bytes())
-    };
-    wait_until("it serves", || call("GET", "/health", &Value::Null).is_ok_and(|reply| reply.status == 200));
+    // The second one finds the files of the first in the volumes.
+    made.volumes = ["models", "logs"].map(|name| format!("loader-test-{name}-{number}")).into();
+    let volumes = made.volumes.clone();
+    for (options, user) in [("", 65534), (AS_ROOT, 0)] {
+        engine.remove(&tag);
+        let address = format!("127.0.0.1:{}", free_port());
+        let container = format!("loader-test-{number}-{user}");
+        made.containers.push(container.clone());
+        let mut words = vec!["run", "--detach", "--name", &container];
+        // The test's engine has no bridge.
+        words.extend(["--network", "host"]);
+        words.extend(OPTIONS.split_whitespace().chain(options.split_whitespace()));
+        let mounts = [
+            format!("--volume={}:/var/lib/loader/models", volumes[0]),
+            format!("--volume={}:/var/log/loader", volumes[1]),
+            format!("--volume={socket}:/var/run/docker.sock"),
+            format!("--group-add={}", fs::metadata(socket).unwrap().gid()),
+            format!("--volume={}:/opt/azaion/images.enc:ro", archive.display()),
+            format!("--env=BIND_ADDR={address}"),
+            format!("--env=RESOURCE_API_URL={}", api.url()),
+        ];
+        words.extend(mounts.iter().map(String::as_str).chain([checked.as_str()]));
+        engine.docker(&words);
+        let call = |method: &str, path: &str, body: &Value| {
+            let headers = [("Content-Type", "application/json")];
+            let body = if body.is_null() { String::new() } else { body.to_string() };
+            client::call(&address, Duration::from_secs(30), method, path, &headers, body.as_bytes())
+        };
+        wait_until("it serves", || call("GET", "/health", &Value::Null).is_ok_and(|reply| reply.status == 200));
 
-    // What the image's HEALTHCHECK runs.
-    let check: Vec<String> =
-        serde_json::from_str(&engine.docker(&["inspect", "--format", "{{json .Config.Healthcheck.Test}}", &image]))
-            .unwrap();
-    assert_eq!(check[0], "CMD");
-    let check: Vec<&str> = check[1..].iter().map(String::as_str).collect();
-    engine.docker(&[&["exec", &container], &check[..]].concat());
+        // What the image's HEALTHCHECK runs.
+        let check: Vec<String> =
+            serde_json::from_str(&engine.docker(&["inspect", "--format", "{{json .Config.Healthcheck.Test}}", &image]))
+                .unwrap();
+        assert_eq!(check[0], "CMD");
+        let check: Vec<&str> = check[1..].iter().map(String::as_str).collect();
+        engine.docker(&[&["exec", &container], &check[..]].concat());
 
-    // What compose waits for: not ready before the login.
-    let health = |field: &str| {
-        engine.docker(&["inspect", "--format", &format!("{{{{json .State.Health.{field}}}}}"), &container])
-    };
-    wait_until("the engine has checked it", || health("Log").contains("nobody is logged in"));
-    assert_ne!(health("Status"), "\"healthy\"");
+        // What compose waits for: not ready before the login.
+        let health = |field: &str| {
+            engine.docker(&["inspect", "--format", &format!("{{{{json .State.Health.{field}}}}}"), &container])
+        };
+        wait_until("the engine has checked it", || health("Log").contains("nobody is logged in"));
+        assert_ne!(health("Status"), "\"healthy\"");
 
-    let pid = engine.docker(&["inspect", "--format", "{{.State.Pid}}", &container]);
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    assert!(status.contains("\nUid:\t65534\t65534\t65534\t65534\n"), "{status}");
+        let pid = engine.docker(&["inspect", "--format", "{{.State.Pid}}", &container]);
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains(&format!("\nUid:\t{user}\t{user}\t{user}\t{user}\n")), "{status}");
 
-    let started = call("POST", "/unlock", &json!({"email": EMAIL, "password": PASSWORD})).unwrap();
-    assert_eq!(started.status, 200, "{}", started.text());
-    let mut last = Value::Null;
-    wait_until("it has unlocked", || {
-        last = call("GET", "/unlock/status", &Value::Null).unwrap().json();
-        assert_ne!(last["state"], "error", "{last}");
-        last["state"] == "ready"
-    });
-    wait_until("it is healthy", || health("Status") == "\"healthy\"");
-    let said = engine.run(&tag);
-    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), GREETING, "{said:?}");
+        let started = call("POST", "/unlock", &json!({"email": EMAIL, "password": PASSWORD})).unwrap();
+        assert_eq!(started.status, 200, "{}", started.text());
+        let mut last = Value::Null;
+        wait_until("it has unlocked", || {
+            last = call("GET", "/unlock/status", &Value::Null).unwrap().json();
+            assert_ne!(last["state"], "error", "{last}");
+            last["state"] == "ready"
+        });
+        wait_until("it is healthy", || health("Status") == "\"healthy\"");
+        let said = engine.run(&tag);
+        assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), GREETING, "{said:?}");
 
-    // Its volumes are its own to write: the record of the unlock and the log are there.
-    let volumes: Vec<Value> =
-        serde_json::from_str(&engine.docker(&["inspect", "--format", "{{json .Mounts}}", &container])).unwrap();
-    let volume = |destination: &str| {
-        let mount = volumes.iter().find(|mount| mount["Destination"] == destination).unwrap();
-        PathBuf::from(mount["Source"].as_str().unwrap())
-    };
-    assert!(volume("/var/lib/loader/models").join(".unlock.json").is_file());
-    assert!(fs::read_dir(volume("/var/log/loader")).unwrap().next().is_some());
+        // It writes into its volumes: the record of the unlock and the log are there, and are this run's.
+        let directory =
+            |volume: &str| PathBuf::from(engine.docker(&["volume", "inspect", "--format", "{{.Mountpoint}}", volume]));
+        assert_eq!(fs::metadata(directory(&volumes[0]).join(".unlock.json")).unwrap().uid(), user);
+        let log = fs::read_dir(directory(&volumes[1])).unwrap().next().unwrap().unwrap().path();
+        assert!(fs::read_to_string(log).unwrap().contains(&address), "its log has no line of this run");
+
+        engine.docker(&["stop", &container]);
+        let stopped = "{{.State.ExitCode}} {{.Config.StopTimeout}} {{.HostConfig.LogConfig.Type}}";
+        assert_eq!(engine.docker(&["inspect", "--format", stopped, &container]), "0 20 local");
+        assert!(engine.docker(&["logs", &container]).contains("message=\"stopped\""));
+    }
 }
 
 /// The command of the health check that `.dist/README.md` has for compose, as JSON.

@@ -12,6 +12,7 @@ mod logs;
 mod metrics;
 mod model_commands;
 mod mount;
+mod package;
 mod power_cuts;
 mod resets;
 mod secrets;

@@ -88,6 +88,30 @@ pub fn as_a_systemd_service(block: &str) {
     assert!(!said.contains("not set"), "the file leaves salts at their defaults: {said}");
 }
 
+/// What apt and the package do is in `operations::package`; the block must name what `.dist/package` makes.
+pub fn as_a_debian_package(block: &str) {
+    let scene = Scene::new();
+    let script = fs::read_to_string(repository().join(".dist/package")).unwrap();
+    assert!(
+        script.contains("package=$DIRECTORY/${name}_${VERSION}_$ARCHITECTURE\n")
+            && script.contains("\"${file##*/}.sha256\"")
+    );
+    let package = concat!("loader_", env!("CARGO_PKG_VERSION"), "_arm64.deb");
+    let made =
+        format!("mkdir -p target/dist && cd target/dist && echo x >{package} && sha256sum {package} >{package}.sha256");
+    scene.executable(&scene.path(".dist/package"), &format!("#!/bin/sh\n{made}\n"));
+    scene.program("apt-get", "[ -e \"$3\" ]");
+    for program in ["vi", "systemctl", "loader"] {
+        scene.program(program, "");
+    }
+    let out = scene.run(&format!("unset EDITOR\n{block}"));
+    assert_eq!(out, format!("{package}: OK\nit serves\n"));
+    assert_eq!(scene.calls("apt-get"), [format!("install -y ./{package}")]);
+    assert_eq!(scene.calls("vi"), ["/etc/loader.env"]);
+    assert_eq!(scene.calls("systemctl"), ["enable --now loader"]);
+    assert_eq!(scene.calls("loader"), ["fingerprint", "healthcheck"]);
+}
+
 /// What `systemctl` does with the units is in `operations::systemd`; the block must name what the socket unit has.
 pub fn with_the_socket_unit(block: &str) {
     let scene = Scene::new();

@@ -36,6 +36,7 @@ const CHECKS: [(Document, &str, Check); 17] = [
     (README, "## HTTP", clients::curl_resumes_a_transfer),
     (README, "## On the command line", clients::a_technician_logs_in_and_unlocks),
     (DIST, "## Build", toolchain::the_product_is_where_it_is_said_to_be),
+    (DIST, "## Debian packages", install::as_a_debian_package),
     (DIST, "## As a systemd service", install::with_the_socket_unit),
     (DIST, "## As a container", install::as_a_container),
     (DIST, "### Credentials", install::credentials_are_encrypted),
