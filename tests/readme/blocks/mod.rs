@@ -28,7 +28,7 @@ struct Block {
 type Check = fn(&str);
 
 /// Document and heading of every shell block, in their order, and the check of each.
-const CHECKS: [(Document, &str, Check); 17] = [
+const CHECKS: [(Document, &str, Check); 18] = [
     (README, "# loader", toolchain::the_first_two_commands),
     (README, "## Install", install::as_a_systemd_service),
     (README, "## Install", toolchain::the_release_build_serves),

@@ -50,7 +50,7 @@ pub fn the_first_two_commands(block: &str) {
 pub fn what_can_be_run_is_there(block: &str) {
     let scene = Scene::new();
     scene.program("cargo", "");
-    for script in [".ci/fuzz", ".ci/slowhttptest", ".ci/openapi", ".ci/run"] {
+    for script in [".ci/fuzz", ".ci/slowhttptest", ".ci/openapi", ".ci/packages", ".ci/run"] {
         assert!(block.contains(&format!("\n{script} ")) && repository().join(script).is_file(), "{script}");
         assert!(script == ".ci/run" || file(".ci/run").contains(&format!("check {script}")), "CI leaves {script} out");
         scene.executable(&scene.path(script), "#!/bin/sh\n");
