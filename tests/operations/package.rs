@@ -142,7 +142,8 @@ impl Installed {
         let table = readme.split("## Configuration").nth(1).unwrap().split("## ").next().unwrap();
         let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
         let mut known: Vec<&str> = rows.map(|row| row.split('`').next().unwrap()).collect();
-        (variables.sort_unstable(), known.sort_unstable());
+        variables.sort_unstable();
+        known.sort_unstable();
         assert_eq!(variables, known);
         assert!(!self.machine.try_run("grep -E '^[^#]' /etc/loader.env").0, "a line is no comment");
     }

@@ -106,20 +106,19 @@ pub fn the_product_is_where_it_is_said_to_be(block: &str) {
     assert_eq!(constants.len(), 2);
     assert!(
         script.contains("${DIST##*/}.sha256")
-            && script.contains(".dist/loader.service .dist/loader.socket .dist/loader.1 "),
+            && script.contains("\ninstall -m 644 .dist/*.service .dist/loader.socket .dist/loader.1 target/dist/\n"),
         "the names have changed"
     );
     assert!(file(".ci/run").contains("\ncheck .dist/build\n"));
 
     let scene = Scene::new();
-    let dist = "mkdir -p target/dist\ntouch $DIST $DIST.sha256 target/dist/loader.service target/dist/loader.socket target/dist/loader.1";
+    let dist = "mkdir -p target/dist\ntouch $DIST $DIST.sha256 target/dist/loader.1";
     scene.executable(&scene.path(".dist/build"), &format!("#!/bin/bash\n{}\n{dist}\n", constants.join("\n")));
     let listed = scene.run(block);
     // The comment names them, and so do the blocks that install them.
     let product = listed.lines().find(|name| !name.contains('.')).unwrap();
-    assert!(block.contains(product) && block.contains(".sha256") && block.contains("loader.service"), "{listed}");
-    for shipped in ["loader.socket", "loader.1"] {
-        assert!(listed.contains(shipped) && block.contains(shipped), "{shipped}: {listed}");
+    for named in [product, ".sha256", "the units", "loader.1"] {
+        assert!(block.contains(named), "{named}: {listed}");
     }
     assert!(README.text().contains(&format!("\ninstall -m 755 {product} ")));
     assert!(file("Dockerfile").contains(&format!("ARG PROGRAM={product}\n")));
