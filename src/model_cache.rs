@@ -24,13 +24,13 @@ mod old_upload;
 mod rate;
 mod reader;
 mod record;
+mod remove;
 mod reservation;
 mod room;
 mod spool;
 mod verify;
 mod version;
 
-use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -56,6 +56,7 @@ use crate::threads::lock;
 pub use self::catalog::{CacheSummary, CachedModel};
 pub use self::entry::Entry;
 pub use self::offline_parts::{OfflineError, OfflineParts};
+pub use self::remove::RemoveError;
 pub use self::spool::Spool;
 pub use self::verify::{Verified, VerifyError};
 pub use self::version::{Evidence, Remote, Version};
@@ -70,27 +71,6 @@ pub struct CacheLimits<'a> {
     pub download_rate: u64,
     /// The models in `KEEP`.
     pub keep: &'a [ModelName],
-}
-
-/// Why a model was not removed from the cache.
-#[derive(Debug)]
-pub enum RemoveError {
-    /// It is not there.
-    NotCached,
-    /// `KEEP` names it.
-    Kept,
-    /// A file could not be removed.
-    Io(io::Error),
-}
-
-impl fmt::Display for RemoveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotCached => f.write_str("the model is not in the cache"),
-            Self::Kept => f.write_str("KEEP names the model, so it stays in the cache; remove it from KEEP first"),
-            Self::Io(error) => write!(f, "the model cannot be removed from the cache: {error}"),
-        }
-    }
 }
 
 /// The name of the directory for uploads that are being received.
@@ -282,19 +262,6 @@ impl ModelCache {
         entry.touch();
         entry.is_cached(length, plain_length);
         Ok(())
-    }
-
-    /// Removes a model, as a client wants it. Clients that are reading it go on.
-    pub fn remove(&self, model: &ModelName) -> Result<(), RemoveError> {
-        if self.catalog.is_kept(model) {
-            return Err(RemoveError::Kept);
-        }
-        let siblings = self.versions.of(model.clone());
-        let versions = lock(&siblings);
-        for version in versions.iter().filter_map(Weak::upgrade) {
-            version.leave_cache();
-        }
-        if self.entry(model).remove().map_err(RemoveError::Io)? { Ok(()) } else { Err(RemoveError::NotCached) }
     }
 
     /// Writes what is only in memory, before the process ends.

@@ -1,10 +1,10 @@
 //! The unlock: from credentials to images in the Docker engine, on a worker thread.
 
 pub mod docker;
+mod error;
 mod old_images;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -13,7 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use self::docker::{Docker, DockerError, Load};
-use crate::api_client::{ApiClient, ApiError};
+use self::error::UnlockError;
+use crate::api_client::ApiClient;
 use crate::binary_split::{
     Archive, ArchiveError, ArchiveIdentity, Format, ManifestReader, UnlockRecord, loaded_tags, tag_of,
 };
@@ -39,65 +40,6 @@ const ENGINE_CHECK: Duration = Duration::from_secs(5);
 
 /// The `API_VERSION` that every archive satisfies.
 const ANY_VERSION: &str = "latest";
-
-/// Why an unlock failed.
-#[derive(Debug)]
-pub enum UnlockError {
-    /// The login failed.
-    Login(ApiError),
-    /// The key fragment could not be fetched.
-    KeyFragment(ApiError),
-    /// The archive is unusable.
-    Archive(ArchiveError),
-    /// A docker command failed.
-    Docker(DockerError),
-    /// The archive broke off or made no sense while it was read.
-    Damaged(io::Error),
-    /// The archive names no image that could be confirmed.
-    NoTags,
-    /// `API_VERSION` is not among the archive's tags.
-    WrongVersion {
-        /// The expected tag.
-        expected: String,
-        /// The tags in the archive.
-        found: Vec<String>,
-    },
-    /// `docker load` succeeded, but the engine lacks this image.
-    NotLoaded(String),
-}
-
-impl fmt::Display for UnlockError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Login(error) => write!(f, "login failed: {error}"),
-            Self::KeyFragment(error) => write!(f, "the key fragment cannot be fetched: {error}"),
-            Self::Archive(error) => error.fmt(f),
-            Self::Docker(error) => error.fmt(f),
-            Self::Damaged(error) => {
-                write!(f, "the encrypted archive at IMAGES_PATH is damaged ({error}); copy it to the box again")
-            }
-            Self::NoTags => f.write_str("the archive names no image; make it with docker save NAME:TAG"),
-            Self::WrongVersion { expected, found } => {
-                write!(f, "API_VERSION is {expected}, but the archive holds {}", found.join(", "))
-            }
-            Self::NotLoaded(tag) => write!(f, "docker load reported success, but the engine has no image {tag}"),
-        }
-    }
-}
-
-impl std::error::Error for UnlockError {}
-
-impl From<DockerError> for UnlockError {
-    fn from(error: DockerError) -> Self {
-        Self::Docker(error)
-    }
-}
-
-impl From<ArchiveError> for UnlockError {
-    fn from(error: ArchiveError) -> Self {
-        Self::Archive(error)
-    }
-}
 
 /// The one unlock of a process.
 pub struct Unlock {

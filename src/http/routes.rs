@@ -3,10 +3,9 @@
 mod docs;
 mod load;
 mod login;
-mod metrics;
 mod models;
+mod monitoring;
 mod page;
-mod probes;
 mod status;
 mod unlock;
 mod upload;
@@ -58,9 +57,9 @@ static ROUTES: [Route; 15] = [
     Route { public: true, ..get("/", page::page) },
     Route { public: true, ..get("/docs", docs::docs) },
     Route { public: true, ..get("/openapi.json", docs::openapi) },
-    Route { polled: true, ..get("/metrics", metrics::metrics) },
-    Route { public: true, polled: true, ..get("/health", probes::health) },
-    Route { polled: true, ..get("/ready", probes::ready) },
+    Route { polled: true, ..get("/metrics", monitoring::metrics) },
+    Route { public: true, polled: true, ..get("/health", monitoring::health) },
+    Route { polled: true, ..get("/ready", monitoring::ready) },
     Route { polled: true, ..get("/status", status::status) },
     get("/models", models::models),
     Route { cancellable: true, ..post("/models/verify", admit_json, models::verify) },

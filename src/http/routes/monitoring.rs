@@ -1,10 +1,28 @@
-//! `GET /metrics`: the state of the service in numbers, for Prometheus.
+//! `GET /health`, `GET /ready` and `GET /metrics`: what monitors ask for.
+
+use serde_json::json;
 
 use crate::http::reply::Reply;
 use crate::http::service::Service;
 use crate::metrics::{self, Text};
 use crate::unlock_state::UnlockState;
 
+/// The liveness probe.
+pub(super) fn health(_: &Service) -> Reply {
+    Reply::json(200, &json!({ "status": "healthy" }))
+}
+
+/// Whether the models and images that this box must have are there.
+pub(super) fn ready(service: &Service) -> Reply {
+    let waiting = service.upkeep.waiting();
+    if waiting.is_empty() {
+        Reply::json(200, &json!({ "ready": true }))
+    } else {
+        Reply::json(503, &json!({ "ready": false, "waiting": waiting }))
+    }
+}
+
+/// The state of the service in numbers, for Prometheus.
 pub(super) fn metrics(service: &Service) -> Reply {
     let mut text = Text::default();
     metrics::write(&mut text);
