@@ -47,7 +47,8 @@ impl Service {
             env: Vec::new(),
             unix: false,
             host: "127.0.0.1",
-            timeout: Duration::from_secs(60),
+            // An upload of 1 GiB is answered when the store has it, which took more than a minute on a busy disk.
+            timeout: Duration::from_secs(600),
         }
     }
 
