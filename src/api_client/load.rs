@@ -184,9 +184,8 @@ impl Load<'_> {
         retried(|| self.find(false))
     }
 
-    /// Finds the version to load. An older version of a model in `KEEP` is served until the newest
-    /// is complete, if `may_be_older`; and if the Resource API was away a moment ago, what can be loaded offline does not wait
-    /// for it.
+    /// Finds the version to load. With `may_be_older` it may be an older one in two cases: a model in `KEEP`, until its newest
+    /// version is complete, and a model that can be loaded offline, for a minute after the Resource API was found to be away.
     fn find(&self, may_be_older: bool) -> Result<(Found, Option<OfflineCopy>), LoadError> {
         if may_be_older && let Some(away) = self.client.api.outage.recent() {
             let small = self.client.small_part_offline(self.login, &self.entry, away.into());

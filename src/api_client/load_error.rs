@@ -23,7 +23,7 @@ pub enum LoadError {
         /// Length of the plaintext in bytes.
         length: u64,
     },
-    /// The client wants a version that is not current any more (`If-Match`), and it is not held.
+    /// The client wants a version (`If-Match`) that is neither the current one nor held.
     Replaced,
     /// The CDN configuration could not be loaded.
     Config(LoginError),

@@ -11,31 +11,12 @@ use serde_json::{Value, json};
 
 use crate::world::raw::exchange;
 use crate::world::service::Service;
-use crate::world::{World, pattern, sha256_hex};
+use crate::world::{Dice, World, pattern, sha256_hex};
 
 const MIB: usize = 1 << 20;
 
 /// Four chunks, the last one short.
 pub(super) const SIZE: usize = 3 * MIB + 200_000;
-
-/// Random numbers of one test.
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new() -> Self {
-        let given = std::env::var("MANIFESTS_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = given.unwrap_or_else(|| getrandom::u64().unwrap());
-        println!("MANIFESTS_SEED={seed}");
-        Self(seed)
-    }
-
-    pub fn below(&mut self, end: usize) -> usize {
-        let mut word = [0; 8];
-        word.copy_from_slice(&pattern(8, self.0));
-        self.0 = self.0.wrapping_add(1);
-        (u64::from_le_bytes(word) % end as u64) as usize
-    }
-}
 
 /// The keys of a version in the CDN.
 pub(super) struct Keys {
@@ -208,7 +189,7 @@ fn an_altering_cdn_never_causes_a_wrong_byte() {
     let first = load(&boxes[0].1, &world.folder, "m.bin", None);
     assert!(first.0 == 200 && first.1 == whole);
 
-    let mut dice = Dice::new();
+    let mut dice = Dice::new("MANIFESTS_SEED");
     let (mut right, mut refused, mut broken) = (0, 0, 0);
     for round in 0..if std::env::var_os("CI").is_some() { 340 } else { 40 } {
         let what = cdn.alter(&mut dice);

@@ -5,12 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::Duration;
 
-use crate::models::manifests::Dice;
 use crate::models::pairs::flip_byte;
 use crate::world::s3_fault::Fault;
 use crate::world::service::Service;
 use crate::world::small_disk::SmallDisk;
-use crate::world::{PatternReader, World, eventually, pattern, sha256_hex_of};
+use crate::world::{Dice, PatternReader, World, eventually, pattern, sha256_hex_of};
 
 const MIB: usize = 1 << 20;
 
@@ -31,7 +30,7 @@ fn flipped_bits_all_over_a_cached_model_cost_their_chunks_and_nothing_else() {
     assert_eq!(world.service.load_to(&world.folder, "m.bin", &mut std::io::sink()).sha256, expected);
     let path = world.service.cache_file(&world.folder, "m.bin");
     crate::world::eventually(std::time::Duration::from_secs(60), "the model is cached", || path.exists());
-    let (mut dice, mut hit) = (Dice::new(), std::collections::BTreeSet::new());
+    let (mut dice, mut hit) = (Dice::new("MANIFESTS_SEED"), std::collections::BTreeSet::new());
     while hit.len() < flips {
         let at = dice.below(fs::metadata(&path).unwrap().len() as usize);
         // Two flips of one bit are none.

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::manifests::Dice;
 use super::pairs::flip_byte;
 use crate::world::pty::Terminal;
 use crate::world::s3_fault::Fault;
-use crate::world::{World, eventually, pattern};
+use crate::world::{Dice, World, eventually, pattern};
 
 const MIB: usize = 1 << 20;
 
@@ -33,7 +32,7 @@ fn cached(world: &World, name: &str, bytes: &[u8]) -> PathBuf {
 
 /// Flips a byte in so many chunks of a cached file.
 fn flip_chunks(path: &Path, count: usize) {
-    let (mut dice, mut hit) = (Dice::new(), BTreeSet::new());
+    let (mut dice, mut hit) = (Dice::new("MANIFESTS_SEED"), BTreeSet::new());
     while hit.len() < count {
         let at = dice.below(fs::metadata(path).unwrap().len() as usize);
         if hit.insert(at / MIB) {

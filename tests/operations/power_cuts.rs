@@ -19,7 +19,7 @@ use crate::world::resource_api::{EMAIL, PASSWORD, ResourceApi};
 use crate::world::s3_fault::{Fault, Purpose};
 use crate::world::service::Service;
 use crate::world::tcp::free_port;
-use crate::world::{Moments, World, loader_binary, pattern, protocol, sha256_hex};
+use crate::world::{Dice, World, loader_binary, pattern, protocol, sha256_hex};
 
 const NAME: &str = "m.bin";
 
@@ -124,7 +124,7 @@ fn temporary_files_of_every_kind_are_gone_after_the_next_start() {
 
 #[test]
 fn power_cuts_in_a_load() {
-    let mut moments = Moments::new("POWER_CUTS_SEED");
+    let mut moments = Dice::new("POWER_CUTS_SEED");
     let (world, proxy) = World::behind_proxy();
     let bytes = pattern(4 << 20, 1);
     world.upload(NAME, &bytes);
@@ -162,7 +162,7 @@ fn power_cuts_in_a_load() {
 
 #[test]
 fn power_cuts_in_an_upload() {
-    let mut moments = Moments::new("POWER_CUTS_SEED");
+    let mut moments = Dice::new("POWER_CUTS_SEED");
     let world = World::new();
     let cold = world.another_box();
     let size = 2 << 20;
@@ -217,7 +217,7 @@ fn power_cuts_in_an_upload() {
 #[test]
 fn power_cuts_in_an_unlock() {
     let Some(engine) = engine_or_skip("power cuts in an unlock") else { return };
-    let mut moments = Moments::new("POWER_CUTS_SEED");
+    let mut moments = Dice::new("POWER_CUTS_SEED");
     let fragment = b"the key fragment of this test";
     let api = ResourceApi::start();
     api.set_key_fragment(fragment);
@@ -268,7 +268,7 @@ fn power_cuts_in_an_unlock() {
 /// The day changes at the start: the new day's file comes, and the eighth oldest goes.
 #[test]
 fn power_cuts_in_the_rotation_of_logs() {
-    let mut moments = Moments::new("POWER_CUTS_SEED");
+    let mut moments = Dice::new("POWER_CUTS_SEED");
     let service = Service::builder().env("LOG_LEVEL", "trace").start();
     service.kill();
     let logs = service.log_dir();

@@ -15,7 +15,7 @@ use crate::world::docker::{encrypted, saved_images};
 use crate::world::machine::{HANG, Machine, Network, machine_or_skip};
 use crate::world::resource_api::{EMAIL, PASSWORD};
 use crate::world::tcp::free_port;
-use crate::world::{Moments, World, client, loader_binary, pattern, sha256_hex};
+use crate::world::{Dice, World, client, loader_binary, pattern, sha256_hex};
 
 const FRAGMENT: &[u8] = b"the key fragment of the box";
 const TOKEN: &str = "the-token-of-the-box";
@@ -71,7 +71,7 @@ struct Box {
 #[test]
 fn a_box_ends_ready_after_every_reset_without_a_person() {
     let Some(machine) = machine_or_skip("resets", Network::Shared, &["docker.io"]) else { return };
-    let mut moments = Moments::new("RESETS_SEED");
+    let mut moments = Dice::new("RESETS_SEED");
     let seconds = Duration::from_secs;
     let times = match std::env::var("RESETS") {
         Ok(resets) => Times {

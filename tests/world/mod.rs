@@ -15,10 +15,10 @@
 pub mod browser;
 pub mod client;
 pub mod connect_proxy;
+mod dice;
 pub mod docker;
 mod installation;
 pub mod machine;
-mod moments;
 pub mod mount;
 pub mod multipart;
 pub mod peer;
@@ -47,8 +47,8 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use dice::Dice;
 pub use installation::World;
-pub use moments::Moments;
 use sha2::{Digest, Sha256};
 
 /// `size` bytes that depend on `seed` only.

@@ -1,13 +1,13 @@
-//! Random moments that can be repeated.
+//! Random choices of a test that can be repeated.
 
 use std::time::Duration;
 
 use super::pattern;
 
-/// Random moments of one test.
-pub struct Moments(u64);
+/// The random choices of one test.
+pub struct Dice(u64);
 
-impl Moments {
+impl Dice {
     /// From the seed in this variable, if it is set. The seed is printed, so that a failing run can be repeated.
     pub fn new(variable: &str) -> Self {
         let given = std::env::var(variable).ok().and_then(|seed| seed.parse().ok());
@@ -16,16 +16,16 @@ impl Moments {
         Self(seed)
     }
 
-    /// Below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
+    /// A number below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
         let mut word = [0; 8];
         word.copy_from_slice(&pattern(8, self.0));
         self.0 = self.0.wrapping_add(1);
-        u64::from_le_bytes(word) % end
+        (u64::from_le_bytes(word) % end as u64) as usize
     }
 
-    /// Below `time`.
-    pub fn within(&mut self, time: Duration) -> Duration {
-        Duration::from_micros(self.below(u64::try_from(time.as_micros()).unwrap()))
+    /// A time below `end`.
+    pub fn within(&mut self, end: Duration) -> Duration {
+        Duration::from_micros(self.below(usize::try_from(end.as_micros()).unwrap()) as u64)
     }
 }
