@@ -38,6 +38,8 @@ pub(super) struct Exchange {
     unsent: Option<(u16, Vec<u8>)>,
     answered: bool,
     closes: bool,
+    /// The client closed the connection before it had the whole answer.
+    client_left: bool,
     started: Instant,
 }
 
@@ -59,6 +61,7 @@ impl Exchange {
             stall: StallTimer::new(stall_timeout),
             unsent: None,
             answered: false,
+            client_left: false,
             started: Instant::now(),
         }
     }
@@ -229,6 +232,8 @@ impl Exchange {
         while !bytes.is_empty() {
             let write = || self.connection.write(bytes);
             let result = self.stall.transfer(&self.connection, PollFlags::OUT, write);
+            let kind = result.as_ref().err().map(io::Error::kind);
+            self.client_left = matches!(kind, Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset));
             bytes = &bytes[result.map_err(|error| explained(error, "the client stopped reading"))?..];
         }
         self.stall.restart();
@@ -267,7 +272,9 @@ impl Exchange {
             }
             Err(error) => {
                 let client = self.connection.client();
-                log::warn!(method, endpoint, path, status, ms, client, error:%; "the answer broke off");
+                // Who reads a model in pieces, as `loader mount` does, leaves when it has enough.
+                let level = if self.client_left && status == 206 { Level::Debug } else { Level::Warn };
+                log::log!(level, method, endpoint, path, status, ms, client, error:%; "the answer broke off");
             }
         }
     }

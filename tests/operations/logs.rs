@@ -1,6 +1,6 @@
 //! Log lines: one for each event, in `key=value` form, which no client can forge.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,9 @@ use crate::world::raw::{Reply, exchange, read_reply};
 use crate::world::resource_api::{EMAIL, PASSWORD};
 use crate::world::service::Service;
 use crate::world::{World, protocol};
+
+/// Only a hang takes longer.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The pairs of a line, by a parser of the form's rules; panics where the line is not of that form.
 fn pairs(line: &str) -> Vec<(String, String)> {
@@ -260,4 +263,28 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
         assert!(number("done") > 0 && number("done") <= number("total"), "{progress:?}");
         assert_eq!(number("percent"), number("done") * 100 / number("total"), "{progress:?}");
     }
+}
+
+#[test]
+fn a_client_that_has_read_enough_of_a_range_is_no_warning_and_one_that_leaves_a_whole_model_is() {
+    let world = World::new();
+    // More than sockets hold.
+    world.upload("m.bin", &vec![7; 64 << 20]);
+    let leaves = |range: &str| {
+        let mut client = world.service.connect();
+        let target = format!("/load/m.bin?folder={}", world.folder);
+        write!(client, "POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n{range}\r\n").unwrap();
+        client.read_exact(&mut [0; 100_000]).unwrap();
+    };
+    let is_warning = |line: &Vec<(String, String)>| {
+        get(line, "message") == Some("\"the answer broke off\"") && get(line, "level") == Some("warn")
+    };
+    leaves("Range: bytes=0-\r\n");
+    let left = "loader_http_requests_total{endpoint=\"/load/{filename}\",status=\"206\"} 1";
+    eventually(PATIENCE, "the range is given up", || world.service.get("/metrics").text().contains(left));
+    leaves("");
+    eventually(PATIENCE, "the model is given up", || lines(&world.service).iter().any(is_warning));
+    let lines = lines(&world.service);
+    let statuses: Vec<_> = lines.iter().filter(|line| is_warning(line)).map(|line| get(line, "status")).collect();
+    assert_eq!(statuses, [Some("200")]);
 }
