@@ -2,6 +2,7 @@
 //! after a new upload, from the cache's file, which lives as long as it is open, or from its generation in the CDN. And the Resource
 //! API need not be asked at each piece.
 
+use std::mem;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -14,9 +15,6 @@ const HELD_FOR: Duration = Duration::from_secs(300);
 
 /// How long the Resource API's permission counts.
 const PERMITTED_FOR: Duration = Duration::from_secs(10);
-
-/// The pause before the next question to a Resource API that is away: each may take a while.
-const AWAY_FOR: Duration = Duration::from_secs(60);
 
 /// The versions that are held. Each takes a descriptor and its hashes, 128 KiB at most.
 const MAX_HELD: usize = 32;
@@ -31,12 +29,14 @@ struct Held {
     /// Who may read it.
     email: String,
     used_at: Instant,
-    permitted_until: Instant,
+    /// None: the Resource API could not be asked.
+    permitted_until: Option<Instant>,
+    is_being_asked: bool,
 }
 
 impl HeldVersions {
     /// The version that is wanted, if this user has read it before, and whether the caller has to ask the Resource API about the
-    /// model. One caller at a time has to; the others need not wait for its answer.
+    /// model. One caller has to; the others need not wait for an answer that comes soon.
     pub(super) fn get(
         &self,
         model: &ModelName,
@@ -48,10 +48,10 @@ impl HeldVersions {
             all.iter().position(|held| held.model == *model && held.email == email && is_wanted(&held.found))?;
         let mut held = all.remove(index);
         held.used_at = Instant::now();
-        let is_to_be_asked = held.permitted_until < held.used_at;
-        if is_to_be_asked {
-            held.permitted_until = held.used_at + PERMITTED_FOR;
-        }
+        let is_to_be_asked = held.permitted_until.is_none_or(|until| {
+            held.used_at >= until
+                && (!mem::replace(&mut held.is_being_asked, true) || held.used_at >= until + PERMITTED_FOR)
+        });
         let found = held.found.clone();
         all.push(held);
         Some((found, is_to_be_asked))
@@ -66,14 +66,23 @@ impl HeldVersions {
         if all.len() == MAX_HELD {
             all.remove(0);
         }
-        all.push(Held { model, found, email, used_at, permitted_until: used_at + PERMITTED_FOR });
+        let permitted_until = Some(used_at + PERMITTED_FOR);
+        all.push(Held { model, found, email, used_at, permitted_until, is_being_asked: false });
     }
 
-    /// The Resource API was asked about the model again; it permits it, or is away.
-    pub(super) fn permit(&self, model: &ModelName, is_away: bool) {
-        let until = Instant::now() + if is_away { AWAY_FOR } else { PERMITTED_FOR };
+    /// The Resource API was asked about the model again, and permits it.
+    pub(super) fn permit(&self, model: &ModelName) {
+        self.set_permission(model, Some(Instant::now() + PERMITTED_FOR));
+    }
+
+    /// The Resource API is away, and the model cannot be loaded offline. Until that changes, it has to be asked at each piece.
+    pub(super) fn suspend(&self, model: &ModelName) {
+        self.set_permission(model, None);
+    }
+
+    fn set_permission(&self, model: &ModelName, permitted_until: Option<Instant>) {
         for held in lock(&self.0).iter_mut().filter(|held| held.model == *model) {
-            held.permitted_until = until;
+            (held.permitted_until, held.is_being_asked) = (permitted_until, false);
         }
     }
 

@@ -165,18 +165,40 @@ impl Load<'_> {
             return Ok(None);
         };
         if is_to_be_asked {
-            match self.client.small_part(self.login, &self.entry) {
-                Ok(part) => held.permit(model, matches!(part.source, SmallSource::Offline(_))),
-                // An open file can be read on.
-                Err(LoadError::Small(away)) if away.is_away() => held.permit(model, true),
+            match self.ask_again() {
+                Ok(SmallPart { plain, source }) => {
+                    held.permit(model);
+                    // The hours without the Resource API are counted from its last permission.
+                    if let SmallSource::Api(copy) = source
+                        && SmallHash::of(&plain) == found.hash
+                        && found.version.is_complete()
+                    {
+                        copy.store();
+                    }
+                }
                 Err(error) => {
-                    held.let_go(model);
+                    if error.is_away() {
+                        held.suspend(model)
+                    } else {
+                        held.let_go(model)
+                    }
                     return Err(error);
                 }
             }
         }
         found.version.set_remote(self.remote());
         Ok(Some(found))
+    }
+
+    /// Asks whether a held version may be read on. While the Resource API is away, it may if the model can be loaded offline.
+    fn ask_again(&self) -> Result<SmallPart, LoadError> {
+        if let Some(away) = self.client.api.outage.recent()
+            && let Ok(part) = self.client.small_part_offline(self.login, &self.entry, away.into())
+        {
+            self.client.ask_in_background(self.login, &self.entry);
+            return Ok(part);
+        }
+        self.client.small_part(self.login, &self.entry)
     }
 
     /// Finds the newest version, whatever of it is here.

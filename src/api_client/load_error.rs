@@ -52,6 +52,11 @@ impl LoadError {
         }
     }
 
+    /// Whether the Resource API is away, so that a later load may succeed.
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self, Self::Small(error) | Self::Offline(error, _) if error.is_away())
+    }
+
     /// Whether the parts did not fit each other. An upload may be replacing them, so a second look can find the new pair.
     pub(super) fn is_worth_a_retry(&self) -> bool {
         matches!(self, Self::NoManifest(_) | Self::TornPair | Self::Decrypt(_))

@@ -21,7 +21,7 @@ fn world() -> World {
 }
 
 impl World {
-    fn kept(&self, name: &str) -> PathBuf {
+    pub fn kept(&self, name: &str) -> PathBuf {
         let mut path = self.service.cache_file(&self.folder, name).into_os_string();
         path.push(".small.json");
         path.into()
@@ -32,7 +32,7 @@ impl World {
     }
 
     /// Changes numbers in a record by so much.
-    fn shift(&self, path: &PathBuf, fields: &[&str], seconds: i64) {
+    pub fn shift(&self, path: &PathBuf, fields: &[&str], seconds: i64) {
         let mut record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         for field in fields {
             record[field] = json!(record[field].as_i64().unwrap() + seconds);
@@ -41,7 +41,7 @@ impl World {
     }
 
     /// Uploads a model and loads it, so that it may be loaded again.
-    fn keeps(&self, name: &str) -> Vec<u8> {
+    pub fn keeps(&self, name: &str) -> Vec<u8> {
         let bytes = pattern(200_000, name.len() as u64);
         self.upload(name, &bytes);
         self.loads(name, &bytes);

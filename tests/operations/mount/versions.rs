@@ -2,6 +2,8 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
 
 use super::{drop_caches, errno};
 use crate::world::mount::{Mount, can_mount};
@@ -94,8 +96,16 @@ fn an_old_version_that_is_not_cached_is_read_from_its_generation_in_the_cdn() {
     assert_eq!(places(&current, &versions[3]), (60, 0));
 }
 
+/// Longer than the Resource API's permission counts.
+const PERMISSION: Duration = Duration::from_secs(11);
+
+/// The result of a read that the kernel cannot answer itself.
+fn reads(file: &File, plain: &[u8]) -> bool {
+    places(file, &plain[..plain.len().min(500_000)]) == (1, 0)
+}
+
 #[test]
-fn reads_of_an_open_file_ask_the_resource_api_now_and_then_and_go_on_while_it_is_away() {
+fn reads_of_an_open_file_ask_the_resource_api_now_and_then_and_fail_while_it_is_away() {
     if !can_mount("an open file without the Resource API") {
         return;
     }
@@ -113,9 +123,43 @@ fn reads_of_an_open_file_ask_the_resource_api_now_and_then_and_go_on_while_it_is
     // A new login of the same user changes nothing.
     world.login();
     world.api.down();
-    // The permission of the last answer has ended.
-    std::thread::sleep(std::time::Duration::from_secs(11));
+    thread::sleep(PERMISSION);
+    for _ in 0..3 {
+        assert!(!reads(&file, &plain));
+    }
+    assert!(mount.log_text().contains("the small part of the model cannot be fetched"), "{}", mount.log_text());
+    assert_eq!(errno(File::open(&path)), Some(libc::EIO));
+    // The same file, also after a new upload meanwhile.
+    world.api.up();
+    assert_eq!(world.another_box().upload(&world.folder, "model.bin", b"a new version").status, 200);
     assert_eq!(places(&file, &plain), (80, 0));
+}
+
+#[test]
+fn an_open_file_is_read_without_the_resource_api_for_offline_hours() {
+    const DAY: i64 = 24 * 3600;
+    if !can_mount("an open file that may be read offline") {
+        return;
+    }
+    let world = World::with(|builder| builder.env("OFFLINE_HOURS", "24"));
+    let plain = world.keeps("model.bin");
+    let mount = Mount::of(&world.service, &[]);
+    let path = mount.path().join(&world.folder).join("model.bin");
+    let file = File::open(&path).unwrap();
+    // The permission of a read counts as that of a load.
+    world.shift(&world.kept("model.bin"), &["fetched"], 60 - DAY);
+    thread::sleep(PERMISSION);
+    assert!(reads(&file, &plain));
+    world.shift(&world.kept("model.bin"), &["fetched"], -60);
+    world.api.down();
+    thread::sleep(PERMISSION);
+    assert!(reads(&file, &plain));
+    world.shift(&world.kept("model.bin"), &["fetched"], -DAY);
+    thread::sleep(PERMISSION);
+    assert!(!reads(&file, &plain));
+    assert!(mount.log_text().contains("OFFLINE_HOURS have passed"), "{}", mount.log_text());
+    world.api.up();
+    assert!(reads(&file, &plain));
 }
 
 #[test]
@@ -131,7 +175,7 @@ fn a_refusal_of_the_resource_api_ends_the_reads_of_an_open_file() {
     let file = File::open(&path).unwrap();
     assert_eq!(places(&file, &plain), (6, 0));
     world.api.remove_file(&world.folder, "model.bin.small");
-    std::thread::sleep(std::time::Duration::from_secs(11));
+    thread::sleep(PERMISSION);
     drop_caches();
     assert!(file.read_at(&mut [0; 1000], 2_000_000).is_err());
     assert_eq!(errno(File::open(&path)), Some(libc::ENOENT));
