@@ -59,7 +59,7 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as
     let base = format!("loader-test-base-{number}:1");
     made.images.push(base.clone());
     let directory = tempfile::tempdir().unwrap();
-    import_base(engine, &base, directory.path());
+    import_base(engine, &base, directory.path(), "docker");
 
     // The context has the repository's layout, and the program is one for this processor.
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -71,11 +71,7 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as
         }
     }
     let context = tempfile::tempdir().unwrap();
-    fs::create_dir_all(context.path().join("target/dist")).unwrap();
-    for file in ["Dockerfile", ".dockerignore"] {
-        fs::copy(root.join(file), context.path().join(file)).unwrap();
-    }
-    fs::copy(loader_binary(), context.path().join("target/dist/loader-here")).unwrap();
+    make_context(context.path());
     let image = format!("loader-test-image-{number}:1");
     made.images.push(image.clone());
     let context = context.path().to_str().unwrap();
@@ -178,6 +174,15 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as
     }
 }
 
+/// What the Dockerfile builds the image from, with a program for this processor, `loader-here`.
+pub(super) fn make_context(directory: &Path) {
+    fs::create_dir_all(directory.join("target/dist")).unwrap();
+    for file in ["Dockerfile", ".dockerignore"] {
+        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(file), directory.join(file)).unwrap();
+    }
+    fs::copy(loader_binary(), directory.join("target/dist/loader-here")).unwrap();
+}
+
 /// The command of the health check that `.dist/README.md` has for compose, as JSON.
 fn readiness_check() -> String {
     let compose: Value = serde_yaml::from_str(&DIST.block("### Programs that wait for it", "yaml")).unwrap();
@@ -196,16 +201,16 @@ fn wait_until(what: &str, mut come_true: impl FnMut() -> bool) {
     }
 }
 
-/// An image that has the docker command, and the libraries that it and the program under test need.
-fn import_base(engine: &Engine, tag: &str, directory: &Path) {
-    let docker = find("docker");
-    let mut files: BTreeSet<PathBuf> = libraries(&docker);
+/// An image that has a program of this machine, and the libraries that it and the program under test need.
+pub(super) fn import_base(engine: &Engine, tag: &str, directory: &Path, program: &str) {
+    let found = find(program);
+    let mut files: BTreeSet<PathBuf> = libraries(&found);
     files.extend(libraries(&loader_binary()));
     let tar = directory.join("base.tar");
     let mut archive = tar::Builder::new(fs::File::create(&tar).unwrap());
     // Links are followed: the libraries' names lead through several.
     archive.follow_symlinks(true);
-    archive.append_path_with_name(docker, "usr/local/bin/docker").unwrap();
+    archive.append_path_with_name(found, format!("usr/local/bin/{program}")).unwrap();
     for file in files {
         archive.append_path_with_name(&file, file.strip_prefix("/").unwrap()).unwrap();
     }

@@ -1,5 +1,6 @@
 //! `loader mount` with the kernel's FUSE, under the programs that people use on files.
 
+mod compose;
 mod exerciser;
 mod memory;
 mod plaintext;

@@ -161,10 +161,10 @@ const READER: &str = r#"fn main() {
 }"#;
 
 /// A directory that passes on what is mounted in it.
-struct Shared<'a>(&'a Path);
+pub(super) struct Shared<'a>(&'a Path);
 
 impl<'a> Shared<'a> {
-    fn new(path: &'a Path) -> Self {
+    pub(super) fn new(path: &'a Path) -> Self {
         run("mount", &["--bind", text(path), text(path)]);
         run("mount", &["--make-rshared", text(path)]);
         Self(path)
