@@ -3,19 +3,16 @@
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::commands;
 use crate::figure::{Better, Figure, Goal};
 use crate::plan::Plan;
 use crate::report::Report;
-use crate::world::loader_binary;
+use crate::start::Started;
 use crate::world::peer::Peer;
-use crate::world::process::{Captured, spawn};
-use crate::world::raw::{Stream, exchange};
 use crate::world::resource_api::ResourceApi;
 use crate::world::s3::{Keys, S3};
-use crate::world::tcp::free_port;
 
 /// Connections that ask at once.
 const CONNECTIONS: usize = 4;
@@ -30,7 +27,7 @@ pub fn measure(plan: &Plan, python: bool, report: &mut Report) {
     if !with_wrk {
         report.leave_out("/health requests: wrk is not installed");
     }
-    let mut start = Figure::new("start to the first /health", "ms", Better::Low);
+    let mut start = Figure::new("start to the first /health", "ms", Better::Low).goal(Goal::AtMost(10.0));
     let mut rate = Figure::new("/health requests a second", "1/s", Better::High).goal(Goal::TimesPeer(20.0));
     let mut worst = Figure::new("/health p99", "ms", Better::Low);
     let ask = |address: &str, rate: &mut Vec<f64>, worst: &mut Vec<f64>| {
@@ -41,10 +38,11 @@ pub fn measure(plan: &Plan, python: bool, report: &mut Report) {
         }
     };
     for _ in 0..plan.rounds {
-        let (child, address, took) = start_loader();
-        start.loader.push(took);
-        ask(&address, &mut rate.loader, &mut worst.loader);
-        drop(child);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let loader = Started::in_dir(dir.path(), &[]);
+        start.loader.push(loader.until("/health"));
+        ask(loader.address(), &mut rate.loader, &mut worst.loader);
+        drop(loader);
         if python {
             let peer = Peer::start(&api, &nowhere, &[]);
             start.peer.push(peer.started_in().as_secs_f64() * 1000.0);
@@ -80,34 +78,6 @@ pub fn under_loads(threads: usize, address: &str, load: impl Fn() + Sync) -> Opt
         done.store(true, Ordering::Relaxed);
     });
     Some(figure)
-}
-
-/// A loader, its address, and how many milliseconds it took to answer.
-fn start_loader() -> (Ended, String, f64) {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let address = format!("127.0.0.1:{}", free_port());
-    let started = Instant::now();
-    let child = Ended(spawn(&loader_binary(), dir.path(), &[], &address, &Captured::default()), dir);
-    let request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    loop {
-        if let Ok(stream) = Stream::connect(&address)
-            && exchange(stream, request).starts_with(b"HTTP/1.1 200")
-        {
-            return (child, address, started.elapsed().as_secs_f64() * 1000.0);
-        }
-        assert!(started.elapsed() < Duration::from_secs(10), "the loader does not answer");
-        thread::sleep(Duration::from_micros(100));
-    }
-}
-
-/// A process that ends with this value, before its directory.
-struct Ended(std::process::Child, #[expect(dead_code, reason = "removed when dropped")] tempfile::TempDir);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 struct Asked {

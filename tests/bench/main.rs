@@ -1,7 +1,7 @@
 //! `cargo bench`: the release-built loader, the service that it replaces, and the limits of the machine (`openssl`, `curl`,
 //! `docker load`), measured in turns in one run against a real SeaweedFS and a real Docker engine.
 //!
-//! It prints one table, and writes `bench.json`, `bench.md` and `bench.svg` into Cargo's target directory.
+//! It prints its tables, and writes `bench.json`, `bench.md` and `bench.svg` into Cargo's target directory.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../world/mod.rs"]
@@ -9,14 +9,20 @@ mod world;
 
 mod chart;
 mod commands;
+mod connections;
 mod far;
 mod figure;
 mod health;
 mod http;
+mod keep;
 mod link;
+mod mount;
 mod plan;
 mod report;
+mod start;
+mod table;
 mod transfers;
+mod tunnel;
 mod unlock;
 
 use std::process::ExitCode;
@@ -46,7 +52,7 @@ fn main() -> ExitCode {
     if plan.includes("health") {
         health::measure(&plan, python, &mut report);
     }
-    if plan.includes("transfers") || plan.includes("far") {
+    if plan.includes_any(&["transfers", "far", "mount", "keep"]) {
         match world::weed::Weed::start() {
             Ok(weed) => {
                 if plan.includes("transfers") {
@@ -55,9 +61,18 @@ fn main() -> ExitCode {
                 if plan.includes("far") {
                     far::measure(&plan, &weed, &mut report);
                 }
+                if plan.includes("mount") {
+                    mount::measure(&plan, &weed, &mut report);
+                }
+                if plan.includes("keep") {
+                    keep::measure(&plan, &weed, &mut report);
+                }
             }
             Err(why) => report.leave_out(&format!("loads and uploads: {why}")),
         }
+    }
+    if plan.includes("connections") {
+        connections::measure(&plan, &mut report);
     }
     if plan.includes("unlock") {
         unlock::measure(&plan, python, &mut report);

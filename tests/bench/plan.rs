@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 const USAGE: &str = "\
-Usage: cargo bench -- [--quick] [--record] [health] [transfers] [far] [unlock]
+Usage: cargo bench -- [--quick] [--record] [PART]...
 
-  --quick    about a minute with small sizes: shows that everything runs, and judges no goal
-  --record   write the table and the chart into tests/bench/README.md and figures.svg as well
+  --quick    a few minutes with small sizes: shows that everything runs, and judges no goal
+  --record   write the tables and the chart into tests/bench/README.md and figures.svg as well
 
-Named parts are measured alone.
+Named parts are measured alone: health, transfers, far, mount, keep, connections, unlock.
 
 Files go to TMPDIR, which should be on a real disk and have 30 GiB to spare.
 ";
 
 /// What can be measured alone.
-const PARTS: [&str; 4] = ["health", "transfers", "far", "unlock"];
+const PARTS: [&str; 7] = ["health", "transfers", "far", "mount", "keep", "connections", "unlock"];
 
 const MIB: u64 = 1 << 20;
 
@@ -43,6 +43,12 @@ pub struct Plan {
     pub image: usize,
     /// The file that is loaded over the far link, in bytes.
     pub far: u64,
+    /// The file that is loaded over the far link that loses packets, in bytes.
+    pub lossy: u64,
+    /// The model in `KEEP`, in bytes.
+    pub kept: u64,
+    /// How many idle connections there are.
+    pub connections: Vec<usize>,
     /// How long `/health` is asked at a time.
     pub health: Duration,
 }
@@ -69,6 +75,11 @@ impl Plan {
         self.only.is_empty() || self.only.contains(&part)
     }
 
+    /// Whether any of these parts is to be measured.
+    pub fn includes_any(&self, parts: &[&'static str]) -> bool {
+        parts.iter().any(|part| self.includes(part))
+    }
+
     fn full() -> Self {
         Self {
             quick: false,
@@ -82,6 +93,9 @@ impl Plan {
             rounds_up_to: 1024 * MIB,
             image: 600_000_000,
             far: 256 * MIB,
+            lossy: 32 * MIB,
+            kept: 256 * MIB,
+            connections: vec![10, 100, 1_000, 10_000],
             health: Duration::from_secs(3),
         }
     }
@@ -99,6 +113,9 @@ impl Plan {
             rounds_up_to: 48 * MIB,
             image: 30_000_000,
             far: 64 * MIB,
+            lossy: 4 * MIB,
+            kept: 48 * MIB,
+            connections: vec![10, 100, 1_000, 10_000],
             health: Duration::from_secs(1),
         }
     }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::chart;
 use crate::figure::{Figure, median};
 use crate::plan::{Plan, size};
+use crate::table::{markdown, number};
 
 /// What the loader and the peer need for one file size: seconds, and MiB over idle.
 #[derive(Clone, Copy, Debug)]
@@ -32,13 +33,30 @@ pub struct Report {
     figures: Vec<Figure>,
     growth: Vec<Growth>,
     peaks: Vec<(u64, f64)>,
+    tables: Vec<Table>,
     left_out: Vec<String>,
+}
+
+/// A table of its own, whose rows are no figures with a peer and a limit.
+struct Table {
+    /// The part that it is about.
+    part: &'static str,
+    rows: Vec<Vec<String>>,
+    /// How it was measured.
+    note: String,
 }
 
 impl Report {
     /// An empty one.
     pub fn new(plan: &Plan) -> Self {
-        Self { plan: plan.clone(), figures: Vec::new(), growth: Vec::new(), peaks: Vec::new(), left_out: Vec::new() }
+        Self {
+            plan: plan.clone(),
+            figures: Vec::new(),
+            growth: Vec::new(),
+            peaks: Vec::new(),
+            tables: Vec::new(),
+            left_out: Vec::new(),
+        }
     }
 
     /// Says what is being measured.
@@ -67,6 +85,12 @@ impl Report {
         self.figures.push(figure);
     }
 
+    /// Adds a table of its own. The first of the rows is its head.
+    pub fn add_table(&mut self, part: &'static str, rows: Vec<Vec<String>>, note: impl Into<String>) {
+        println!("{}", markdown(&rows));
+        self.tables.push(Table { part, rows, note: note.into() });
+    }
+
     /// Adds a size to the chart.
     pub fn grows(&mut self, growth: Growth) {
         self.growth.push(growth);
@@ -90,23 +114,36 @@ impl Report {
     /// Prints the table and writes the files; with `record`, into the repository as well.
     pub fn finish(self, took: Duration, record: bool) {
         let machine = Machine::look();
-        let table = self.table(&machine);
-        println!("\n{table}");
+        // The mark of the README that each belongs to, and the text.
+        let mut tables = Vec::new();
+        if !self.figures.is_empty() {
+            tables.push(("cargo bench".to_owned(), self.figures(&machine)));
+        }
+        for Table { part, rows, note } in &self.tables {
+            let text = format!("{}\n{note} {}.\n", markdown(rows), machine.line());
+            tables.push((format!("cargo bench: {part}"), text));
+        }
+        let all: Vec<&str> = tables.iter().map(|(_, text)| text.as_str()).collect();
+        let all = all.join("\n");
+        println!("\n{all}");
         let target = target_dir();
         let svg = chart::svg(&self.growth, &machine.line());
         write(&target.join("bench.json"), &format!("{:#}\n", self.to_json(&machine, took)));
-        write(&target.join("bench.md"), &table);
+        write(&target.join("bench.md"), &all);
         write(&target.join("bench.svg"), &svg);
         println!("{} s; {}/bench.json, bench.md, bench.svg", took.as_secs(), target.display());
         if record {
             let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench");
-            write(&directory.join("figures.svg"), &svg);
-            record_table(&directory.join("README.md"), &table);
+            if !self.growth.is_empty() {
+                write(&directory.join("figures.svg"), &svg);
+            }
+            record_tables(&directory.join("README.md"), &tables);
         }
     }
 
-    fn table(&self, machine: &Machine) -> String {
-        let mut rows = vec![["figure", "loader", "peer", "limit", "× peer", "× limit", "goal"].map(str::to_owned)];
+    fn figures(&self, machine: &Machine) -> String {
+        let head = ["figure", "loader", "peer", "limit", "× peer", "× limit", "goal"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
         for figure in &self.figures {
             let value = |values: &[f64]| median(values).map_or_else(String::new, |value| number(value, figure.unit));
             let times = |times: Option<f64>| times.map_or_else(String::new, |times| format!("{times:.2}"));
@@ -123,7 +160,7 @@ impl Report {
                 value if value.is_empty() => value,
                 value => format!("{value} ({})", figure.limit_is),
             };
-            rows.push([
+            rows.push(vec![
                 figure.name.clone(),
                 value(&figure.loader),
                 value(&figure.peer),
@@ -133,28 +170,15 @@ impl Report {
                 goals.collect::<Vec<_>>().join("; "),
             ]);
         }
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-        let widths: [usize; 7] = std::array::from_fn(width);
-        let mut text = String::new();
-        for (index, row) in rows.iter().enumerate() {
-            let cells = row.iter().zip(widths).map(|(cell, width)| format!("| {cell:<width$} "));
-            text.extend(cells.chain(["|\n".to_owned()]));
-            if index == 0 {
-                text.extend(widths.iter().map(|width| format!("|{}", "-".repeat(width + 2))));
-                text.push_str("|\n");
-            }
-        }
+        let left_out: String = self.left_out.iter().map(|what| format!("\nLeft out: {what}.\n")).collect();
         let quick = if self.plan.quick { " Quick run: the sizes are too small to judge by." } else { "" };
-        text.push_str(&format!(
-            "\nMedians of {} rounds in turns, {} for the unlock; ratios round by round. {}.{quick}\n",
+        format!(
+            "{}\nMedians of {} rounds in turns, {} for the unlock; ratios round by round. {}.{quick}\n{left_out}",
+            markdown(&rows),
             self.plan.rounds,
             self.plan.unlock_rounds,
             machine.line()
-        ));
-        for what in &self.left_out {
-            text.push_str(&format!("\nLeft out: {what}.\n"));
-        }
-        text
+        )
     }
 
     fn to_json(&self, machine: &Machine, took: Duration) -> Value {
@@ -170,6 +194,7 @@ impl Report {
             "unlockRounds": self.plan.unlock_rounds, "seconds": took.as_secs(), "leftOut": self.left_out,
             "figures": self.figures.iter().map(Figure::to_json).collect::<Vec<_>>(),
             "growth": growth.collect::<Vec<_>>(),
+            "tables": self.tables.iter().map(|table| json!({"part": table.part, "rows": table.rows})).collect::<Vec<_>>(),
         })
     }
 }
@@ -207,27 +232,22 @@ impl Machine {
     }
 }
 
-fn number(value: f64, unit: &str) -> String {
-    match unit {
-        "1/s" => format!("{value:.0}/s"),
-        _ if value >= 100.0 => format!("{value:.0} {unit}"),
-        _ if value >= 10.0 => format!("{value:.1} {unit}"),
-        _ => format!("{value:.2} {unit}"),
-    }
-}
-
 /// This program is in `target/release/deps`.
 fn target_dir() -> PathBuf {
     let program = std::env::current_exe().expect("this program has a path");
     program.ancestors().nth(3).expect("Cargo's layout").to_owned()
 }
 
-fn record_table(readme: &Path, table: &str) {
-    const MARKS: [&str; 2] = ["<!-- cargo bench -->\n", "<!-- /cargo bench -->\n"];
-    let text = fs::read_to_string(readme).expect("the README is there");
-    let (before, rest) = text.split_once(MARKS[0]).expect("the README has its mark");
-    let (_, after) = rest.split_once(MARKS[1]).expect("the README has its second mark");
-    write(readme, &format!("{before}{}{table}{}{after}", MARKS[0], MARKS[1]));
+/// Puts each text between its two marks.
+fn record_tables(readme: &Path, tables: &[(String, String)]) {
+    let mut text = fs::read_to_string(readme).expect("the README is there");
+    for (mark, table) in tables {
+        let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->\n"));
+        let (before, rest) = text.split_once(&begin).expect("the README has its mark");
+        let (_, after) = rest.split_once(&end).expect("the README has its second mark");
+        text = format!("{before}{begin}{table}{end}{after}");
+    }
+    write(readme, &text);
 }
 
 fn write(path: &Path, text: &str) {

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::process::{Captured, capture, memory_kib, signal};
 use super::service::Service;
 use super::tcp::lock;
-use super::{eventually, skip};
+use super::{eventually, loader_binary, skip};
 
 /// Longer than anything takes that does not hang.
 const HANG: Duration = Duration::from_secs(40);
@@ -22,6 +22,12 @@ pub struct Mount {
     path: PathBuf,
     options: Vec<String>,
     _dir: TempDir,
+}
+
+/// The program that mounts: the one that `LOADER_MOUNT_BINARY` names, else the one that serves.
+pub fn mount_binary() -> PathBuf {
+    let named = std::env::var_os("LOADER_MOUNT_BINARY");
+    named.map_or_else(loader_binary, |path| std::path::absolute(path).unwrap())
 }
 
 /// Whether this machine can mount; says that `test` is skipped if not.
@@ -120,7 +126,7 @@ impl Drop for Mount {
 }
 
 fn spawn(service: &Service, path: &Path, options: &[String]) -> (Child, Captured) {
-    let mut command = service.command();
+    let mut command = service.command_of(&mount_binary());
     command.arg("mount").arg(path).args(options);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();

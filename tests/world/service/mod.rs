@@ -267,7 +267,12 @@ impl Service {
 
     /// A second process of the program, not started yet.
     pub fn command(&self) -> Command {
-        command(&self.binary, self.dir.path(), &lock(&self.env), &self.bind)
+        self.command_of(&self.binary)
+    }
+
+    /// The same of another program, which is a client of this service.
+    pub fn command_of(&self, binary: &Path) -> Command {
+        command(binary, self.dir.path(), &lock(&self.env), &self.bind)
     }
 
     /// SIGTERM, and how it ended; panics where it does not end.
