@@ -7,6 +7,7 @@
 #[path = "../world/mod.rs"]
 mod world;
 
+mod alternatives;
 mod chart;
 mod commands;
 mod connections;
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     if plan.includes("health") {
         health::measure(&plan, python, &mut report);
     }
-    if plan.includes_any(&["transfers", "far", "mount", "keep"]) {
+    if plan.includes_any(&["transfers", "far", "mount", "keep", "alternatives"]) {
         match world::weed::Weed::start() {
             Ok(weed) => {
                 if plan.includes("transfers") {
@@ -66,6 +67,9 @@ fn main() -> ExitCode {
                 }
                 if plan.includes("keep") {
                     keep::measure(&plan, &weed, &mut report);
+                }
+                if plan.includes("alternatives") {
+                    alternatives::measure(&plan, &weed, &mut report);
                 }
             }
             Err(why) => report.leave_out(&format!("loads and uploads: {why}")),

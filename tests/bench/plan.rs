@@ -8,13 +8,13 @@ Usage: cargo bench -- [--quick] [--record] [PART]...
   --quick    a few minutes with small sizes: shows that everything runs, and judges no goal
   --record   write the tables and the chart into tests/bench/README.md and figures.svg as well
 
-Named parts are measured alone: health, transfers, far, mount, keep, connections, unlock.
+Named parts are measured alone: health, transfers, far, mount, keep, connections, alternatives, unlock.
 
 Files go to TMPDIR, which should be on a real disk and have 30 GiB to spare.
 ";
 
 /// What can be measured alone.
-const PARTS: [&str; 7] = ["health", "transfers", "far", "mount", "keep", "connections", "unlock"];
+const PARTS: [&str; 8] = ["health", "transfers", "far", "mount", "keep", "connections", "alternatives", "unlock"];
 
 const MIB: u64 = 1 << 20;
 
@@ -49,6 +49,8 @@ pub struct Plan {
     pub kept: u64,
     /// How many idle connections there are.
     pub connections: Vec<usize>,
+    /// The file in whose ciphertext a byte is changed, in bytes.
+    pub damaged: u64,
     /// How long `/health` is asked at a time.
     pub health: Duration,
 }
@@ -96,6 +98,7 @@ impl Plan {
             lossy: 32 * MIB,
             kept: 256 * MIB,
             connections: vec![10, 100, 1_000, 10_000],
+            damaged: 64 * MIB,
             health: Duration::from_secs(3),
         }
     }
@@ -116,6 +119,7 @@ impl Plan {
             lossy: 4 * MIB,
             kept: 48 * MIB,
             connections: vec![10, 100, 1_000, 10_000],
+            damaged: 8 * MIB,
             health: Duration::from_secs(1),
         }
     }
