@@ -1,12 +1,12 @@
-//! A box that nobody visits, installed as the documents say: from power-on to a program that uses its models, and the same after
-//! resets at random moments.
+//! A box that nobody visits, installed as the documents say: from power-on to a program that uses its models, and again
+//! after resets at random moments.
 //!
 //! The moments come from a seed, which a failing test prints; `RESETS_SEED` repeats them, and `RESETS` is their number.
 
 use std::fs;
-use std::process::Command;
+use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -15,27 +15,27 @@ use crate::world::docker::{encrypted, saved_images};
 use crate::world::machine::{HANG, Machine, Network, machine_or_skip};
 use crate::world::resource_api::{EMAIL, PASSWORD};
 use crate::world::tcp::free_port;
-use crate::world::{Dice, World, client, loader_binary, pattern, sha256_hex};
+use crate::world::{Dice, World, client, loader_binary, pattern, sha256_hex, wall_clock};
 
 const FRAGMENT: &[u8] = b"the key fragment of the box";
 const TOKEN: &str = "the-token-of-the-box";
 
-/// A box logs in within this time after the Resource API can be reached. What comes then takes a moment, or as long as this machine
+/// A box logs in within this time once the Resource API can be reached. The rest takes a moment, or longer if this machine
 /// is busy.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Times of one run.
+/// The times of one run.
 struct Times {
     resets: u64,
-    /// Power is cut at most this long after it was switched on: most boxes are ready by then.
+    /// Power is cut at most this long after it was switched on. Most boxes are ready by then.
     latest_cut: Duration,
     /// How long the Resource API may be away after a start.
     outage: Duration,
-    /// The same after every third one.
+    /// The same after every third start.
     long_outage: Duration,
 }
 
-/// A program that needs its models and images when it starts. It fails if they are not there.
+/// A program that needs its models and images at its start, and fails without them.
 const PROGRAM: &str = "[Unit]
 Requires=loader-ready.service
 After=loader-ready.service
@@ -47,19 +47,7 @@ ExecStart=/bin/sh -ec 'docker image inspect $$(cat /etc/image); loader load FOLD
 WantedBy=multi-user.target
 ";
 
-/// A library that makes a program believe that it is 1970, since no container has a clock of its own.
-const CLOCK_OF_1970: &str = "#define _GNU_SOURCE
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-int clock_gettime(clockid_t clock, struct timespec *time) {
-    int result = syscall(SYS_clock_gettime, clock, time);
-    if (result == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) time->tv_sec -= SECONDS;
-    return result;
-}
-";
-
-/// The box and what it should have.
+/// The box, and what it should have.
 struct Box {
     machine: Machine,
     world: World,
@@ -88,7 +76,7 @@ fn a_box_ends_ready_after_every_reset_without_a_person() {
     let mut the_box = Box { machine, world, address, version: 0 };
     the_box.bring_new_versions();
     the_box.install();
-    // The installation has reached no server, so the first start has everything to do.
+    // The installation reached no server, so the first start has everything to do.
     assert!(the_box.world.api.count("/login") == 1, "only the uploader has logged in");
 
     the_box.world.api.clear_requests();
@@ -152,7 +140,7 @@ impl Box {
         format!("app:{}", (self.version - 1) / 2)
     }
 
-    /// Does what the documents say, while no server can be reached.
+    /// Installs it as the documents say, while no server can be reached.
     fn install(&mut self) {
         let folder = &self.world.folder;
         let kept = format!("{folder}/m.bin,{folder}/n.bin");
@@ -177,7 +165,7 @@ impl Box {
             &DIST.block("## A box that nobody visits", "ini"),
             &[("models/detector.engine,models/labels.bin", &kept)],
         );
-        // The machine shares its ports and its disk with this one.
+        // The machine shares this one's ports and disk.
         let here = format!("BIND_ADDR={}\nCACHE_MIN_FREE_BYTES=0\n", self.address);
         fs::write(self.machine.disk("root/loader.env"), [installation, unattended, here].concat()).unwrap();
         let credentials = json!({ "email": EMAIL, "password": PASSWORD }).to_string();
@@ -205,25 +193,23 @@ impl Box {
         self.world.api.up();
     }
 
-    /// Whether the service believes that it is 1970 from the next start on. That needs a program with shared libraries.
+    /// Sets whether the service takes it to be 1970 from its next start on. That needs a program with shared libraries.
     fn set_clock(&self, in_1970: bool) {
         let drop_in = self.machine.disk("etc/systemd/system/loader.service.d/clock.conf");
         if !in_1970 {
             let _ = fs::remove_file(drop_in);
             return;
         }
-        let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() - 60;
-        let source = self.machine.disk("root/clock.c");
-        fs::write(&source, CLOCK_OF_1970.replace("SECONDS", &since_1970.to_string())).unwrap();
-        let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-o"]).arg(self.machine.disk("usr/local/lib/clock.so")).arg(&source);
-        assert!(compiler.status().unwrap().success());
+        // No container has a clock of its own, so a library gives the program another one.
+        let library = self.machine.disk("usr/local/lib/clock.so");
+        wall_clock::build(&library, Path::new("/usr/local/lib/clock-offset"));
+        fs::write(library.with_file_name("clock-offset"), wall_clock::offset_to(60).to_string()).unwrap();
         self.machine.add_program(&loader_binary(), "usr/local/bin/loader-with-libraries");
         let lines = "[Service]\nExecStart=\nExecStart=/usr/local/bin/loader-with-libraries\nEnvironment=LD_PRELOAD=/usr/local/lib/clock.so\n";
         fs::write(drop_in, lines).unwrap();
     }
 
-    /// Waits until the program works, and checks that all is there that the program needs. Returns when that was.
+    /// Waits until the program works, and checks that everything it needs is there. Returns how long that took.
     fn becomes_ready(&self, reachable: Instant) -> Duration {
         let machine = &self.machine;
         let deadline = reachable + HANG;
