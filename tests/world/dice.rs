@@ -16,16 +16,30 @@ impl Dice {
         Self(seed)
     }
 
+    /// Dice for another thread, which the same seed gives the same choices.
+    pub fn split(&mut self) -> Self {
+        Self(self.word())
+    }
+
     /// A number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
-        let mut word = [0; 8];
-        word.copy_from_slice(&pattern(8, self.0));
-        self.0 = self.0.wrapping_add(1);
-        (u64::from_le_bytes(word) % end as u64) as usize
+        (self.word() % end as u64) as usize
     }
 
     /// A time below `end`.
     pub fn within(&mut self, end: Duration) -> Duration {
         Duration::from_micros(self.below(usize::try_from(end.as_micros()).unwrap()) as u64)
+    }
+
+    /// A time between these numbers of milliseconds.
+    pub fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from) + self.within(Duration::from_millis(to - from))
+    }
+
+    fn word(&mut self) -> u64 {
+        let mut word = [0; 8];
+        word.copy_from_slice(&pattern(8, self.0));
+        self.0 = self.0.wrapping_add(1);
+        u64::from_le_bytes(word)
     }
 }

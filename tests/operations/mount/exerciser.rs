@@ -1,5 +1,5 @@
-//! Random reads, as `fsx` makes them, while all that can happen happens. `MOUNT_SECONDS` says for how long, `MOUNT_SEED` repeats
-//! the choices of a run.
+//! Random reads in the manner of `fsx`, while everything happens that can. `MOUNT_SECONDS` says for how long, `MOUNT_SEED`
+//! repeats the choices of a run.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -9,30 +9,21 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::{HANG, drop_caches};
 use crate::world::mount::{Mount, can_mount};
 use crate::world::tcp::lock;
-use crate::world::{World, eventually, pattern};
+use crate::world::{Dice, World, eventually, pattern};
 
-/// What no call may take.
+/// No call may take this long.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The length of the first version. Each further one is a byte longer, so that a file's length tells its version.
+/// The length of the first version. Each new one is a byte longer, so that a file's length tells its version.
 const FIRST: usize = 12_000_000;
 
-/// The versions whose bytes are kept for readers.
+/// How many versions' bytes are kept for readers.
 const KEPT: usize = 24;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % limit
-    }
-}
 
 #[derive(Default)]
 struct Run {
@@ -56,7 +47,7 @@ impl Run {
         result
     }
 
-    /// A new version, before anybody can have it.
+    /// Makes a new version; nobody has it before it is uploaded.
     fn next_version(&self) -> Arc<Vec<u8>> {
         let mut versions = lock(&self.versions);
         let number = self.newest.load(Ordering::Relaxed) as usize + 1;
@@ -69,15 +60,15 @@ impl Run {
 
     fn failed(&self, error: &io::Error) {
         let number = error.raw_os_error().unwrap();
-        // Not there while it is mounted again, not logged in, the service away, or an old version that is gone.
+        // Being mounted again, nobody logged in, the service away, or an old version gone.
         let allowed = [libc::EIO, libc::ENOTCONN, libc::ECONNABORTED, libc::ENOENT, libc::EACCES, libc::ETIMEDOUT];
         assert!(allowed.contains(&number), "{error}");
         *lock(&self.failures).entry(number).or_default() += 1;
         thread::sleep(Duration::from_millis(20));
     }
 
-    /// Opens the file and reads here and there, again and again.
-    fn exercise(&self, path: &Path, random: &mut Random) {
+    /// Opens the file and reads at random places, again and again.
+    fn exercise(&self, path: &Path, dice: &mut Dice) {
         while !self.is_over.load(Ordering::Relaxed) {
             let opened = self.timed("an open", || {
                 let file = File::open(path)?;
@@ -85,29 +76,29 @@ impl Run {
                 Ok((file, length))
             });
             match opened {
-                Ok((file, length)) => self.read_file(&file, length, random),
+                Ok((file, length)) => self.read_file(&file, length, dice),
                 Err(error) => self.failed(&error),
             }
         }
     }
 
-    fn read_file(&self, file: &File, length: usize, random: &mut Random) {
+    fn read_file(&self, file: &File, length: usize, dice: &mut Dice) {
         let Some(expected) = lock(&self.versions).get(&length).cloned() else {
             panic!("no version has {length} bytes")
         };
         let mut next = 0;
-        for _ in 0..random.below(200) {
+        for _ in 0..dice.below(200) {
             if self.is_over.load(Ordering::Relaxed) {
                 return;
             }
-            // Most reads are anywhere; the others go on.
-            let offset = if random.below(3) == 0 { next } else { random.below(length + 1000) };
-            let wanted = [1, 4096, 65_536, 300_000][random.below(4)] + random.below(5000);
+            // Most reads are anywhere; the others continue.
+            let offset = if dice.below(3) == 0 { next } else { dice.below(length + 1000) };
+            let wanted = [1, 4096, 65_536, 300_000][dice.below(4)] + dice.below(5000);
             let mut bytes = vec![0; wanted];
             match self.timed("a read", || file.read_at(&mut bytes, offset as u64)) {
                 Ok(count) => {
                     let right = &expected[offset.min(length)..(offset + wanted).min(length)];
-                    // Only a signal, or an error behind the first pages, makes a read shorter.
+                    // Only a signal, or an error after the first pages, makes a read shorter.
                     assert!(count > 0 || right.is_empty(), "nothing at {offset} of {length}");
                     assert!(bytes[..count] == right[..count], "wrong bytes in {count} at {offset} of {length}");
                     self.reads.fetch_add(1, Ordering::Relaxed);
@@ -126,10 +117,8 @@ fn random_reads_are_right_whatever_happens_meanwhile() {
     if !can_mount("random reads of the mount") {
         return;
     }
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seconds = number("MOUNT_SECONDS").unwrap_or(10);
-    let seed = number("MOUNT_SEED")
-        .unwrap_or_else(|| SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs());
+    let seconds = std::env::var("MOUNT_SECONDS").map_or(10, |text| text.parse().unwrap());
+    let mut dice = Dice::new("MOUNT_SEED");
     let world = World::new();
     let other_box = world.another_box();
     let run = Run::default();
@@ -138,22 +127,22 @@ fn random_reads_are_right_whatever_happens_meanwhile() {
     let path = mount.path().join(&world.folder).join("model.bin");
     let mut happened = [0; 6];
     thread::scope(|scope| {
-        for reader in 0..3 {
-            let (run, path) = (&run, &path);
+        for _ in 0..3 {
+            let (run, path, mut dice) = (&run, &path, dice.split());
             scope.spawn(move || {
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    run.exercise(path, &mut Random(seed + reader));
+                    run.exercise(path, &mut dice);
                 }));
                 run.is_over.store(true, Ordering::Relaxed);
                 result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             });
         }
-        let (mut random, started) = (Random(seed ^ 0x5eed), Instant::now());
+        let started = Instant::now();
         let mut kinds = 0..6;
         while started.elapsed() < Duration::from_secs(seconds) && !run.is_over.load(Ordering::Relaxed) {
-            thread::sleep(Duration::from_millis(300 + random.below(700) as u64));
-            // Each kind once, and then as it comes.
-            let kind = kinds.next().unwrap_or_else(|| random.below(6));
+            thread::sleep(Duration::from_millis(300 + dice.below(700) as u64));
+            // Each kind once, and then at random.
+            let kind = kinds.next().unwrap_or_else(|| dice.below(6));
             match kind {
                 0 => world.upload("model.bin", &run.next_version()),
                 1 => drop_caches(),
@@ -179,7 +168,7 @@ fn random_reads_are_right_whatever_happens_meanwhile() {
     let [uploads, drops, other_uploads, removals, restarts, kills] = happened;
     let (reads, old) = (run.reads.load(Ordering::Relaxed), run.reads_of_old.load(Ordering::Relaxed));
     println!(
-        "MOUNT_SEED={seed}: {reads} reads, {old} of them of old versions; slowest call {:?}; failures by errno {:?}; meanwhile \
+        "{reads} reads, {old} of them of old versions; slowest call {:?}; failures by errno {:?}; meanwhile \
          {uploads}+{other_uploads} uploads, {removals} removals, {drops} times without page cache, {restarts} restarts, {kills} kills",
         lock(&run.slowest),
         lock(&run.failures),

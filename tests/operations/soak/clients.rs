@@ -15,7 +15,7 @@ pub(super) fn hash_of((_, size, seed): (&str, usize, u64)) -> String {
 }
 
 pub(super) fn load_warm(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
-    let model = MODELS[dice.below(4) as usize];
+    let model = MODELS[dice.below(4)];
     thread::sleep(dice.millis(0, 50));
     soak.load(model.0, &[hash_of(model)]).map(drop)
 }
@@ -29,13 +29,13 @@ pub(super) fn load_cold(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     Ok(())
 }
 
-/// Uploads versions of one name, each loaded before the next: the last that was accepted, or one whose upload failed, which
-/// may have been carried out nevertheless, and late.
+/// Uploads versions of one name, and loads after each: the result is the last accepted version, or one whose upload
+/// failed, because that may have been carried out nevertheless, even late.
 pub(super) fn upload(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     let name = format!("upload-{}.bin", dice.below(1_000_000));
     let (mut accepted, mut failed) = (None, Vec::new());
     for _ in 0..3 {
-        let version = pattern(1 + dice.below(1_500_000) as usize, dice.below(u64::MAX));
+        let version = pattern(1 + dice.below(1_500_000), dice.below(usize::MAX) as u64);
         let hash = sha256_hex(&version);
         let length = version.len() as u64;
         match soak.world.service.try_upload_reader(&soak.world.folder, &name, length, &version[..]) {
@@ -54,7 +54,7 @@ pub(super) fn upload(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
         let admissible: Vec<_> = accepted.iter().chain(&failed).cloned().collect();
         soak.load(&name, &admissible)?;
     }
-    // A long soak should not fill the disk with what it has done with.
+    // A long soak should not fill the disk with old versions.
     soak.world.forget(&name);
     for key in soak.world.keys().into_iter().filter(|key| key.starts_with(&name)) {
         soak.world.s3.delete(&soak.world.folder, &key);
@@ -76,10 +76,10 @@ pub(super) fn log_in(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     }
 }
 
-/// Endpoints that answer from memory always answer.
+/// Endpoints that are answered from memory always answer.
 pub(super) fn poll(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     thread::sleep(dice.millis(0, 60));
-    let path = ["/health", "/status", "/unlock/status"][dice.below(3) as usize];
+    let path = ["/health", "/status", "/unlock/status"][dice.below(3)];
     let started = Instant::now();
     match soak.world.service.call("GET", path, &[], b"") {
         Ok(reply) if reply.status == 200 => {
@@ -100,7 +100,7 @@ pub(super) fn load_request(soak: &Soak, name: &str) -> String {
     format!("{head}Content-Length: {}\r\n\r\n{body}", body.len())
 }
 
-/// Sends something and keeps the connection open for a while.
+/// Sends something, and keeps the connection open for a while.
 pub(super) fn say_and_hold(soak: &Soak, what: &[u8], hold: Duration) {
     if let Some(mut stream) = soak.connect() {
         let _ = stream.write_all(what);
@@ -109,7 +109,7 @@ pub(super) fn say_and_hold(soak: &Soak, what: &[u8], hold: Duration) {
 }
 
 pub(super) fn declare_a_length(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
-    let path = ["/login", "/upload/never.bin", "/load/tiny.bin", "/nope", "/health"][dice.below(5) as usize];
+    let path = ["/login", "/upload/never.bin", "/load/tiny.bin", "/nope", "/health"][dice.below(5)];
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000000000000\r\n\r\n"
     );
@@ -123,7 +123,7 @@ pub(super) fn declare_a_length(soak: &Soak, dice: &mut Dice) -> Result<(), Strin
 
 pub(super) fn stall_a_body(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     let framing = ["Content-Length: 1000000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\nffff\r\n"];
-    let request = format!("{UPLOAD_HEAD}{}{FILE}", framing[dice.below(2) as usize]);
+    let request = format!("{UPLOAD_HEAD}{}{FILE}", framing[dice.below(2)]);
     say_and_hold(soak, request.as_bytes(), dice.millis(0, 3000));
     Ok(())
 }
@@ -140,7 +140,7 @@ pub(super) fn reset(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
             thread::sleep(dice.millis(0, 50));
         } else {
             let _ = stream.write_all(load_request(soak, "large.bin").as_bytes());
-            let _ = stream.read_exact(&mut vec![0; dice.below(100_000) as usize]);
+            let _ = stream.read_exact(&mut vec![0; dice.below(100_000)]);
         }
         if let Stream::Tcp(stream) = &stream {
             reset_on_close(stream);
@@ -151,7 +151,7 @@ pub(super) fn reset(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
 
 pub(super) fn send_a_head_byte_by_byte(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     let Some(mut stream) = soak.connect() else { return Ok(()) };
-    let head = format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(dice.below(2000) as usize));
+    let head = format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(dice.below(2000)));
     for byte in head.as_bytes() {
         if !soak.goes_on() || stream.write_all(&[*byte]).is_err() {
             break;
@@ -171,16 +171,16 @@ pub(super) fn send_header_lines_without_end(soak: &Soak, dice: &mut Dice) -> Res
 }
 
 pub(super) fn send_garbage(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
-    let bytes = pattern(dice.below(5000) as usize, dice.below(u64::MAX));
+    let bytes = pattern(dice.below(5000), dice.below(usize::MAX) as u64);
     let beginning =
         ["", "GET ", "GET /health HTTP/1.1\r\n", "POST /login HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"];
-    let beginning = beginning[dice.below(4) as usize].as_bytes();
+    let beginning = beginning[dice.below(4)].as_bytes();
     say_and_hold(soak, &[beginning, &bytes, b"\r\n\r\n"].concat(), dice.millis(0, 100));
     Ok(())
 }
 
 pub(super) fn pipeline(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
-    let mut requests = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1 + dice.below(60) as usize);
+    let mut requests = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1 + dice.below(60));
     requests.insert_str(0, &load_request(soak, "tiny.bin"));
     say_and_hold(soak, requests.as_bytes(), dice.millis(0, 300));
     Ok(())
@@ -190,7 +190,7 @@ pub(super) fn open_idle_connections(soak: &Soak, dice: &mut Dice) -> Result<(), 
     let mut open = Vec::new();
     for number in 0..dice.below(300) {
         let Some(mut stream) = soak.connect() else { break };
-        let beginning = ["", "GET /health HTTP/1.1\r\nHost: x\r\n\r\n", "GET /hea"][number as usize % 3];
+        let beginning = ["", "GET /health HTTP/1.1\r\nHost: x\r\n\r\n", "GET /hea"][number % 3];
         let _ = stream.write_all(beginning.as_bytes());
         open.push(stream);
     }

@@ -1,5 +1,5 @@
-//! A soak: good clients and hostile ones, all at once, on an uplink that comes and goes. What a client receives as complete
-//! is right, and when all is quiet again the process has what it had before.
+//! A soak: good and hostile clients, all at once, on an uplink that comes and goes. What a client receives as complete is
+//! right, and when everything is quiet again the process is as it was before.
 //!
 //! `SOAK_SECONDS` says how long; it is short by default, and half an hour is a good long one. `SOAK_SEED` repeats a run's
 //! choices, though not its timing.
@@ -18,40 +18,22 @@ use crate::world::raw::Stream;
 use crate::world::resource_api::{self};
 use crate::world::s3_proxy::S3Proxy;
 use crate::world::tcp::lock;
-use crate::world::{World, pattern, s3_fault, sha256_hex};
+use crate::world::{Dice, World, pattern, s3_fault, sha256_hex};
 
 /// `CLIENT_STALL_SECONDS` of the service.
 const STALL: Duration = Duration::from_secs(2);
 
-/// Resident memory, in KiB, that the process may have when it rests after the second half of a run, over what it had when it
-/// rested after the first.
+/// How much more resident memory, in KiB, the process may have at rest after the second half of a run than after the first.
 const GROWTH: u64 = 2 * 1024;
 
 /// Models that never change: name, size, seed.
 const MODELS: [(&str, usize, u64); 4] =
     [("tiny.bin", 10, 1), ("small.bin", 70_000, 2), ("large.bin", 3_000_000, 3), ("huge.bin", 12_000_000, 4)];
 
-/// The one that is loaded cold, by one client only.
+/// The model that one client loads cold.
 const COLD: (&str, usize, u64) = ("cold.bin", 2_000_000, 5);
 
-/// A client's own choices (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-
-    fn millis(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(from + self.below(to - from))
-    }
-}
-
-/// What all clients share.
+/// What the clients share.
 struct Soak {
     world: World,
     proxy: S3Proxy,
@@ -69,7 +51,7 @@ impl Soak {
         Instant::now() < self.until && !self.stop.load(Ordering::Relaxed)
     }
 
-    /// Takes turns until the end, or until somebody finds a fault.
+    /// Takes turns until the end, or until a client finds a fault.
     fn run(&self, name: &str, turn: Turn, dice: &mut Dice) {
         while self.goes_on() {
             match turn(self, dice) {
@@ -104,7 +86,7 @@ impl Soak {
         Some(stream)
     }
 
-    /// Loads; what arrives whole has one of these hashes. An uplink that is down may fail it, never falsify it.
+    /// Loads; what arrives whole has one of these hashes. A broken uplink may fail a load, but never falsify it.
     fn load(&self, name: &str, admissible: &[String]) -> Result<bool, String> {
         let download = self.world.service.try_load(&self.world.folder, name);
         match download {
@@ -121,13 +103,13 @@ impl Soak {
     }
 }
 
-/// Most of the time it works.
+/// Breaks the uplink now and then.
 fn flap(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
     use resource_api::Fault as Api;
     use s3_fault::Fault as S3;
     let (api, proxy) = (&soak.world.api, &soak.proxy);
     thread::sleep(dice.millis(300, 1200));
-    let bytes = dice.below(2_000_000);
+    let bytes = dice.below(2_000_000) as u64;
     let cdn = [
         S3::CutAtHalf,
         S3::CutResponseAt(bytes),
@@ -153,13 +135,13 @@ fn flap(soak: &Soak, dice: &mut Dice) -> Result<(), String> {
         Api::Garbage,
         Api::Delay(Duration::from_millis(300)),
     ];
-    let times = Some(1 + dice.below(3) as usize);
+    let times = Some(1 + dice.below(3));
     match dice.below(8) {
         0 => api.down(),
         1 => proxy.down(),
         2 => api.revoke_tokens(),
-        3 | 4 => api.fault("/", own[dice.below(own.len() as u64) as usize].clone(), times),
-        _ => proxy.fault("", "", cdn[dice.below(cdn.len() as u64) as usize].clone(), times),
+        3 | 4 => api.fault("/", own[dice.below(own.len())].clone(), times),
+        _ => proxy.fault("", "", cdn[dice.below(cdn.len())].clone(), times),
     }
     thread::sleep(dice.millis(100, 800));
     mend(soak);
@@ -170,7 +152,7 @@ fn mend(soak: &Soak) {
     let (api, proxy) = (&soak.world.api, &soak.proxy);
     api.clear_faults();
     proxy.clear_faults();
-    // Requests that hang are ended.
+    // This ends requests that hang.
     api.cut();
     proxy.cut();
     api.up();
@@ -179,8 +161,8 @@ fn mend(soak: &Soak) {
     proxy.clear_requests();
 }
 
-/// The floor of the process's own memory during a second in which nobody asks for anything. Pages of the program's file are
-/// not in it: they come when code runs for the first time.
+/// The least memory of the process during a second without requests. Pages of the program's file do not count: they are
+/// read when code runs for the first time.
 fn memory_at_rest(soak: &Soak) -> u64 {
     let rest = || {
         thread::sleep(Duration::from_millis(50));
@@ -194,12 +176,12 @@ fn mixed_clients_on_a_flapping_uplink_leave_nothing_behind() {
     let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().expect(name));
     let short = if std::env::var_os("CI").is_some() { 120 } else { 8 };
     let length = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(short));
-    let seed = number("SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 20 | u64::from(rand_bits()));
-    say(&format!("soak of {length:?}, SOAK_SEED={seed}"));
+    let mut dice = Dice::new("SOAK_SEED");
+    say(&format!("soak of {length:?}"));
 
     let (world, proxy) = World::behind_proxy_with(|builder| {
-        // The product's libc has one heap and gives buffers back. glibc has a heap for each of many threads, and raises the
-        // sizes from which it gives back: what that keeps would hide what is lost.
+        // The product's libc has one heap and returns buffers to the kernel. glibc has many heaps, and raises the size from
+        // which it returns memory: what it keeps would hide a leak.
         let builder = builder.env("MALLOC_ARENA_MAX", "1").env("MALLOC_MMAP_THRESHOLD_", "65536");
         let builder = builder.env("MALLOC_TRIM_THRESHOLD_", "65536").env("HANDLER_THREADS", "6");
         builder.env("CLIENT_STALL_SECONDS", STALL.as_secs().to_string())
@@ -231,7 +213,7 @@ fn mixed_clients_on_a_flapping_uplink_leave_nothing_behind() {
         ("idle connections", clients::open_idle_connections),
         ("poll too", clients::poll),
     ];
-    // An idle thread of the library lives 5 s; connections that were left go after the limit.
+    // An idle thread of a library lives 5 s, and an abandoned connection ends after the stall limit.
     let settled = |(descriptors, threads)| descriptors <= before.0 + 4 && threads <= before.1 + 4;
     let settle = |soak: &Soak| {
         let now = || (soak.world.service.descriptors(), soak.world.service.threads());
@@ -242,11 +224,11 @@ fn mixed_clients_on_a_flapping_uplink_leave_nothing_behind() {
         now()
     };
     let mut at_rest = [0; 2];
-    for (half, at_rest) in (0..).zip(&mut at_rest) {
+    for at_rest in &mut at_rest {
         soak.until = Instant::now() + length / 2;
         thread::scope(|scope| {
-            for (index, (name, turn)) in (0..).zip(&clients) {
-                let (soak, mut dice) = (&soak, Dice(seed ^ (index << 56) ^ (half << 48)));
+            for (name, turn) in &clients {
+                let (soak, mut dice) = (&soak, dice.split());
                 scope.spawn(move || soak.run(name, *turn, &mut dice));
             }
         });
@@ -258,13 +240,13 @@ fn mixed_clients_on_a_flapping_uplink_leave_nothing_behind() {
     for (what, times) in lock(&soak.tally).iter() {
         say(&format!("{times:8} {what}"));
     }
-    assert!(lock(&soak.faults).is_empty(), "SOAK_SEED={seed}: {:#?}", lock(&soak.faults));
+    assert!(lock(&soak.faults).is_empty(), "{:#?}", lock(&soak.faults));
     assert!(soak.world.service.is_running() && soak.world.service.pid() == pid, "it is another process");
     for what in ["load right", "cold load right", "upload right", "login 200"] {
         assert!(soak.counted(what) > 0, "not one {what} in {length:?}");
     }
 
-    // The uplink is well again, and so is everything else at once.
+    // With the uplink mended, everything works at once.
     mend(&soak);
     let started = Instant::now();
     soak.world.login();
@@ -289,24 +271,15 @@ fn mixed_clients_on_a_flapping_uplink_leave_nothing_behind() {
     ));
     assert!(settled(after), "descriptors and threads were {before:?} and are {after:?}");
     let grown = second.saturating_sub(first);
-    assert!(
-        grown <= GROWTH,
-        "SOAK_SEED={seed}: {grown} KiB more are in use after the second half than after the first"
-    );
+    assert!(grown <= GROWTH, "{grown} KiB more are in use after the second half than after the first");
     assert_eq!(soak.world.service.spooled(), 0, "spool files are left");
-    // No thread has panicked, neither the program's nor a library's.
+    // No thread has panicked, neither one of the program nor one of a library.
     let said = soak.world.service.log_text();
     let panics: Vec<_> = said.lines().filter(|line| line.contains("panicked at")).take(5).collect();
-    assert!(panics.is_empty(), "SOAK_SEED={seed}: {panics:#?}");
+    assert!(panics.is_empty(), "{panics:#?}");
 }
 
-fn rand_bits() -> u16 {
-    let mut bits = [0; 2];
-    getrandom::fill(&mut bits).expect("the kernel has randomness");
-    u16::from_le_bytes(bits)
-}
-
-/// Past the capture of the test's output: the numbers are what a soak is for.
+/// Prints past the harness, which would capture it: the numbers are the point of a soak.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
