@@ -4,8 +4,10 @@ mod background_login;
 mod big_sink;
 mod held_versions;
 mod keep;
+mod keep_list;
 mod load;
 mod load_error;
+mod login;
 mod offline;
 mod outage;
 mod range_reader;
@@ -15,7 +17,6 @@ mod session;
 mod token;
 mod upload;
 
-use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex};
 
 use zeroize::Zeroizing;
 
-use crate::cdn_manager::{CdnConfig, CdnConfigError, CdnManager};
+use crate::cdn_manager::{CdnConfig, CdnManager};
 use crate::configuration::Configuration;
 use crate::constants::{CDN_CONFIG_FILE, MAX_JSON_BYTES};
 use crate::credentials::Credentials;
@@ -31,15 +32,15 @@ use crate::hardware_service::{Hardware, NO_SERIAL};
 use crate::http_client::HttpClient;
 use crate::keyed_lock::KeyedLock;
 use crate::manifest::ManifestKeys;
-use crate::model_cache::{CacheLimits, CacheSummary, CachedModel, ModelCache, OfflineError, OfflineParts, RemoveError};
+use crate::model_cache::{CacheLimits, CacheSummary, CachedModel, ModelCache, OfflineParts, RemoveError};
 use crate::names::ModelName;
 use crate::security::AesKey;
 use crate::threads::lock;
 use crate::user::User;
 
-use self::background_login::{BackgroundLogin, CurrentLogin};
 use self::held_versions::HeldVersions;
-use self::keep::KeepList;
+use self::keep_list::KeepList;
+use self::login::{BackgroundLogin, CurrentLogin, Login};
 use self::outage::Outage;
 use self::resource_api::ResourceApi;
 use self::session::Session;
@@ -47,67 +48,11 @@ use self::session::Session;
 pub use self::background_login::CredentialsSource;
 pub use self::load::Plaintext;
 pub use self::load_error::LoadError;
+pub use self::login::LoginError;
 pub use self::range_request::{ByteRange, RangeRequest};
 pub use self::resource_api::ApiError;
 pub use self::token::{Token, TokenReader};
 pub use self::upload::{ReceivedUpload, Upload, UploadError};
-
-/// Why a login failed.
-#[derive(Debug)]
-pub enum LoginError {
-    /// The Resource API refused, or could not be reached.
-    Api(ApiError),
-    /// The Resource API is away, and the offline login failed.
-    Offline(ApiError, OfflineError),
-    /// Logged in, but the CDN configuration could not be fetched.
-    CdnConfigUnavailable(String),
-    /// Logged in, but the CDN configuration is unusable.
-    CdnConfig(CdnConfigError),
-}
-
-impl fmt::Display for LoginError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Api(error) => write!(f, "login failed: {error}"),
-            Self::Offline(away, refusal) => write!(f, "login failed: {away}; offline: {refusal}"),
-            Self::CdnConfigUnavailable(reason) => {
-                write!(f, "logged in, but the CDN configuration cannot be read: {reason}")
-            }
-            Self::CdnConfig(error) => write!(f, "logged in, but {error}"),
-        }
-    }
-}
-
-impl std::error::Error for LoginError {}
-
-impl LoginError {
-    /// Whether the same login may succeed once the Resource API answers again.
-    fn is_away(&self) -> bool {
-        match self {
-            Self::Api(error) | Self::Offline(error, _) => error.is_away(),
-            Self::CdnConfigUnavailable(_) => true,
-            Self::CdnConfig(_) => false,
-        }
-    }
-}
-
-impl From<ApiError> for LoginError {
-    fn from(error: ApiError) -> Self {
-        Self::Api(error)
-    }
-}
-
-/// A successful login: the session, and the CDN after its configuration was first needed.
-struct Login {
-    session: Arc<Session>,
-    cdn: Mutex<Option<Arc<CdnManager>>>,
-}
-
-impl Login {
-    fn new(session: Session) -> Self {
-        Self { session: Arc::new(session), cdn: Mutex::default() }
-    }
-}
 
 /// The client of this process. It is created at the start; the credentials come with the first login.
 pub struct ApiClient {
@@ -153,7 +98,7 @@ impl ApiClient {
             },
         )?;
         let offline_parts = Arc::new(OfflineParts::open(&configuration.model_cache_dir, configuration.offline_limit));
-        offline::start_removing_expired(&offline_parts);
+        offline_parts.start_removing_expired();
         Ok(Self {
             api: Arc::new(ResourceApi {
                 http: http.clone(),
@@ -285,11 +230,6 @@ fn hardware(configuration: &Configuration) -> String {
         }
         hardware.string()
     })
-}
-
-/// The name of a model's small part in the Resource API.
-fn small_name(model: &ModelName) -> String {
-    format!("{}.small", model.file)
 }
 
 fn read_config(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {

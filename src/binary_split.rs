@@ -52,8 +52,6 @@ impl fmt::Display for ArchiveError {
     }
 }
 
-impl std::error::Error for ArchiveError {}
-
 impl From<io::Error> for ArchiveError {
     fn from(error: io::Error) -> Self {
         Self::Unreadable(error)

@@ -1,5 +1,5 @@
 //! The CDN: an S3-compatible store that holds the big parts. The bucket is the model's folder. The object key is
-//! `{filename}.big`, beside the keys of the generations that make an upload atomic (SPEC section 5).
+//! `{filename}.big`, next to the keys of the generations that make an upload atomic (SPEC section 5).
 
 mod config;
 mod error;
@@ -23,15 +23,9 @@ use crate::security::SmallHash;
 
 pub use self::config::{AccessKey, CdnConfig, CdnConfigError};
 pub use self::error::{CdnError, CdnErrorKind};
-pub use self::object::{BigObject, ContentRange, ObjectReader};
-pub use self::publish::{BigPart, Multipart};
+pub use self::object::{BigObject, ContentRange, ObjectReader, generation_key};
+pub use self::publish::{BigPart, Limits, Multipart};
 pub use self::s3::RenewConfig;
-
-/// Object metadata: SHA-256 of the big part itself.
-const META_SHA256: &str = "x-amz-meta-sha256";
-
-/// Object metadata: SHA-256 of the small part that the big part belongs to.
-const META_SMALL_SHA256: &str = "x-amz-meta-small-sha256";
 
 /// A CDN that takes longer than this to respond is far away. A near one takes a few milliseconds.
 const FAR: Duration = Duration::from_millis(25);
@@ -39,30 +33,9 @@ const FAR: Duration = Duration::from_millis(25);
 /// How many connections it takes to use the bandwidth of a link with a long round trip. Each needs about a third of a MiB.
 const CONNECTIONS_WHEN_FAR: usize = 8;
 
-/// The longest object that one request stores or copies.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// A longer big part is uploaded in parts of this length, so that a broken connection costs one part.
-    pub part: u64,
-    /// A longer object is copied in ranges of this length: a server is silent while it copies, and S3 copies at most 5 GiB in
-    /// one request.
-    pub copy: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { part: 16 << 20, copy: 512 << 20 }
-    }
-}
-
 /// The object key that seed-compatible readers ask for.
 fn plain_key(file_name: &str) -> String {
     format!("{file_name}.big")
-}
-
-/// The object key of a generation. It contains the hash of the small part, so its content never changes.
-pub fn generation_key(file_name: &str, small: SmallHash) -> String {
-    format!("{file_name}.{}.big", small.generation())
 }
 
 /// The object key of a generation's manifest.
@@ -178,7 +151,7 @@ impl CdnManager {
         }
     }
 
-    /// Step 4 of an upload: deletes the generations older than that of `previous`, the version that was in force before.
+    /// Step 4 of an upload: deletes the generations older than `previous`, the version that was in force before.
     ///
     /// A newer one may belong to another box that is about to commit it. If it does not, the upload after the next deletes it.
     pub fn prune(&self, model: &ModelName, previous: SmallHash) -> Result<(), CdnError> {

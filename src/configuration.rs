@@ -181,6 +181,11 @@ impl Configuration {
         })
     }
 
+    /// Where commands and the mount find the service.
+    pub fn service_address(&self) -> &BindAddress {
+        self.loader_url.as_ref().unwrap_or(&self.bind_address)
+    }
+
     /// The salts together.
     pub fn salts(&self) -> Salts {
         Salts {

@@ -22,7 +22,7 @@ mod serial;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use files::{Root, clean};
+use files::{Fact, Root, clean};
 
 /// Stands for a part that the machine does not have or does not show.
 const NONE: &str = "none";
@@ -33,19 +33,11 @@ its kind; set HARDWARE_ID to a name of its own";
 
 const PCI: &str = "sys/bus/pci/devices";
 const PLATFORM: &str = "sys/bus/platform/devices";
-const SOC: &str = "sys/bus/soc/devices";
 
 /// The hardware string, by its parts. Each is printable ASCII with single spaces, at most 128 characters, and `none` where the
 /// machine has no such part or its file cannot be read: there are no errors.
 pub struct Hardware {
     parts: [(&'static str, Option<Fact>); 4],
-}
-
-/// A part's value, where it was read, and what would change it.
-struct Fact {
-    value: String,
-    source: String,
-    changed_by: &'static str,
 }
 
 impl Hardware {
@@ -101,41 +93,17 @@ fn value(fact: Option<&Fact>) -> &str {
 /// copies. Most SoC drivers copy the model literally; where one does not (Qualcomm), both sides must still agree.
 fn cpu(root: Root) -> Option<Fact> {
     const BOARD: &str = "another board, or another vendor's kernel or firmware";
-    let file = |file: &str| root.value(file).map(|value| Fact { value, source: format!("/{file}"), changed_by: BOARD });
-    cpuinfo(root, "Model", "another board")
-        .or_else(|| cpuinfo(root, "model name", "another processor"))
-        .or_else(|| soc(root, "machine", BOARD))
-        .or_else(|| file("proc/device-tree/model"))
-        .or_else(|| file("sys/firmware/devicetree/base/model"))
-        .or_else(|| cpuinfo(root, "Hardware", BOARD))
+    root.cpuinfo("Model", "another board")
+        .or_else(|| root.cpuinfo("model name", "another processor"))
+        .or_else(|| root.soc("machine", BOARD))
+        .or_else(|| root.fact("proc/device-tree/model", BOARD))
+        .or_else(|| root.fact("sys/firmware/devicetree/base/model", BOARD))
+        .or_else(|| root.cpuinfo("Hardware", BOARD))
         .or_else(|| {
-            let implementer = cpuinfo(root, "CPU implementer", "")?.value;
-            let part = cpuinfo(root, "CPU part", "another processor, or a kernel that shows the board's model")?;
+            let implementer = root.cpuinfo("CPU implementer", "")?.value;
+            let part = root.cpuinfo("CPU part", "another processor, or a kernel that shows the board's model")?;
             Some(Fact { value: format!("implementer {implementer} part {}", part.value), ..part })
         })
-}
-
-/// A file of the SoC bus, where drivers of SoCs repeat what the device tree says.
-fn soc(root: Root, file: &str, changed_by: &'static str) -> Option<Fact> {
-    root.names(SOC).iter().find_map(|name| {
-        let file = format!("{SOC}/{name}/{file}");
-        Some(Fact { value: root.value(&file)?, source: format!("/{file}"), changed_by })
-    })
-}
-
-/// The value of the first line `key : value` of `/proc/cpuinfo` that has one.
-fn cpuinfo(root: Root, key: &str, changed_by: &'static str) -> Option<Fact> {
-    let value = cpuinfo_field(&root.text("proc/cpuinfo")?, key)?;
-    Some(Fact { value, source: format!("{key} in /proc/cpuinfo"), changed_by })
-}
-
-/// The case counts: on x86 `model` is a number, on a Raspberry Pi `Model` is the board.
-fn cpuinfo_field(cpuinfo: &str, key: &str) -> Option<String> {
-    cpuinfo
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(name, _)| name.trim() == key)
-        .find_map(|(_, value)| clean(value))
 }
 
 fn gpu(root: Root, cpu: Option<&Fact>) -> Option<Fact> {
@@ -254,14 +222,5 @@ mod tests {
     fn gpu_nodes_are_distinguished_from_similar_names() {
         assert!(["gpu", "v3d", "gpu3d", "gp10b", "gv11b", "ga10b"].into_iter().all(is_gpu_node));
         assert!(!["gpu-thermal", "gpio", "gic", "gmu", "npu", "g11b", "clock-controller"].into_iter().any(is_gpu_node));
-    }
-
-    #[test]
-    fn cpuinfo_keys_are_exact_and_empty_values_skipped() {
-        let cpuinfo =
-            "processor\t: 0\nmodel\t\t: 167\nmodel name\t: \nmodel name\t: Some CPU @ 2:1\nModel\t\t: Board\n";
-        assert_eq!(cpuinfo_field(cpuinfo, "model name").as_deref(), Some("Some CPU @ 2:1"));
-        assert_eq!(cpuinfo_field(cpuinfo, "Model").as_deref(), Some("Board"));
-        assert_eq!(cpuinfo_field(cpuinfo, "Hardware"), None);
     }
 }

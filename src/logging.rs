@@ -16,19 +16,13 @@ use std::thread;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{CombinedLogger, Config, ConfigBuilder, SharedLogger, WriteLogger};
-use time::format_description::BorrowedFormatItem;
-use time::macros::format_description;
 
-use self::daily_file::DailyFile;
+use self::daily_file::{DailyFile, TIME};
 use self::line::LineLogger;
 
 pub use self::request::{Current, RequestId};
 
-/// The format of the first pair of a line.
-const TIME: &[BorrowedFormatItem<'static>] =
-    format_description!("time=[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-
-/// Starts logging, also of panics. A log directory that cannot be used is only a warning: a full disk must not keep the box
+/// Starts logging, panics included. A log directory that cannot be used is only a warning: a full disk must not keep the box
 /// from its models.
 pub fn start(level: LevelFilter, directory: Option<&Path>) {
     let mut loggers: Vec<Box<dyn SharedLogger>> = vec![Box::new(Console {

@@ -31,7 +31,7 @@ pub struct Subject<'a> {
     pub model: &'a ModelName,
     /// The version, by its small part.
     pub small: SmallHash,
-    /// Length of the small part in bytes, where the part is at hand.
+    /// Length of the small part in bytes, if the part is at hand.
     pub small_length: Option<u64>,
 }
 
@@ -82,8 +82,6 @@ impl fmt::Display for ManifestError {
         }
     }
 }
-
-impl std::error::Error for ManifestError {}
 
 /// The payload of both lines. Other claims are ignored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -153,14 +151,14 @@ impl Payload {
     }
 }
 
-/// The length of the plaintext as a manifest states it, without a look at the signature.
+/// The length of the plaintext as a manifest states it, without checking the signature.
 pub fn claimed_plain_length(text: &str) -> Option<u64> {
     let payload = text.split('.').nth(1)?;
     let payload = Base64UrlSafeNoPadding::decode_to_vec(payload, None).ok()?;
     serde_json::from_slice::<Payload>(&payload).ok().map(|payload| payload.plain_length)
 }
 
-/// The length of so many bytes after encryption: initialization vector, AES-256-CBC with PKCS#7 padding.
+/// The length of this many bytes after encryption: initialization vector, AES-256-CBC with PKCS#7 padding.
 fn encrypted_length(plain_length: u64) -> Option<u64> {
     (plain_length / 16).checked_add(2)?.checked_mul(16)
 }

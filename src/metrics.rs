@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use self::requests::microseconds;
+
 pub use self::requests::{ENDPOINTS, NO_ENDPOINT, request};
 pub use self::text::Text;
 pub use self::transfer::{REPORT_EVERY, Transfer, report_transfer};
@@ -77,7 +79,7 @@ impl Count {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// One more until the guard is dropped, also by a panic.
+    /// Counts one more until the guard is dropped, even by a panic.
     pub fn during(&'static self) -> During {
         self.add();
         During(self)
@@ -121,7 +123,7 @@ counts! {
 
 /// Loads whose big part was in the cache.
 pub static CACHE_HITS: Count = Count::new();
-/// Loads whose big part was not, or not all of it.
+/// Loads whose big part was not in the cache, or only in part.
 pub static CACHE_MISSES: Count = Count::new();
 
 static BYTES: [AtomicU64; Stage::ALL.len()] = [const { AtomicU64::new(0) }; Stage::ALL.len()];
@@ -138,10 +140,6 @@ pub fn under_way(stage: Stage) -> &'static Count {
 pub fn moved(stage: Stage, bytes: u64, time: Duration) {
     BYTES[stage as usize].fetch_add(bytes, Ordering::Relaxed);
     MICROSECONDS[stage as usize].fetch_add(microseconds(time), Ordering::Relaxed);
-}
-
-fn microseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The time since the first call, which the service makes at its start.

@@ -57,21 +57,10 @@ pub use self::catalog::{CacheSummary, CachedModel};
 pub use self::entry::Entry;
 pub use self::offline_parts::{OfflineError, OfflineParts};
 pub use self::remove::RemoveError;
+pub use self::room::CacheLimits;
 pub use self::spool::Spool;
 pub use self::verify::{Verified, VerifyError};
 pub use self::version::{Evidence, Remote, Version};
-
-/// What the cache may take.
-pub struct CacheLimits<'a> {
-    /// `CACHE_MAX_BYTES`.
-    pub max_bytes: u64,
-    /// `CACHE_MIN_FREE_BYTES`.
-    pub min_free_bytes: u64,
-    /// `DOWNLOAD_RATE`.
-    pub download_rate: u64,
-    /// The models in `KEEP`.
-    pub keep: &'a [ModelName],
-}
 
 /// The name of the directory for uploads that are being received.
 const SPOOL_DIR: &str = ".spool";

@@ -99,7 +99,7 @@ pub fn run(configuration: &Configuration, options: &Options) -> Result<(), Strin
     unmount_on_signal(directory, session.unmount_callable())
         .and_then(|()| threads::spawn("tidy", move || tidy(&handles, until_closed)))
         .map_err(failed)?;
-    // The first look at the mount needs somebody who serves it.
+    // The first access to the mount needs somebody who serves it.
     let ahead = directory.clone();
     let _ = threads::spawn("mounted", move || {
         read_ahead(&ahead);

@@ -60,8 +60,6 @@ impl fmt::Display for NameError {
     }
 }
 
-impl std::error::Error for NameError {}
-
 impl FileName {
     /// Checks `text`.
     pub fn new(text: impl Into<String>) -> Result<Self, NameError> {

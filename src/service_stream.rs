@@ -1,8 +1,8 @@
 //! A stream to the running service and the heads of its responses, for the commands and the mount.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Read};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -18,65 +18,21 @@ const MAX_HEAD: u64 = 64 << 10;
 /// The most header fields in a response.
 const MAX_FIELDS: usize = 64;
 
-pub enum ServiceStream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl ServiceStream {
-    pub fn connect(address: &BindAddress) -> io::Result<Self> {
-        match address {
-            BindAddress::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(&reachable(*address), CONNECT_TIMEOUT)?;
-                stream.set_nodelay(true)?;
-                Ok(Self::Tcp(stream))
-            }
-            BindAddress::Unix(path) => UnixStream::connect(path).map(Self::Unix),
+/// Connects to the service. The library's Unix stream reads and writes a TCP socket as well.
+pub fn connect(address: &BindAddress) -> io::Result<UnixStream> {
+    match address {
+        BindAddress::Tcp(address) => {
+            let stream = TcpStream::connect_timeout(&reachable(*address), CONNECT_TIMEOUT)?;
+            stream.set_nodelay(true)?;
+            Ok(OwnedFd::from(stream).into())
         }
-    }
-
-    /// From now on each read and each write may take this long.
-    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => {
-                stream.set_read_timeout(Some(timeout)).and_then(|()| stream.set_write_timeout(Some(timeout)))
-            }
-            Self::Unix(stream) => {
-                stream.set_read_timeout(Some(timeout)).and_then(|()| stream.set_write_timeout(Some(timeout)))
-            }
-        }
+        BindAddress::Unix(path) => UnixStream::connect(path),
     }
 }
 
-impl Read for ServiceStream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for ServiceStream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl AsFd for ServiceStream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
+/// From now on each read and each write may take this long.
+pub fn set_timeout(stream: &UnixStream, timeout: Duration) -> io::Result<()> {
+    stream.set_read_timeout(Some(timeout)).and_then(|()| stream.set_write_timeout(Some(timeout)))
 }
 
 /// Status and headers of a response.

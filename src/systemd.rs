@@ -48,8 +48,6 @@ impl fmt::Display for SocketsError {
     }
 }
 
-impl std::error::Error for SocketsError {}
-
 /// Sends systemd a state such as `READY=1`, or several that are separated by line feeds. It never blocks.
 pub fn notify(state: &str) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty()) else { return };

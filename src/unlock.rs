@@ -88,7 +88,7 @@ impl Unlock {
         if let Ok(Ok(true)) = catch_unwind(AssertUnwindSafe(|| self.is_done())) {
             log::info!("the engine has the images of the archive already");
             self.monitor.advance(UnlockState::Ready);
-            // Nothing needed the login, but loads come next.
+            // The unlock does not need the login any more, but loads do.
             if let Some(credentials) = credentials {
                 self.client.log_in_soon(credentials);
             }

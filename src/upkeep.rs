@@ -24,7 +24,7 @@ const IMAGES: &str = "images";
 
 const NO_ARCHIVE: &str = "UNLOCK_AT_START is set, but there is no archive at IMAGES_PATH";
 
-/// The work in the background.
+/// The background work.
 pub struct Upkeep {
     client: Arc<ApiClient>,
     unlock: Arc<Unlock>,

@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::{ApiClient, Login, LoginError};
+use super::ApiClient;
+use super::login::LoginError;
 use crate::constants::MAX_JSON_BYTES;
 use crate::credentials::Credentials;
 use crate::pauses::{Pauses, random_up_to};
@@ -62,44 +62,6 @@ impl CredentialsSource {
     }
 }
 
-/// The login that is in force, if any. Others can wait for it.
-#[derive(Default)]
-pub(super) struct CurrentLogin {
-    login: Mutex<Option<Arc<Login>>>,
-    changed: Condvar,
-}
-
-impl CurrentLogin {
-    pub(super) fn get(&self) -> Option<Arc<Login>> {
-        lock(&self.login).clone()
-    }
-
-    pub(super) fn replace(&self, login: Login) {
-        *lock(&self.login) = Some(Arc::new(login));
-        self.changed.notify_all();
-    }
-
-    /// A person's login stays in force.
-    fn set_unless_there_is_one(&self, login: Login) {
-        lock(&self.login).get_or_insert_with(|| Arc::new(login));
-        self.changed.notify_all();
-    }
-
-    /// Waits for a login, at most this long. Returns whether there is one.
-    fn wait(&self, at_most: Duration) -> bool {
-        let waited = self.changed.wait_timeout_while(lock(&self.login), at_most, |login| login.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.is_some()
-    }
-}
-
-/// The background login as others see it.
-#[derive(Default)]
-pub(super) struct BackgroundLogin {
-    thread: Option<JoinHandle<()>>,
-    /// Why the last try failed.
-    problem: Option<String>,
-}
-
 enum Failure {
     /// The credentials are wrong.
     Refused(Credentials, String),
@@ -128,7 +90,7 @@ impl ApiClient {
         }
     }
 
-    /// Logs in with credentials that a person gave. While the Resource API is away, that goes on in the background.
+    /// Logs in with credentials that a person gave. While the Resource API is away, it continues in the background.
     pub fn log_in_soon(self: &Arc<Self>, credentials: Credentials) {
         let client = Arc::clone(self);
         let work = move || match client.login(credentials.clone()) {

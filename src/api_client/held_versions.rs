@@ -3,11 +3,14 @@
 //! API need not be asked at each piece.
 
 use std::mem;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::load::Found;
+use zeroize::Zeroizing;
+
+use crate::model_cache::Version;
 use crate::names::ModelName;
+use crate::security::SmallHash;
 use crate::threads::lock;
 
 /// How long after its last use a version is held. Until then its file stays in the cache.
@@ -18,6 +21,14 @@ const PERMITTED_FOR: Duration = Duration::from_secs(10);
 
 /// The versions that are held. Each takes a descriptor and its hashes, 128 KiB at most.
 const MAX_HELD: usize = 32;
+
+/// A version that can be loaded: both its parts.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub(super) small: Zeroizing<Vec<u8>>,
+    pub(super) hash: SmallHash,
+    pub(super) version: Arc<Version>,
+}
 
 /// The one used last is the last.
 #[derive(Default)]

@@ -7,11 +7,13 @@ use std::time::SystemTime;
 
 use zeroize::Zeroizing;
 
+use super::ApiClient;
+use super::held_versions::Found;
 use super::load_error::LoadError;
+use super::login::Login;
 use super::offline::{OfflineCopy, SmallPart, SmallSource};
 use super::range_reader::RangeReader;
 use super::range_request::RangeRequest;
-use super::{ApiClient, Login};
 use crate::cdn_manager::{BigObject, CdnManager};
 use crate::manifest::{MAX_BIG_PART, Subject};
 use crate::metrics;
@@ -105,14 +107,6 @@ pub(super) struct Load<'a> {
     pub(super) entry: Entry,
 }
 
-/// A version that can be loaded: both its parts.
-#[derive(Clone)]
-pub(super) struct Found {
-    small: Zeroizing<Vec<u8>>,
-    pub(super) hash: SmallHash,
-    pub(super) version: Arc<Version>,
-}
-
 impl Load<'_> {
     fn run(&self, request: &RangeRequest) -> Result<Plaintext, LoadError> {
         let held = self.held(request)?;
@@ -154,7 +148,7 @@ impl Load<'_> {
         Ok(Plaintext { length, range, tag, modified, reader })
     }
 
-    /// The version that the client goes on with, be it the current one or not.
+    /// The version that the client continues with, current or not.
     fn held(&self, request: &RangeRequest) -> Result<Option<Found>, LoadError> {
         let (held, model) = (&self.client.held, &self.entry.model);
         let is_wanted = |found: &Found| request.is_for(&entity_tag(found.hash));
@@ -259,7 +253,7 @@ impl Load<'_> {
         if version.is_old() { self.client.needs_manifest(&self.entry) } else { None }
     }
 
-    /// Whether a cached version can be used without a look at what the CDN has. An old uploader replaces the parts one after the
+    /// Whether a cached version can be used without asking the CDN. An old uploader replaces the parts one after the
     /// other, so an old upload that was downloaded in between is no pair.
     fn is_current(&self, version: &Version) -> bool {
         let was_replaced = || {
@@ -312,7 +306,7 @@ impl Load<'_> {
     }
 }
 
-/// An upload that is under way can make the first look fail.
+/// An upload that is under way can make the first try fail.
 fn retried<T>(look: impl Fn() -> Result<T, LoadError>) -> Result<T, LoadError> {
     match look() {
         Err(error) if error.is_worth_a_retry() => look(),

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io;
 
-use super::{ApiError, LoginError};
+use super::login::LoginError;
+use super::resource_api::ApiError;
 use crate::cdn_manager::CdnError;
 use crate::manifest::ManifestError;
 use crate::model_cache::OfflineError;
@@ -57,7 +58,7 @@ impl LoadError {
         matches!(self, Self::Small(error) | Self::Offline(error, _) if error.is_away())
     }
 
-    /// Whether the parts did not fit each other. An upload may be replacing them, so a second look can find the new pair.
+    /// Whether the parts did not fit each other. An upload may be replacing them, so a second try can find the new pair.
     pub(super) fn is_worth_a_retry(&self) -> bool {
         matches!(self, Self::NoManifest(_) | Self::TornPair | Self::Decrypt(_))
     }
@@ -91,5 +92,3 @@ impl fmt::Display for LoadError {
         }
     }
 }
-
-impl std::error::Error for LoadError {}

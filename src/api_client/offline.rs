@@ -9,21 +9,18 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::ApiClient;
 use super::load_error::LoadError;
+use super::login::{Login, LoginError};
+use super::resource_api::{ApiError, small_name};
 use super::session::{Fetched, Session};
-use super::{ApiClient, ApiError, Login, LoginError, small_name};
 use crate::credentials::Credentials;
 use crate::model_cache::{Entry, OfflineError, OfflineParts, Version};
 use crate::security::{AesKey, decrypt_whole};
 use crate::threads;
-
-/// How often expired small parts are removed.
-const REMOVE_EXPIRED_EVERY: Duration = Duration::from_secs(600);
 
 /// A model's small part, decrypted.
 pub(super) struct SmallPart {
@@ -77,27 +74,6 @@ impl<R: Read> Read for StoringReader<R> {
             copy.store();
         }
         Ok(count)
-    }
-}
-
-/// Starts the thread that removes expired small parts, if any are stored.
-pub(super) fn start_removing_expired(parts: &Arc<OfflineParts>) {
-    if !parts.is_on() {
-        return;
-    }
-    let parts = Arc::clone(parts);
-    let thread = threads::spawn("offline", move || {
-        loop {
-            thread::sleep(REMOVE_EXPIRED_EVERY);
-            if let Err(error @ OfflineError::Storage(_)) = parts.remove_expired() {
-                log::warn!("{error}");
-            }
-        }
-    });
-    if let Err(error) = thread {
-        log::warn!(
-            "expired small parts are removed only when they are used next, since no thread can be started: {error}"
-        );
     }
 }
 

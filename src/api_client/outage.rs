@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::http_client::HttpClientError;
 use crate::threads::lock;
 
-/// This long after a failed call the Resource API still counts as away.
-const RECENT: Duration = Duration::from_secs(60);
+/// This long after a failed call the Resource API still counts as away: to ask it may take a while each time.
+const AWAY_FOR: Duration = Duration::from_secs(60);
 
 /// The last call to the Resource API, if it found it away.
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl Outage {
 
     /// Why the Resource API was away a moment ago.
     pub fn recent(&self) -> Option<HttpClientError> {
-        let is_recent = |at: Instant| at.elapsed() < RECENT || self.is_being_asked.load(Ordering::Relaxed);
+        let is_recent = |at: Instant| at.elapsed() < AWAY_FOR || self.is_being_asked.load(Ordering::Relaxed);
         lock(&self.last).as_ref().filter(|(at, _)| is_recent(*at)).map(|(_, error)| error.clone())
     }
 

@@ -13,6 +13,7 @@ use crate::constants::MAX_RESOURCE_BYTES;
 use crate::credentials::Credentials;
 use crate::http_client::{BufferedResponse, HttpClient, HttpClientError, HttpClientErrorKind, Payload};
 use crate::metrics::{self, Stage};
+use crate::names::ModelName;
 use crate::secret::{Secret, json_object};
 use crate::security::{AesKey, Salts, hex};
 
@@ -53,8 +54,6 @@ impl fmt::Display for ApiError {
     }
 }
 
-impl std::error::Error for ApiError {}
-
 impl From<HttpClientError> for ApiError {
     fn from(error: HttpClientError) -> Self {
         Self::HttpClient(error)
@@ -87,6 +86,11 @@ pub struct ResourceApi {
     pub(super) hardware: String,
     pub(super) salts: Salts,
     pub(super) outage: Outage,
+}
+
+/// The name of a model's small part in the Resource API.
+pub(super) fn small_name(model: &ModelName) -> String {
+    format!("{}.small", model.file)
 }
 
 impl ResourceApi {

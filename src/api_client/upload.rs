@@ -5,8 +5,10 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use super::ApiClient;
 use super::big_sink::{Big, BigSink, Target};
-use super::{ApiClient, ApiError, Login, LoginError, small_name};
+use super::login::{Login, LoginError};
+use super::resource_api::{ApiError, small_name};
 use crate::cdn_manager::{BigPart, CdnError, CdnManager};
 use crate::manifest::{ChunkHasher, Manifest, Subject};
 use crate::names::ModelName;
@@ -59,8 +61,6 @@ impl fmt::Display for UploadError {
         }
     }
 }
-
-impl std::error::Error for UploadError {}
 
 impl From<io::Error> for UploadError {
     /// The error of a write to an [`Upload`]: it comes from the CDN or from local storage.

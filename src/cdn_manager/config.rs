@@ -46,8 +46,6 @@ impl fmt::Display for CdnConfigError {
     }
 }
 
-impl std::error::Error for CdnConfigError {}
-
 #[derive(Deserialize)]
 struct Document {
     host: String,

@@ -11,12 +11,22 @@ use ureq::{Body, BodyReader};
 
 use super::error::{CdnError, CdnErrorKind};
 use super::s3::{S3Account, S3Request, empty_sha256, object_name};
-use super::{META_SHA256, META_SMALL_SHA256, generation_key};
 use crate::http_client::{Backoff, HttpClientError, HttpClientErrorKind, Payload, TRANSFER_TRIES, TRIES, with_retries};
 use crate::metrics::Stage;
 use crate::metrics::Transfer;
 use crate::names::ModelName;
 use crate::security::{HELD_BACK, Sha256Hash, SmallHash};
+
+/// Object metadata: SHA-256 of the big part itself.
+pub(super) const META_SHA256: &str = "x-amz-meta-sha256";
+
+/// Object metadata: SHA-256 of the small part that the big part belongs to.
+pub(super) const META_SMALL_SHA256: &str = "x-amz-meta-small-sha256";
+
+/// The object key of a generation. It contains the hash of the small part, so its content never changes.
+pub fn generation_key(file_name: &str, small: SmallHash) -> String {
+    format!("{file_name}.{}.big", small.generation())
+}
 
 /// An object as the CDN describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use s3::signing::uri_encode;
 use serde::Deserialize;
 
 use super::error::{CdnError, CdnErrorKind};
+use super::object::{BigObject, META_SHA256, META_SMALL_SHA256};
 use super::s3::{MAX_XML_BYTES, S3Account, S3Request, empty_sha256, object_name, xml};
-use super::{BigObject, Limits, META_SHA256, META_SMALL_SHA256};
 use crate::http_client::{BufferedResponse, Payload, TRANSFER_TRIES};
 use crate::metrics::Stage;
 use crate::metrics::Transfer;
@@ -28,6 +28,22 @@ const MAX_PAGES: usize = 100;
 
 /// S3 accepts 10,000 parts.
 pub(super) const MAX_PARTS: u64 = 9_000;
+
+/// The longest object that one request stores or copies.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A longer big part is uploaded in parts of this length, so that a broken connection costs one part.
+    pub part: u64,
+    /// A longer object is copied in ranges of this length: a server is silent while it copies, and S3 copies at most 5 GiB in
+    /// one request.
+    pub copy: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { part: 16 << 20, copy: 512 << 20 }
+    }
+}
 
 type Metadata = Vec<(HeaderName, String)>;
 

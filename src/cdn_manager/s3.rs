@@ -43,7 +43,7 @@ pub(super) struct S3Request<'a> {
     /// Empty for a request about the bucket.
     pub(super) key: &'a str,
     pub(super) query: &'a [(&'a str, &'a str)],
-    /// `Range` and `If-Match` are sent but not signed: a caching proxy before the CDN asks with those of its own.
+    /// `Range` and `If-Match` are sent but not signed: a caching proxy in front of the CDN sends its own.
     pub(super) headers: &'a [(HeaderName, String)],
     /// It is signed, so the CDN refuses a payload that was damaged on its way.
     pub(super) payload_sha256: Sha256Hash,
@@ -127,7 +127,7 @@ impl S3Endpoint {
         true
     }
 
-    /// Replaces keys of which `refused` is one by those of the configuration of now. Whether there are others.
+    /// Replaces the keys, of which `refused` is one, by those in the current configuration. Returns whether they have changed.
     fn renews_its_keys(&self, role: Role, refused: &AccessKey) -> bool {
         let Some(renew) = &self.renew else { return false };
         let _alone = lock(&self.renewing);

@@ -1,31 +1,34 @@
 //! `loader completions`: what a shell completes after `loader`. It comes from the table of commands.
 
-use super::{COMMANDS, Command, Failure, print};
+use super::command::{Command, Failure, print};
 
-pub(super) static COMMAND: Command = Command {
-    name: "completions",
-    arguments: "bash",
-    summary: "print a script that makes bash complete commands, options and cached models",
-    help: &["\
+/// `run` calls [`run`] with all commands, of which this is one.
+pub(super) const fn command(run: fn(&[&str]) -> Result<(), Failure>) -> Command {
+    Command {
+        name: "completions",
+        arguments: "bash",
+        summary: "print a script that makes bash complete commands, options and cached models",
+        help: &["\
 Prints a script for bash. To use it in one shell, or in all of them:
 
   source <(loader completions bash)
   loader completions bash > /etc/bash_completion.d/loader
 "],
-    run,
-};
+        run,
+    }
+}
 
-fn run(words: &[&str]) -> Result<(), Failure> {
+pub(super) fn run(words: &[&str], commands: &[&Command]) -> Result<(), Failure> {
     match *words {
-        ["bash"] => print(&script()),
+        ["bash"] => print(&script(commands)),
         _ => Err(Failure::arguments("name the shell, bash")),
     }
 }
 
-fn script() -> String {
-    let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
+fn script(commands: &[&Command]) -> String {
+    let names: Vec<&str> = commands.iter().map(|command| command.name).collect();
     let mut options = String::new();
-    for command in COMMANDS {
+    for command in commands {
         let words: Vec<&str> = command.options().into_iter().chain(["--help"]).collect();
         options.push_str(&format!("        {}) words='{}' ;;\n", command.name, words.join(" ")));
     }
@@ -64,7 +67,7 @@ mod tests {
 
     #[test]
     fn every_command_and_option_is_completed() {
-        let script = script();
+        let script = script(COMMANDS);
         for command in COMMANDS {
             assert!(script.contains(&format!("        {}) words='", command.name)), "{}", command.name);
         }

@@ -1,20 +1,21 @@
 //! A connection to the running service, over TCP or its Unix socket, and the responses that arrive on it.
 
 use std::io::{self, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::configuration::BindAddress;
-use crate::service_stream::{Head, ServiceStream};
+use crate::service_stream::{self, Head};
 
-pub(super) struct Connection(BufReader<ServiceStream>);
+pub(super) struct Connection(BufReader<UnixStream>);
 
 impl Connection {
     /// Connects; later each read and each write may take as long as `timeout`.
     pub(super) fn open(address: &BindAddress, timeout: Duration) -> io::Result<Self> {
-        let stream = ServiceStream::connect(address)?;
-        stream.set_timeout(timeout)?;
+        let stream = service_stream::connect(address)?;
+        service_stream::set_timeout(&stream, timeout)?;
         Ok(Self(BufReader::with_capacity(64 << 10, stream)))
     }
 
@@ -50,7 +51,7 @@ impl Connection {
 
 /// The body of a response. One that ends early is an error.
 pub(super) struct Body {
-    reader: BufReader<ServiceStream>,
+    reader: BufReader<UnixStream>,
     left: u64,
 }
 

@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
+use super::command::{Command, Failure};
+use super::help;
 use super::memory::{reserve, seal};
 use super::progress::Progress;
 use super::running_service::{RunningService, until_free};
 use super::transfer::{copy, model};
-use super::{Command, Failure, help};
 use crate::configuration::hide_secrets_from;
 use crate::names::ModelName;
 use crate::threads;
@@ -25,7 +26,7 @@ const FAILED: u8 = 125;
 const CANNOT_BE_EXECUTED: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
-/// How often the progress is looked at.
+/// How often the progress is checked.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub(super) static COMMAND: Command = Command {

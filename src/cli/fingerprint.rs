@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Command, Failure, configuration, has_flag, print};
+use super::command::{Command, Failure, configuration, has_flag, print};
 use crate::hardware_service::{Hardware, NO_SERIAL};
 
 pub(super) static COMMAND: Command = Command {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::command::{Command, Failure, has_flag};
+use super::help;
 use super::running_service::RunningService;
-use super::{Command, Failure, has_flag, help};
 
 /// A healthy service answers within this time.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,7 +32,7 @@ fn run(words: &[&str]) -> Result<(), Failure> {
     let (path, wanted) = if ready { ("/ready", "ready") } else { ("/health", "healthy") };
     let service = RunningService::from_environment()?;
     let failed = |reason: String| Failure::runtime(format!("the service is not {wanted}: {reason}"));
-    let answer = service.call(path, None, TIMEOUT).map_err(failed)?;
+    let answer = service.call(path, None, TIMEOUT).map_err(|error| failed(error.reason))?;
     match answer.head.status {
         200 => Ok(()),
         status => Err(failed(

@@ -1,6 +1,6 @@
 //! The help texts, which follow from the tables of commands and of variables.
 
-use super::{COMMANDS, Command};
+use super::command::Command;
 use crate::configuration::{VARIABLES, Variable};
 
 /// For the commands that talk to the running service.
@@ -19,7 +19,7 @@ pub(super) const INTRODUCTION: &str =
     "loader - downloads, decrypts, encrypts and uploads AI models, and unlocks the container images of an edge device";
 
 /// `loader --help`.
-pub(super) fn general() -> String {
+pub(super) fn general(commands: &[&Command]) -> String {
     let mut help = format!("{}\n\nUsage:\n", INTRODUCTION.replacen(" -", ":", 1));
     let mut row = |usage: &str, summary: &str| {
         // A long usage has a line of its own.
@@ -27,7 +27,7 @@ pub(super) fn general() -> String {
         help.push_str(&format!("  {usage}{gap}{summary}\n"));
     };
     row("loader", "serve the HTTP API, configured by the environment variables below");
-    for command in COMMANDS {
+    for command in commands {
         row(&command.usage(), command.summary);
     }
     row("loader COMMAND --help", "print more about a command");

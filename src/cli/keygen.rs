@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Command, Failure, print};
+use super::command::{Command, Failure, print};
 use crate::manifest::Keygen;
 
 pub(super) static COMMAND: Command = Command {

@@ -5,10 +5,11 @@ use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::command::{Command, Failure};
+use super::help;
 use super::progress::Progress;
 use super::running_service::{RunningService, until_free};
 use super::transfer::{Begun, CopyError, Load, copy, model};
-use super::{Command, Failure, help};
 use crate::names::ModelName;
 
 pub(super) static COMMAND: Command = Command {
@@ -82,7 +83,7 @@ fn to_file(model: &ModelName, path: &Path, name: &str, resume: bool) -> Result<(
     let unwritten = |error| Failure::runtime(format!("{name} cannot be written: {error}"));
     let mut file = partial.open(model, &load).map_err(unwritten)?;
     receive(&service, load, &mut file, name).map_err(|error| match error {
-        CopyError::Body(reason) => Failure::runtime(format!("{reason}; the same command with --continue goes on")),
+        CopyError::Body(reason) => Failure::runtime(format!("{reason}; to resume, repeat the command with --continue")),
         CopyError::Output(reason) => {
             partial.remove();
             Failure::Runtime(reason)
@@ -107,7 +108,7 @@ fn receive(service: &RunningService, load: Load, output: &mut impl Write, name: 
     result
 }
 
-/// A file that is not complete yet, and beside it the model and the entity tag of what it has.
+/// A file that is not complete yet, and next to it a file with the model and the entity tag of its bytes.
 struct Partial {
     file: PathBuf,
     tag: PathBuf,
@@ -131,7 +132,7 @@ impl Partial {
         (bytes > 0 && !tag.contains(['\r', '\n'])).then_some(Begun { bytes, tag })
     }
 
-    /// The file, to go on after what `load` leaves out. It is locked as long as it is open.
+    /// Opens the file, to continue after the bytes that `load` leaves out. It is locked as long as it is open.
     fn open(&self, model: &ModelName, load: &Load) -> io::Result<File> {
         let file = File::options().create(true).append(true).open(&self.file)?;
         let in_use = || io::Error::other(format!("another process is writing {}", self.file.display()));

@@ -1,9 +1,10 @@
 //! `loader login`, and the account that commands are for: its email comes from the arguments or is asked for, its password is
 //! asked for or comes from standard input, never from the arguments, which every user of the machine can see.
 
+use super::command::{Command, Failure, print};
+use super::help;
 use super::running_service::{LOGIN_TIMEOUT, RunningService, STATUS_TIMEOUT};
 use super::terminal::{ask, ask_secretly, is_interactive, read_line};
-use super::{Command, Failure, help, print};
 use crate::credentials::Credentials;
 use crate::secret::Secret;
 

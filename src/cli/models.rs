@@ -4,9 +4,10 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use super::command::{Command, Failure, has_flag, print, print_answer};
+use super::help;
 use super::progress::size;
 use super::running_service::{RunningService, STATUS_TIMEOUT, text};
-use super::{Command, Failure, has_flag, help, print, print_answer};
 
 pub(super) static COMMAND: Command = Command {
     name: "models",

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{Command, Failure, help};
+use super::command::{Command, Failure};
+use super::help;
 use crate::configuration::Configuration;
 use crate::logging;
 use crate::mount::{self, Options};

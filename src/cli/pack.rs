@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use super::command::{Command, Failure};
 use super::progress::Progress;
-use super::{Command, Failure};
 use crate::constants::CHUNK;
 use crate::security::{AesKey, EncryptWriter};
 

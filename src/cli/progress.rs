@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// How often the bar is repainted.
 const REPAINT_EVERY: Duration = Duration::from_millis(100);
 
-/// How often a line is written where there is no terminal.
+/// How often a line is written if there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Width of the bar. Together with its text it fits into 80 columns.
@@ -90,7 +90,7 @@ impl<W: Write> Progress<W> {
         self.end();
     }
 
-    /// As [`finish`](Self::finish), but writes nothing where there is no bar.
+    /// As [`finish`](Self::finish), but writes nothing if there is no bar.
     pub(super) fn finish_bar(&mut self, step: &str, done: u64, total: u64) {
         if self.bar {
             self.finish(step, done, total);

@@ -1,8 +1,9 @@
 //! `loader remove`: takes a model out of the cache of the running service.
 
+use super::command::{Command, Failure};
+use super::help;
 use super::running_service::{RunningService, STATUS_TIMEOUT, segment};
 use super::transfer::model;
-use super::{Command, Failure, help};
 
 pub(super) static COMMAND: Command = Command {
     name: "remove",

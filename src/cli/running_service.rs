@@ -8,7 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::Failure;
+use super::command::Failure;
 use super::connection::Connection;
 use crate::configuration::{BindAddress, Configuration};
 use crate::service_stream::Head;
@@ -22,7 +22,7 @@ pub(super) const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest response that is read. The service's own are shorter.
 const MAX_RESPONSE: u64 = 4 << 20;
 
-/// All handlers of the service may be busy. Then a request is repeated so often, once a second.
+/// All handlers of the service may be busy. Then a request is repeated this many times, once a second.
 const BUSY_TRIES: usize = 300;
 
 pub(super) struct Response {
@@ -63,54 +63,35 @@ impl RunningService {
     }
 
     pub(super) fn address(&self) -> &BindAddress {
-        self.0.loader_url.as_ref().unwrap_or(&self.0.bind_address)
+        self.0.service_address()
     }
 
     /// Makes a call and waits at most `timeout` for each byte of the response. With a `body`, which is JSON, it is a `POST`.
-    pub(super) fn call(&self, path: &str, body: Option<&[u8]>, timeout: Duration) -> Result<Response, String> {
+    pub(super) fn call(&self, path: &str, body: Option<&[u8]>, timeout: Duration) -> Result<Response, AskError> {
         let method = if body.is_some() { "POST" } else { "GET" };
         self.call_by(method, path, body, timeout)
     }
 
-    fn call_by(&self, method: &str, path: &str, body: Option<&[u8]>, timeout: Duration) -> Result<Response, String> {
-        let mut connection = self.connect(timeout)?;
+    fn call_by(&self, method: &str, path: &str, body: Option<&[u8]>, timeout: Duration) -> Result<Response, AskError> {
         let content = body.map(|body| format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
-        let head = self.request_head(method, path, &content.unwrap_or_default());
+        let mut connection = self.begin(method, path, &content.unwrap_or_default(), timeout)?;
         let broken = |error| self.broken(&error, timeout);
-        connection.write_all(&head).map_err(broken)?;
         connection.write_all(body.unwrap_or_default()).map_err(broken)?;
         let head = connection.read_final_head().map_err(broken)?;
         self.read_response(connection, head, timeout)
     }
 
-    /// Makes a call whose response is JSON with status 200: the body as it came, and its value.
-    pub(super) fn ask(&self, path: &str, body: Option<&[u8]>, timeout: Duration) -> Result<(Vec<u8>, Value), AskError> {
-        let response = self.call(path, body, timeout).map_err(AskError::unanswered)?;
-        self.judge(path, response)
-    }
-
-    /// As [`ask`](Self::ask), with `DELETE`.
-    pub(super) fn delete(&self, path: &str, timeout: Duration) -> Result<(), AskError> {
-        let response = self.call_by("DELETE", path, None, timeout).map_err(AskError::unanswered)?;
-        self.judge(path, response).map(drop)
-    }
-
-    pub(super) fn connect(&self, timeout: Duration) -> Result<Connection, String> {
-        let address = self.address();
-        Connection::open(address, timeout).map_err(|error| {
-            let hint = match error.kind() {
-                io::ErrorKind::PermissionDenied => "run this as the service's user or group",
-                _ if self.0.loader_url.is_some() => "is it running, at the address that LOADER_URL names?",
-                _ => "is it running, with the same BIND_ADDR as here?",
-            };
-            format!("no service can be reached at {address} ({error}): {hint}")
-        })
-    }
-
-    /// The bytes of a request up to the empty line. `headers` are lines with their CRLF.
-    pub(super) fn request_head(&self, method: &str, path: &str, headers: &str) -> Zeroizing<Vec<u8>> {
-        let mut head =
-            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}").into_bytes();
+    /// Connects and sends a request up to the empty line. `headers` are lines with their CRLF.
+    pub(super) fn begin(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        timeout: Duration,
+    ) -> Result<Connection, AskError> {
+        let mut connection = self.connect(timeout)?;
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}");
+        let mut head = Zeroizing::new(head.into_bytes());
         let token = self.0.client_token.as_ref().map_or("", |token| token.expose());
         // A buffer that grew would leave copies of the token in memory.
         head.reserve_exact(token.len() + 32);
@@ -120,7 +101,32 @@ impl RunningService {
             }
         }
         head.extend_from_slice(b"\r\n");
-        Zeroizing::new(head)
+        connection.write_all(&head).map_err(|error| self.broken(&error, timeout))?;
+        Ok(connection)
+    }
+
+    /// Makes a call whose response is JSON with status 200: the body as it came, and its value.
+    pub(super) fn ask(&self, path: &str, body: Option<&[u8]>, timeout: Duration) -> Result<(Vec<u8>, Value), AskError> {
+        let response = self.call(path, body, timeout)?;
+        self.judge(path, response)
+    }
+
+    /// As [`ask`](Self::ask), with `DELETE`.
+    pub(super) fn delete(&self, path: &str, timeout: Duration) -> Result<(), AskError> {
+        let response = self.call_by("DELETE", path, None, timeout)?;
+        self.judge(path, response).map(drop)
+    }
+
+    fn connect(&self, timeout: Duration) -> Result<Connection, AskError> {
+        let address = self.address();
+        Connection::open(address, timeout).map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => "run this as the service's user or group",
+                _ if self.0.loader_url.is_some() => "is it running, at the address that LOADER_URL names?",
+                _ => "is it running, with the same BIND_ADDR as here?",
+            };
+            AskError::unanswered(format!("no service can be reached at {address} ({error}): {hint}"))
+        })
     }
 
     /// Reads the rest of a response that is small.
@@ -129,11 +135,11 @@ impl RunningService {
         connection: Connection,
         head: Head,
         timeout: Duration,
-    ) -> Result<Response, String> {
+    ) -> Result<Response, AskError> {
         let mut body = Vec::new();
         let length = head.length().unwrap_or(0);
         if length > MAX_RESPONSE {
-            return Err(self.is_not_the_loader());
+            return Err(AskError::unanswered(self.is_not_the_loader()));
         }
         connection.into_body(length).read_to_end(&mut body).map_err(|error| self.broken(&error, timeout))?;
         Ok(Response { head, body })
@@ -167,15 +173,15 @@ impl RunningService {
         format!("what answers at {} is not the loader", self.address())
     }
 
-    pub(super) fn broken(&self, error: &io::Error, timeout: Duration) -> String {
+    pub(super) fn broken(&self, error: &io::Error, timeout: Duration) -> AskError {
         let address = self.address();
-        match error.kind() {
+        AskError::unanswered(match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 format!("the service at {address} did not answer within {} s", timeout.as_secs())
             }
             io::ErrorKind::InvalidData => self.is_not_the_loader(),
             _ => format!("the connection to the service at {address} broke: {error}"),
-        }
+        })
     }
 }
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{Failure, configuration};
+use super::command::{Failure, configuration};
 use crate::configuration::BindAddress;
 use crate::http::{self, Listener, Service};
 use crate::{logging, systemd, threads};
 
-/// How long running transfers may go on after a signal.
+/// How long running transfers may continue after a signal.
 const FINISH_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn serve() -> Result<(), Failure> {

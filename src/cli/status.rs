@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
+use super::command::{Command, Failure, has_flag, print, print_answer};
+use super::help;
 use super::progress::size;
 use super::running_service::{RunningService, STATUS_TIMEOUT, text};
-use super::{Command, Failure, has_flag, help, print, print_answer};
 
 pub(super) static COMMAND: Command = Command {
     name: "status",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::Failure;
+use super::command::Failure;
 use super::connection::{Body, Connection};
 use super::running_service::{AskError, RunningService, segment};
 use crate::constants::CHUNK;
@@ -43,16 +43,13 @@ pub(super) struct Load {
 }
 
 impl RunningService {
-    /// Loads a model, or what is missing of it if it still is the one that was begun.
+    /// Loads a model, or only the rest of it if its version is still the one that was begun.
     pub(super) fn load(&self, model: &ModelName, begun: Option<&Begun>) -> Result<Load, AskError> {
         let path = format!("/load/{}?folder={}", segment(&model.file), model.folder);
         let range = begun
             .map_or(String::new(), |begun| format!("Range: bytes={}-\r\nIf-Range: {}\r\n", begun.bytes, begun.tag));
-        let head = self.request_head("POST", &path, &format!("Content-Length: 0\r\n{range}"));
-        let broken = |error| AskError::unanswered(self.broken(&error, TIMEOUT));
-        let mut connection = self.connect(TIMEOUT).map_err(AskError::unanswered)?;
-        connection.write_all(&head).map_err(broken)?;
-        let head = connection.read_final_head().map_err(broken)?;
+        let mut connection = self.begin("POST", &path, &format!("Content-Length: 0\r\n{range}"), TIMEOUT)?;
+        let head = connection.read_final_head().map_err(|error| self.broken(&error, TIMEOUT))?;
         let tag = head.header("ETag").unwrap_or_default().to_owned();
         let (range, total) = head.header("Content-Range").and_then(|value| value.split_once('/')).unwrap_or_default();
         let total = total.parse::<u64>().ok();
@@ -69,7 +66,7 @@ impl RunningService {
             }
             (416, ..) if begun.is_some() => self.load(model, None),
             _ => {
-                let response = self.read_response(connection, head, TIMEOUT).map_err(AskError::unanswered)?;
+                let response = self.read_response(connection, head, TIMEOUT)?;
                 let status = Some(response.head.status);
                 let (_, _) = self.judge(&path, response)?;
                 Err(AskError { status, reason: format!("what answers at {} is not the loader", self.address()) })
@@ -94,9 +91,8 @@ impl RunningService {
             "Content-Type: multipart/form-data; boundary={}\r\n{framing}Expect: 100-continue\r\n",
             form.boundary
         );
-        let broken = |error| AskError::unanswered(self.broken(&error, TIMEOUT));
-        let mut connection = self.connect(TIMEOUT).map_err(AskError::unanswered)?;
-        connection.write_all(&self.request_head("POST", &path, &headers)).map_err(broken)?;
+        let broken = |error| self.broken(&error, TIMEOUT);
+        let mut connection = self.begin("POST", &path, &headers, TIMEOUT)?;
         let mut early = None;
         if connection.has_response_within(CONTINUE_TIMEOUT) {
             early = Some(connection.read_head().map_err(broken)?).filter(|head| head.status != 100);
@@ -112,13 +108,13 @@ impl RunningService {
                 }
             }
         };
-        let response = self.read_response(connection, head, TIMEOUT).map_err(AskError::unanswered)?;
+        let response = self.read_response(connection, head, TIMEOUT)?;
         self.judge(&path, response).map(drop)
     }
 }
 
-/// Sends a form until its end or until the service responds early. Errors of the content come first; inside are those of the
-/// connection, after which there may still be a response.
+/// Sends a form until its end or until the service responds early. The outer error is the content's, the inner one the
+/// connection's, after which there may still be a response.
 fn send(
     connection: &mut Connection,
     form: &Form,
@@ -251,7 +247,7 @@ pub(super) fn copy(
             Ok(0) => return Ok(()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(CopyError::Body(service.broken(&error, TIMEOUT))),
+            Err(error) => return Err(CopyError::Body(service.broken(&error, TIMEOUT).reason)),
         };
         let written = output.write_all(&buffer[..count]);
         written.map_err(|error| CopyError::Output(format!("{name} cannot be written: {error}")))?;

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::command::{Command, Failure};
+use super::help;
 use super::login::ask_for_service;
 use super::progress::Progress;
 use super::running_service::{LOGIN_TIMEOUT, STATUS_TIMEOUT, text};
 use super::status::amounts;
-use super::{Command, Failure, help};
 
 /// How often the service is asked how far the unlock is.
 const POLL: Duration = Duration::from_millis(200);
@@ -14,7 +15,7 @@ const POLL: Duration = Duration::from_millis(200);
 pub(super) static COMMAND: Command = Command {
     name: "unlock",
     arguments: "[EMAIL] [--password-stdin]",
-    summary: "unlock the container images and follow that to its end",
+    summary: "unlock the container images and follow the unlock to its end",
     help: &[
         "\
 Makes the running service decrypt the archive at its IMAGES_PATH into docker load, and shows the progress until the

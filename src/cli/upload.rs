@@ -5,10 +5,11 @@ use std::io::{self, IsTerminal, Seek};
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use super::command::{Command, Failure};
+use super::help;
 use super::progress::Progress;
 use super::running_service::{RunningService, until_free};
 use super::transfer::{Content, model};
-use super::{Command, Failure, help};
 
 pub(super) static COMMAND: Command = Command {
     name: "upload",

@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::command::{Command, Failure, no_arguments, print};
+use super::help;
 use super::progress::{Progress, size};
 use super::running_service::{RunningService, STATUS_TIMEOUT, until_free};
-use super::{Command, Failure, help, no_arguments, print};
 
 /// Chunks in one request: few enough for the bar to move, even when all of them are fetched again.
 const CHUNKS: u64 = 16;

@@ -1,4 +1,4 @@
-//! The value of a variable as text, and the parsers that check it. A refusal goes on from the variable's name.
+//! The value of a variable as text, and the parsers that check it. A refusal continues a sentence that begins with the variable's name.
 
 use std::fs::File;
 use std::io::Read;
@@ -173,7 +173,7 @@ pub(super) fn number<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&Va
     }
 }
 
-/// A parser of times, in units of so many seconds.
+/// A parser of times, in units of this many seconds.
 pub(super) fn time(unit: u64, range: RangeInclusive<u64>) -> impl Fn(&Value) -> Result<Duration, String> {
     let number = number::<u64>(range);
     move |value| number(value).map(|count| Duration::from_secs(count * unit))

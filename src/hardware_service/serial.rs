@@ -1,9 +1,8 @@
-//! The serial: of what cannot be taken out or added later, and so tells this box from the others of its kind.
+//! The serial, of a part that is not taken out or added later: it tells this box from others of its kind.
 
 use std::fs;
 
-use super::Fact;
-use super::files::{Root, clean};
+use super::files::{Fact, Root, clean};
 
 /// The files below `/sys/block/<disk>` with a disk's serial. The first one that is not empty counts.
 const SERIAL_FILES: [&str; 6] = [
@@ -70,9 +69,9 @@ fn drive_serial(root: Root) -> Option<Fact> {
 fn board_serial(root: Root) -> Option<Fact> {
     let changed_by = "another board, or a disk with a serial is added";
     let distinct = |fact: &Fact| is_distinct(&fact.value);
-    super::cpuinfo(root, "Serial", changed_by)
+    root.cpuinfo("Serial", changed_by)
         .filter(distinct)
-        .or_else(|| super::soc(root, "serial_number", changed_by).filter(distinct))
+        .or_else(|| root.soc("serial_number", changed_by).filter(distinct))
 }
 
 /// Whether a serial can tell two machines apart: firmware without one says `0000000000000000`, or the like.

@@ -83,8 +83,6 @@ impl fmt::Display for HttpClientError {
     }
 }
 
-impl std::error::Error for HttpClientError {}
-
 impl HttpClientError {
     /// Whether and when the same call may succeed.
     pub fn retry(&self) -> Retry {

@@ -17,7 +17,7 @@ pub const TRANSFER_TRIES: u32 = 8;
 /// The longest pause before the second try; it doubles from try to try.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// The longest pause, also where a server asks for more with `Retry-After`: a client may be waiting.
+/// The longest pause, even if a server asks for more with `Retry-After`: a client may be waiting.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// When a failed call that is safe to repeat may be tried again.

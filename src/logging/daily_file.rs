@@ -6,9 +6,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
-use super::TIME;
+/// The format of the first pair of a line.
+pub(super) const TIME: &[BorrowedFormatItem<'static>] =
+    format_description!("time=[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// How many daily files are kept, including today's.
 const KEPT_FILES: usize = 7;

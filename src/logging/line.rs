@@ -86,7 +86,7 @@ fn is_ours(metadata: &Metadata<'_>) -> bool {
     metadata.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"))
 }
 
-/// The client that a line is about: the one that it names, else the one that sent the request.
+/// The client that a line is about: the one in the line, else the one that sent the request.
 fn client_of(record: &Record<'_>) -> Option<String> {
     let named = record.key_values().get(Key::from_str("client")).map(|client| client.to_string());
     named.or_else(|| Some(Current::get()?.client()?.to_string()))

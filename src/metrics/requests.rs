@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Text, microseconds};
+use super::text::Text;
 
 /// The name for requests that reach no endpoint.
 pub const NO_ENDPOINT: &str = "other";
@@ -47,6 +47,10 @@ pub fn request(endpoint: &'static str, status: u16, time: Duration) {
     counts.statuses[usize::from(status)].fetch_add(1, Ordering::Relaxed);
     counts.buckets[bucket].fetch_add(1, Ordering::Relaxed);
     counts.microseconds.fetch_add(time, Ordering::Relaxed);
+}
+
+pub(super) fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn used() -> impl Iterator<Item = (&'static str, &'static Endpoint)> {

@@ -83,7 +83,7 @@ impl Catalog {
         CacheSummary { bytes: entries.values().map(|lengths| lengths.big).sum(), files: entries.len(), models }
     }
 
-    /// The first models, at most so many.
+    /// The first models, at most this many.
     pub(super) fn models(&self, limit: usize) -> Vec<CachedModel> {
         let entries = lock(&self.models);
         let models = entries.iter().take(limit).filter_map(|(big, lengths)| {

@@ -3,7 +3,7 @@
 //! It advances by the wall clock or by the uptime, whichever advanced more since the last reading. The wall clock counts while
 //! the box is off; the uptime (which includes suspend) counts even if the wall clock is set back. On a board without a battery
 //! for its clock, which starts in 1970 or at the time that its system last saved, this clock stops while the board is off, and
-//! goes on from the last known time by the uptime, until the wall clock is set.
+//! continues from the last known time with the uptime, until the wall clock is set.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -113,7 +113,7 @@ fn spawn(version: &Arc<Version>, state: &mut State, run: Range<usize>, limit: us
     })
 }
 
-/// One download. Dropping it gives up its claim, also after a panic, so that nobody waits for it.
+/// One download. Dropping it gives up its claim, even after a panic, so that nobody waits for it.
 struct Download {
     version: Arc<Version>,
     number: u64,

@@ -1,4 +1,4 @@
-//! What makes a download survive a power cut: its bitmap while it goes on, its record and its final name at the end.
+//! What makes a download survive a power cut: its bitmap while it runs, its record and its final name at the end.
 
 use std::io;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ fn make_durable(version: &Version, stored: &[bool]) -> io::Result<()> {
     }
     let entry = &version.entry;
     let source = entry.part_source();
-    // If the disk has no room for the records, the download goes on: only a later start would need them.
+    // If the disk has no room for the records, the download continues: only a later start would need them.
     let written = if source.exists() { Ok(()) } else { version.record.write(&source) };
     let record = PartRecord::new(version.record.small_sha256, stored);
     if let Err(error) = written.and_then(|()| record.write(&entry.part_record())) {

@@ -8,7 +8,8 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use jwt_simple::reexports::ct_codecs::{Base64, Decoder, Encoder};
@@ -20,7 +21,7 @@ use super::entry::{Entry, SMALL_SUFFIX};
 use super::record::{Record, record_of};
 use crate::security::{AesKey, SmallHash, decrypt_whole};
 use crate::storage::{read_document, write_document};
-use crate::threads::lock;
+use crate::threads::{self, lock};
 
 /// The clock's record in the cache's root. No folder can have this name.
 const CLOCK_RECORD: &str = ".clock.json";
@@ -31,8 +32,11 @@ const MAX_SMALL_PART: usize = 16 * 1024;
 /// Wrong passwords count, too.
 const MAX_REFUSED: usize = 64;
 
-/// The clock's record is written only every so many seconds, to spare the flash.
+/// The clock's record is written at most once in this many seconds, to spare the flash.
 const CLOCK_STEP: u64 = 10;
+
+/// How often expired small parts are removed.
+const REMOVE_EXPIRED_EVERY: Duration = Duration::from_secs(600);
 
 /// Why a box cannot work without the Resource API.
 #[derive(Debug)]
@@ -111,6 +115,27 @@ impl OfflineParts {
             let _ = fs::remove_file(parts.clock_record());
         }
         parts
+    }
+
+    /// Starts the thread that removes expired small parts, if any are stored.
+    pub fn start_removing_expired(self: &Arc<Self>) {
+        if !self.is_on() {
+            return;
+        }
+        let parts = Arc::clone(self);
+        let thread = threads::spawn("offline", move || {
+            loop {
+                thread::sleep(REMOVE_EXPIRED_EVERY);
+                if let Err(error @ OfflineError::Storage(_)) = parts.remove_expired() {
+                    log::warn!("{error}");
+                }
+            }
+        });
+        if let Err(error) = thread {
+            log::warn!(
+                "expired small parts are removed only when they are used next, since no thread can be started: {error}"
+            );
+        }
     }
 
     pub fn is_on(&self) -> bool {

@@ -13,7 +13,7 @@ use crate::cancellation::Cancellation;
 use crate::constants::CHUNK;
 use crate::threads::lock;
 
-/// A fraction of the time after which the CDN, or a proxy before it, takes a connection for dead.
+/// A fraction of the time after which the CDN, or a proxy in front of it, takes a connection for dead.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A thread that was held up may catch up on at most this much time.
@@ -60,7 +60,7 @@ impl State {
 }
 
 impl DownloadRate {
-    /// A limit of so many bytes a second; 0 for none.
+    /// A limit in bytes a second; 0 for none.
     pub fn new(rate: u64) -> Self {
         let state = State { free_at: Instant::now(), granted: 0, next_number: 0, waiting: Vec::new() };
         Self { rate, state: Mutex::new(state), changed: Condvar::new() }
@@ -74,7 +74,7 @@ impl DownloadRate {
         }
     }
 
-    /// Waits until so many bytes may be read.
+    /// Waits until this many bytes may be read.
     pub(super) fn wait(&self, bytes: usize, share: &Share, is_urgent: impl Fn() -> bool) -> io::Result<()> {
         if self.rate == 0 {
             return Ok(());

@@ -41,7 +41,7 @@ impl Record {
         }
     }
 
-    /// How much of the disk a download of so many bytes takes at most, before it is in place: its chunks and what a file system
+    /// The most disk space that a download of this many bytes takes before it is in place: its chunks and what a file system
     /// needs to find them, two copies of this record, and a few short ones.
     pub(super) fn download_size(&self, length: u64) -> u64 {
         let old = || length.div_ceil(chunk_size(length)) as usize * MANIFEST_BYTES_PER_CHUNK;

@@ -30,7 +30,7 @@ impl fmt::Display for RemoveError {
 }
 
 impl ModelCache {
-    /// Removes a model, as a client wants it. Clients that are reading it go on.
+    /// Removes a model for a client. Others that are reading it can continue.
     pub fn remove(&self, model: &ModelName) -> Result<(), RemoveError> {
         if self.catalog.is_kept(model) {
             return Err(RemoveError::Kept);

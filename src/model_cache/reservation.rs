@@ -41,7 +41,7 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
-    /// Whether so many bytes are reserved.
+    /// Whether this many bytes are reserved.
     pub(super) fn is_for(&self, bytes: u64) -> bool {
         bytes <= self.bytes
     }

@@ -1,6 +1,6 @@
 //! Room in the cache: `CACHE_MAX_BYTES`, `CACHE_MIN_FREE_BYTES`, and the models that are removed to stay within both.
 //!
-//! Before a file begins to grow, room for its final length is reserved. The files are counted anew each time, so that the count
+//! Before a file begins to grow, room for its final length is reserved. The files are counted again each time, so that the count
 //! cannot drift from what is on the disk: a file counts with its length or its blocks, whichever is more, and one with a
 //! reservation counts with what is reserved.
 
@@ -12,7 +12,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
-use super::CacheLimits;
 use super::catalog::{Catalog, model_of};
 use super::entry::Entry;
 use super::reservation::{Reservation, Reserved};
@@ -24,6 +23,18 @@ use crate::threads::lock;
 
 /// This fraction of `CACHE_MAX_BYTES` is set aside for small records, which are written without a reservation.
 const FOR_RECORDS: u64 = 64;
+
+/// What the cache may take.
+pub struct CacheLimits<'a> {
+    /// `CACHE_MAX_BYTES`.
+    pub max_bytes: u64,
+    /// `CACHE_MIN_FREE_BYTES`.
+    pub min_free_bytes: u64,
+    /// `DOWNLOAD_RATE`.
+    pub download_rate: u64,
+    /// The models in `KEEP`.
+    pub keep: &'a [ModelName],
+}
 
 /// The limits, and what has been reserved within them.
 pub(super) struct Room {
@@ -127,7 +138,7 @@ impl Room {
         Ok(Reservation { ledger: Arc::clone(&self.reserved), number, path: path.to_owned(), bytes })
     }
 
-    /// Reserves so many bytes in all. If there is no room, the reservation stays as it is.
+    /// Reserves this many bytes in all. If there is no room, the reservation stays as it is.
     pub(super) fn grow(&self, reservation: &mut Reservation, bytes: u64) -> Result<(), NoRoom> {
         if reservation.is_for(bytes) {
             return Ok(());
@@ -156,7 +167,7 @@ impl Room {
         }
     }
 
-    /// Removes models until there is room for a file of so many bytes at `path`.
+    /// Removes models until there is room for a file of this many bytes at `path`.
     fn make(&self, reserved: &Reserved, path: &Path, bytes: u64, replaces: Option<&Entry>) -> Result<(), NoRoom> {
         if self.max_bytes == 0 && self.min_free_bytes == 0 {
             return Ok(());
@@ -187,7 +198,7 @@ impl Room {
         self.fits(&count, Size::default(), bytes)
     }
 
-    /// Whether a file of so many bytes fits after `removed` has been removed.
+    /// Whether a file of this many bytes fits after `removed` has been removed.
     fn fits(&self, count: &Count, removed: Size, needed: u64) -> Result<(), NoRoom> {
         if self.max_bytes > 0 {
             let limit = self.max_bytes;

@@ -44,7 +44,7 @@ impl Spool {
         &self.file
     }
 
-    /// Reserves room for so many bytes more than the file has.
+    /// Reserves room for this many bytes more than the file has.
     pub(super) fn reserve(&mut self, more: u64) -> Result<(), NoRoom> {
         self.room.grow(&mut self.reservation, self.length + more)
     }

@@ -14,7 +14,7 @@ use crate::cancellation::Cancellation;
 use crate::manifest::Subject;
 use crate::names::ModelName;
 
-/// What came of it.
+/// The result of a verification.
 #[derive(Debug, Default, Serialize)]
 pub struct Verified {
     /// The number of chunks that the model has.
@@ -25,7 +25,7 @@ pub struct Verified {
     repaired: usize,
     /// The number of damaged chunks that could not be fetched again. Loads will try once more.
     bad: usize,
-    /// Why not.
+    /// Why they could not.
     reason: Option<String>,
 }
 
@@ -51,8 +51,6 @@ impl fmt::Display for VerifyError {
         })
     }
 }
-
-impl std::error::Error for VerifyError {}
 
 impl ModelCache {
     /// Reads the chunks of a cached model that are in `chunks`. Damaged ones are fetched again, until that fails once.

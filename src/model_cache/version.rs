@@ -194,7 +194,7 @@ impl Version {
         self.record.small_sha256 == small
     }
 
-    /// Whether its file still has its name. If not, the next load tries to cache the model anew.
+    /// Whether its file still has its name. If not, the next load tries to cache the model again.
     pub(super) fn is_there(&self) -> bool {
         match self.state().place {
             Place::Part => self.entry.part().exists(),
@@ -207,7 +207,7 @@ impl Version {
         self.state().place == Place::Part
     }
 
-    /// Whether nobody reads it at the moment, and no download goes on.
+    /// Whether nobody reads it at the moment, and no download is running.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.state();
         state.demands.is_empty() && state.claims.is_empty()
@@ -338,7 +338,7 @@ impl Version {
         state.clients -= usize::from(demand.is_of_client);
     }
 
-    /// Waits until `DOWNLOAD_RATE` lets so many bytes in. What a client waits for comes first.
+    /// Waits until `DOWNLOAD_RATE` allows this many bytes. What a client waits for comes first.
     pub(super) fn wait_for_rate(&self, bytes: usize) -> io::Result<()> {
         self.rate.wait(bytes, &self.share, || self.state().clients > 0)
     }
@@ -367,7 +367,7 @@ impl Version {
         }
     }
 
-    /// Stops writing chunks after an error. Loads go on without the cache.
+    /// Stops writing chunks after an error. Loads continue without the cache.
     pub(super) fn end_caching(&self, error: &io::Error) {
         let place = std::mem::replace(&mut self.state().place, Place::Nowhere);
         if !self.warned.swap(true, Ordering::Relaxed) {
@@ -385,7 +385,7 @@ impl Version {
         drop(lock(&self.reservation).take());
     }
 
-    /// The files are about to be removed. Readers go on with what they have open.
+    /// The files are about to be removed. Readers keep the files that they have open.
     pub(super) fn leave_cache(&self) {
         let mut state =
             self.changed.wait_while(self.state(), |state| state.finishing).unwrap_or_else(PoisonError::into_inner);

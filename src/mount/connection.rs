@@ -1,20 +1,21 @@
 //! A connection to the service, each of whose steps has to end by a deadline.
 
 use std::io::{self, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use crate::configuration::BindAddress;
-use crate::service_stream::{Head, ServiceStream};
+use crate::service_stream::{self, Head};
 
 /// The buffer of a connection; reads of a body past it go straight to where the bytes are wanted.
 const BUFFER: usize = 32 << 10;
 
 /// A connection to the service.
-pub(super) struct Connection(BufReader<ServiceStream>);
+pub(super) struct Connection(BufReader<UnixStream>);
 
 impl Connection {
     pub(super) fn open(address: &BindAddress) -> io::Result<Self> {
-        ServiceStream::connect(address).map(|stream| Self(BufReader::with_capacity(BUFFER, stream)))
+        service_stream::connect(address).map(|stream| Self(BufReader::with_capacity(BUFFER, stream)))
     }
 
     /// The next read and write fail when `deadline` has come.
@@ -23,7 +24,7 @@ impl Connection {
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        self.0.get_ref().set_timeout(left)
+        service_stream::set_timeout(self.0.get_ref(), left)
     }
 
     pub(super) fn write_all(&mut self, bytes: &[u8], deadline: Instant) -> io::Result<()> {

@@ -119,7 +119,7 @@ impl Service {
         let token = configuration.client_token.as_ref();
         let header = token.map(|token| format!("Authorization: Bearer {}\r\n", token.expose()));
         Self {
-            address: configuration.loader_url.as_ref().unwrap_or(&configuration.bind_address).clone(),
+            address: configuration.service_address().clone(),
             authorization: Zeroizing::new(header.unwrap_or_default()),
             idle: Mutex::default(),
         }

@@ -1,4 +1,4 @@
-//! Reads of one version of a model that follow each other, over responses that each go on for as long as they are read.
+//! Sequential reads of one version of a model, over responses that each last as long as they are read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ impl Stream {
         }
     }
 
-    /// Begins anew at `offset` unless the stream can go on to there. Forgets bytes that are not needed any more.
+    /// Starts again at `offset` unless the stream can continue to there. Forgets bytes that are no longer needed.
     fn prepare(&mut self, offset: u64) {
         let kept_from = self.position - self.before.len() as u64;
         if offset < kept_from || offset > self.position + SKIPPED || (self.body.is_none() && offset > self.position) {

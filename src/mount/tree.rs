@@ -90,7 +90,7 @@ impl Tree {
         }
     }
 
-    /// The kernel has forgotten an inode so many times.
+    /// The kernel drops this many references to an inode.
     pub(super) fn forget(&self, number: u64, lookups: u64) {
         let mut state = lock(&self.0);
         let Some(inode) = state.inodes.get_mut(&number) else { return };

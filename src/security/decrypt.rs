@@ -12,8 +12,8 @@ use crate::constants::CHUNK;
 /// How many bytes of ciphertext are not decrypted before the source reports its end.
 ///
 /// One block is needed to find the padding. The second guarantees that at least one byte of plaintext is among what is
-/// held back (the last block can be all padding), so a source that checks its bytes and fails at its end, as
-/// that of an old upload does, keeps the client from ever having a complete body.
+/// held back (the last block can be all padding), so a source that fails a check at its end, as an
+/// old upload may, keeps the client from ever having a complete body.
 pub const HELD_BACK: usize = 2 * BLOCK;
 
 /// Why a ciphertext cannot be decrypted. As an [`io::Error`] it has the kind `InvalidData`.

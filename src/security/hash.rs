@@ -22,10 +22,7 @@ impl Hasher {
         self.0.update(bytes);
     }
 
-    /// One that has seen a range of a file.
-    ///
-    /// # Errors
-    /// Those of the file, also where it ends before the range.
+    /// A hasher that has seen a range of a file. If the file ends before the range does, that is an error.
     pub fn of_range(file: &File, range: Range<u64>) -> io::Result<Self> {
         let mut hasher = Self::default();
         let mut buffer = vec![0; CHUNK];

@@ -2,22 +2,22 @@
 //! a person at the box.
 
 mod load;
-mod tail;
+mod output;
 
-use std::fmt;
 use std::io;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use self::load::LoadProcess;
-use self::tail::Tail;
+use self::output::{POLL_INTERVAL, Tail, failed};
 use crate::configuration::hide_secrets_from;
 use crate::systemd;
 use crate::threads::lock;
 
 pub use self::load::Load;
+pub use self::output::DockerError;
 
 /// The time limit of a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
@@ -27,45 +27,6 @@ const REMOVAL_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// A `docker load` that reads nothing for this long hangs.
 const STALL_LIMIT: Duration = Duration::from_secs(5 * 60);
-
-/// How often an exit status is polled.
-const POLL_INTERVAL: Duration = Duration::from_millis(5);
-
-/// Why a docker command failed.
-#[derive(Debug)]
-pub enum DockerError {
-    /// There is no `docker` command.
-    NotInstalled,
-    /// The `docker` command could not be run.
-    NotRun(io::Error),
-    /// The command runs, but reaches no engine.
-    EngineDown(String),
-    /// A command reported a failure.
-    Failed {
-        /// The command, such as `load`.
-        command: &'static str,
-        /// The end of its standard error.
-        message: String,
-    },
-    /// `docker load` stopped reading for this long and was killed.
-    Stalled(Duration),
-}
-
-impl fmt::Display for DockerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotInstalled => f.write_str("the docker command is not installed, or not in PATH"),
-            Self::NotRun(error) => write!(f, "the docker command cannot be run: {error}"),
-            Self::EngineDown(message) => write!(f, "the Docker engine does not answer: {message}"),
-            Self::Failed { command, message } => write!(f, "docker {command} failed: {message}"),
-            Self::Stalled(limit) => {
-                write!(f, "docker load took no data for {} seconds and was killed", limit.as_secs())
-            }
-        }
-    }
-}
-
-impl std::error::Error for DockerError {}
 
 /// How docker and podman say that there is no image of a name.
 const NO_SUCH_IMAGE: [&str; 2] = ["no such image", "image not known"];
@@ -127,7 +88,7 @@ impl Docker {
     pub fn images(&self) -> Result<Vec<NamedImage>, DockerError> {
         let command = "image ls";
         let list = self.run(command, &["--all", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"])?;
-        if list.len() >= tail::KEPT {
+        if list.len() >= output::KEPT {
             return Err(DockerError::Failed { command, message: "it lists too many images".into() });
         }
         let images = list.lines().filter_map(|line| line.trim().split_once(' '));
@@ -207,16 +168,4 @@ pub fn bare_id(id: &str) -> &str {
 fn is_no_such_image(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     NO_SUCH_IMAGE.iter().any(|words| message.contains(words))
-}
-
-/// The failure of a command: the last three lines of its standard error, or else its exit status.
-fn failed(command: &'static str, stderr: Tail, status: Option<ExitStatus>) -> DockerError {
-    let text = stderr.finish();
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let message = match (&lines[lines.len().saturating_sub(3)..], status) {
-        ([], Some(status)) => format!("it ended with {status}"),
-        ([], None) => "it did not end".into(),
-        (last, _) => last.join("; "),
-    };
-    DockerError::Failed { command, message }
 }

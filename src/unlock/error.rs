@@ -52,8 +52,6 @@ impl fmt::Display for UnlockError {
     }
 }
 
-impl std::error::Error for UnlockError {}
-
 impl From<DockerError> for UnlockError {
     fn from(error: DockerError) -> Self {
         Self::Docker(error)

@@ -21,7 +21,7 @@ fn ok() -> (i32, String, String) {
     (0, String::new(), String::new())
 }
 
-/// The model's name with the world's folder.
+/// The model's full name, in the world's folder.
 fn full(world: &World, name: &str) -> String {
     format!("{}/{name}", world.folder)
 }
@@ -41,7 +41,7 @@ fn a_model_goes_through_pipes_and_files_byte_for_byte() {
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("in"), &bytes).unwrap();
 
-    // A pipe, whose length nobody knows; a file; a file as standard input, half read.
+    // A pipe of unknown length; a file; a file as standard input, half read.
     let pipe = world.service.run_with(&["upload", &full(&world, "pipe.bin")], &bytes);
     assert_eq!(said(&pipe), ok());
     assert_eq!(said(&world.service.run(&["upload", &full(&world, "a file.bin"), &path("in")])), ok());
@@ -119,7 +119,7 @@ fn at_a_terminal_there_is_a_bar_and_no_model_on_the_screen() {
     assert!(shown.contains("standard input is a terminal; name a file or pipe the model into it"), "{shown}");
 }
 
-/// The service is killed while a load runs: no file under the name, and later only the rest is fetched.
+/// The service is killed during a load: no file gets the name, and the next command fetches only the rest.
 #[test]
 fn a_load_that_broke_off_goes_on_where_it_stopped() {
     let (world, proxy) = World::behind_proxy();
@@ -136,7 +136,7 @@ fn a_load_that_broke_off_goes_on_where_it_stopped() {
         eventually(Duration::from_secs(30), "bytes to arrive", || {
             fs::metadata(&partial).is_ok_and(|metadata| metadata.len() > 0)
         });
-        // A second load into the same file must not mix its bytes into the first one's.
+        // A second load into the same file must not mix its bytes with the first one's.
         let (status, _, err) = said(&world.service.run(&["load", &name, out.to_str().unwrap()]));
         assert_eq!(status, 1, "{err}");
         assert!(err.contains("another process is writing"), "{err}");
@@ -145,14 +145,14 @@ fn a_load_that_broke_off_goes_on_where_it_stopped() {
     });
     let (status, _, err) = said(&broken);
     assert_eq!(status, 1);
-    assert!(err.contains("broke") && err.ends_with("; the same command with --continue goes on\n"), "{err}");
+    assert!(err.contains("broke") && err.ends_with("; to resume, repeat the command with --continue\n"), "{err}");
     assert_eq!(files_in(dir.path()), ["out.partial", "out.partial.tag"]);
     let arrived = fs::metadata(&partial).unwrap().len();
     assert!(arrived > 0 && arrived < 8_000_000, "{arrived}");
 
     proxy.clear_faults();
     world.service.restart();
-    // A refusal costs nothing of what has arrived.
+    // A refusal deletes nothing that has arrived.
     let (status, _, err) = said(&world.service.run(&arguments));
     assert!(status == 1 && err.contains("log in first"), "{err}");
     world.login();
@@ -162,7 +162,7 @@ fn a_load_that_broke_off_goes_on_where_it_stopped() {
     let rest = format!("status=206 bytes={} ", 8_000_000 - arrived);
     assert!(world.service.log_text().contains(&rest), "{rest} in {}", world.service.log_text());
 
-    // All had arrived, and only the name was missing.
+    // All bytes had arrived, and only the name was missing.
     fs::rename(&out, &partial).unwrap();
     let tag = world.service.try_load(&world.folder, "m.bin").unwrap().header("etag").unwrap().to_owned();
     fs::write(dir.path().join("out.partial.tag"), format!("{tag} {name}\n")).unwrap();
@@ -170,7 +170,7 @@ fn a_load_that_broke_off_goes_on_where_it_stopped() {
     assert!(world.service.log_text().contains("status=416"));
     assert!(fs::read(&out).unwrap() == bytes);
 
-    // Another version, another model, or too many bytes: all of it comes again.
+    // Another version, another model, or too many bytes: everything is fetched again.
     world.upload("m.bin", &bytes[1..]);
     world.upload("n.bin", &bytes[2..]);
     let other = full(&world, "n.bin");
@@ -197,7 +197,7 @@ fn an_upload_that_is_refused_ends_at_once_with_the_reason() {
     let name = full(&world, "m.bin");
     let (status, _, err) = said(&world.service.run(&["upload", &name, big.to_str().unwrap()]));
     assert_eq!((status, err.as_str()), (1, "loader: the file has more than MAX_UPLOAD_BYTES (1048576) bytes\n"));
-    // Only while a pipe is being sent can it be found too long.
+    // A pipe is found too long only while it is being sent.
     let mut endless = world.service.command();
     endless.args(["upload", &name]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut endless = endless.spawn().unwrap();
@@ -252,11 +252,11 @@ fn the_service_is_found_by_its_url() {
     tcp.kill();
     let (status, _, err) = said(&Service::builder().env("LOADER_URL", &url).run(&["status"], b""));
     assert!(status == 1 && err.contains("at the address that LOADER_URL names?"), "{err}");
-    // What only commands need does not keep the service from its start.
+    // Variables that only the commands need do not stop the service.
     assert!(Service::builder().env("LOADER_URL", "http://no.such.host:80").start().is_running());
 }
 
-/// Arguments, exit status, and words of the message.
+/// Arguments, exit status, and a part of the message.
 type Mistake<'a> = (&'a [&'a str], i32, &'a str);
 
 #[test]
@@ -328,7 +328,7 @@ fn the_manual_page_can_be_read() {
     let man = match Command::new("man").args(["--warnings", "-E", "UTF-8", "-l", page]).env("MANPAGER", "cat").output()
     {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return crate::world::skip("the_manual_page_can_be_read", "there is no man");
+            return crate::world::skip("the_manual_page_can_be_read", "man is not installed");
         }
         man => man.unwrap(),
     };

@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::tail::Tail;
-use super::{DockerError, POLL_INTERVAL, failed};
+use super::output::{DockerError, POLL_INTERVAL, Tail, failed};
 use crate::threads::{self, lock};
 
 /// How long docker may work after it has read everything. Gigabytes take minutes on slow storage.
@@ -17,7 +16,7 @@ const FINISH_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// How long a command that closed its input may take to end.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How often the watchdog looks at the progress.
+/// How often the watchdog checks the progress.
 const WATCHDOG_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A running `docker load`.
