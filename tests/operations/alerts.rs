@@ -23,11 +23,11 @@ fn dashboard() -> Value {
 }
 
 fn list(value: &Value) -> &[Value] {
-    value.as_array().unwrap_or_else(|| panic!("no list: {value}"))
+    value.as_array().unwrap_or_else(|| panic!("not a list: {value}"))
 }
 
 fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+    value.as_str().unwrap_or_else(|| panic!("not a text: {value}"))
 }
 
 /// The name and expression of each alert.
@@ -42,7 +42,7 @@ fn queries(dashboard: &Value) -> Vec<&str> {
     panels.flat_map(|panel| list(&panel["targets"])).map(|target| text(&target["expr"])).collect()
 }
 
-/// What an expression selects: the names of metrics, and label matchers such as `state="error"` that name a value of ours.
+/// The metrics that an expression selects, and its label matchers with a value of ours, such as `state="error"`.
 fn selected(expression: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
     let words = expression.split(|letter: char| !is_name(letter));
@@ -55,7 +55,7 @@ fn selected(expression: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     (metrics.map(str::to_owned).collect(), matchers.map(str::to_owned).collect())
 }
 
-/// Runs `promtool` in the directory of the rules; none, with a line that says so, if it is not there.
+/// Runs `promtool` in the directory of the rules; none, and a line that the test is skipped, if it is not installed.
 fn promtool(test: &str, arguments: &[&str]) -> Option<String> {
     if Command::new("promtool").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
         skip(test, "promtool is not installed; Debian's prometheus has it");
@@ -114,7 +114,7 @@ fn each_alert_has_a_case_of_either_kind_and_an_explanation() {
     }
 }
 
-/// There is no Grafana here: its queries are read by Prometheus, and its panels must not lie on each other.
+/// No Grafana is needed: Prometheus parses the dashboard's queries, and its panels must not overlap.
 #[test]
 fn the_dashboard_can_be_read() {
     let dashboard = dashboard();

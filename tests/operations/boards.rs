@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::hardware::Machine;
 
-/// A board's description: its string, and the files and links that it is made of.
+/// A board: its string, and the files and links that describe it.
 struct Board {
     name: String,
     string: String,
@@ -49,10 +49,10 @@ impl Board {
 /// Makes a change to a board's files.
 type Change = fn(&Board, &Machine);
 
-/// What happens to a box that remains the same box.
+/// Changes to a box that leave it the same box.
 const CHANGES: [(&str, Change); 6] = [
     ("a disk added", |board, machine| {
-        // The kind that comes last, in a later place. A box without disks is known by its board until it has one.
+        // The kind that counts least, in a later slot. A box without disks is known by its board until it gets one.
         if !board.disks().is_empty() {
             machine.write("sys/devices/zzz/mmc_host/mmc9/mmc9:aaaa/block/mmcblk9/device/type", "SD\n");
             machine.write("sys/devices/zzz/mmc_host/mmc9/mmc9:aaaa/block/mmcblk9/device/cid", "ADDED\n");
@@ -81,7 +81,8 @@ const CHANGES: [(&str, Change); 6] = [
         }
     }),
     ("another kernel", |board, machine| {
-        // Disks are numbered anew, some memory is kept for the kernel, the processor has another feature, PCI another domain.
+        // Disks are renumbered, the kernel reserves some memory, the processor has one more feature, PCI another
+        // domain.
         for disk in board.disks() {
             let other = if disk.starts_with("sd") { "sdq".to_owned() } else { disk.replacen(['0', '1'], "7", 1) };
             let link = machine.path(&format!("sys/block/{disk}"));
@@ -119,11 +120,11 @@ fn boards_keep_their_strings_whatever_comes_and_goes() {
         for (_, make) in &CHANGES {
             make(&board, &machine);
         }
-        assert_eq!(machine.fingerprint(), board.string, "{}: all of it", board.name);
+        assert_eq!(machine.fingerprint(), board.string, "{}: all of them", board.name);
     }
 }
 
-/// What `fingerprint --explain` says would change the string does change it.
+/// What `fingerprint --explain` names as a change does change the string.
 #[test]
 fn boards_get_another_string_by_what_the_explanation_says() {
     for board in Board::all() {

@@ -1,4 +1,4 @@
-//! The commands that talk to the running service, as a technician uses them: over ssh, in scripts, and with mistakes.
+//! The commands that talk to the running service, as a technician uses them: over ssh, in scripts, and wrongly.
 
 use std::fs;
 use std::io::Read;
@@ -25,7 +25,7 @@ fn said(output: &Output) -> (i32, String, String) {
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
 
-/// A docker that takes what it is given slowly, and then has every image.
+/// A `docker` command that reads slowly, and then has every image.
 fn with_docker(builder: ServiceBuilder, dir: &Path) -> ServiceBuilder {
     let docker = dir.join("docker");
     let script = "#!/bin/sh\n[ -z \"$ENVIRONMENT\" ] || env >>\"$ENVIRONMENT\"\ncase $1 in\nload) sleep 1; cat >/dev/null; sleep 1;;\nimage) echo sha256:1;;\n*) echo 1;;\nesac\n";
@@ -34,7 +34,7 @@ fn with_docker(builder: ServiceBuilder, dir: &Path) -> ServiceBuilder {
     builder.env("PATH", format!("{}:{}", dir.display(), std::env::var("PATH").unwrap()))
 }
 
-/// A service whose archive unlocks, or not.
+/// A service whose archive can be unlocked, or not.
 fn unlocker(dir: &Path, fragment: &[u8]) -> (ResourceApi, Service) {
     let api = ResourceApi::start();
     api.set_key_fragment(FRAGMENT);
@@ -122,7 +122,7 @@ fn ctrl_c_at_the_password_gives_the_terminal_its_echo_back() {
         assert_eq!(terminal.wait().signal(), Some(signal), "{}", terminal.shown());
         assert!(terminal.echoes());
     }
-    // The end of input is no password, and gives the echo back, too.
+    // The end of input is no password, and also turns the echo on again.
     let mut command = world.service.command();
     command.args(["login", EMAIL]);
     let mut terminal = Terminal::run(command);
@@ -176,7 +176,7 @@ fn unlock_is_followed_with_lines_elsewhere_and_fails_with_its_error() {
     assert_eq!(unlock(PASSWORD), (1, String::new(), "loader: Encrypted archive not found\n".into()));
 }
 
-/// Whoever can inspect the `docker` process could read them there.
+/// Whoever can inspect the `docker` process could read the secrets there.
 #[test]
 fn docker_does_not_get_the_secrets() {
     let dir = tempfile::tempdir().unwrap();
@@ -233,7 +233,7 @@ fn pack_writes_into_a_pipe_that_has_a_name() {
     let service = Service::builder().start();
     let mut pack = service.command();
     pack.args(["pack", "--key-file", "key", "in.tar", "pipe"]).current_dir(dir.path());
-    // Both ways, so that neither end waits for the other to be opened.
+    // Opened for both reading and writing, so that neither end waits for the other.
     let mut reader = fs::File::options().read(true).write(true).open(&pipe).unwrap();
     assert_eq!(said(&pack.output().unwrap()), (0, String::new(), String::new()));
     assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo(), "a file took the pipe's place");
@@ -242,10 +242,10 @@ fn pack_writes_into_a_pipe_that_has_a_name() {
     assert_eq!(protocol::decrypt(&archive, FRAGMENT).unwrap(), b"images");
 }
 
-/// Arguments, environment, exit status, and words of the message.
+/// Arguments, environment, exit status, and a part of the message.
 type Mistake<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a str);
 
-/// What a new user gets wrong: one line that says what to do, from any directory.
+/// What a new user gets wrong: one line says what to do, from any directory.
 #[test]
 fn every_mistake_gets_one_line_that_helps() {
     let service = Service::builder().env("CLIENT_TOKEN", "opensesame").start();
@@ -263,7 +263,7 @@ fn every_mistake_gets_one_line_that_helps() {
         (&["status"], &[("BIND_ADDR", address)], 1, "demands its bearer token; set CLIENT_TOKEN"),
         (&["login", "a@b"], &[("BIND_ADDR", address), ("CLIENT_TOKEN", "x")], 1, "does not accept this CLIENT_TOKEN"),
         (&["status"], &[("BIND_ADDR", "nowhere")], 2, "BIND_ADDR is neither host:port"),
-        // Variables that only the service reads do not disturb the commands.
+        // Variables that only the service reads do not matter to the commands.
         (
             &["status"],
             &[("BIND_ADDR", &nobody), ("CA_CERT_PATH", "/root/secret.pem"), ("LOG_LEVEL", "loud")],

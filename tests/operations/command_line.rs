@@ -115,7 +115,7 @@ fn secrets_come_from_files() {
     let service = Service::builder()
         .api(&api)
         .env("CLIENT_TOKEN_FILE", file("token", "open-sesame\n"))
-        // The Resource API of the tests has these salts: with others, the CDN configuration would not decrypt.
+        // The test's Resource API has these salts: with others, the CDN configuration could not be decrypted.
         .env("HARDWARE_SALT_FILE", file("hardware", "dev-hardware-salt\n"))
         .env("API_KEY_SALT_FILE", file("api_key", "dev-api-key-salt"))
         .env("RESOURCE_KEY_SALT_FILE", file("resource_key", "pepper"))

@@ -18,7 +18,7 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// `loader exec` with models and their variables, and the program's words.
+/// `loader exec` with these models, their variables, and the program's command line.
 fn exec(world: &World, models: &[(&str, &str)], program: &[&str]) -> Command {
     let mut command = world.service.command();
     command.arg("exec");
@@ -90,7 +90,7 @@ fn standard_streams_exit_status_and_signals_are_the_program_s() {
     let killed = run_to_end(exec(&world, &models, &["sh", "-c", "kill -USR1 $$"]), &[], b"", AT_MOST);
     assert_eq!(killed.status.signal(), Some(libc::SIGUSR1));
 
-    // Who started `loader exec` has the program's process id, and a pipe's end ends it as it would any program.
+    // `loader exec` becomes the program, so signals reach it; and a closed pipe ends it like any other program.
     let mut child = exec(&world, &models, &["sh", "-c", "trap 'echo caught; exit 3' TERM; echo $$; read line"]);
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -149,7 +149,7 @@ fn at_a_terminal_it_is_shown_how_far_the_models_are() {
     assert_eq!(output, "1000000");
 }
 
-/// The files in which these bytes are.
+/// The files that contain these bytes.
 fn files_with(directory: &Path, needle: &[u8]) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let found = entries.flat_map(|path| match path {

@@ -1,5 +1,5 @@
-//! A full disk at every write: models still stream, uploads fail with a clear sentence, logging takes nothing down, and when
-//! there is space again all works.
+//! A full disk at every write: models still stream, uploads fail with a clear sentence, logging stops nothing, and once
+//! there is space again everything works.
 
 use std::path::Path;
 use std::thread;
@@ -16,7 +16,7 @@ use crate::world::{World, eventually, pattern, protocol};
 
 const MIB: usize = 1 << 20;
 
-/// Files below a directory, except the tests' own and the empty ones that record that a model had a manifest.
+/// Files below a directory, except the disk's filler and the empty files that record that a model had a manifest.
 fn files(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap().flatten() {
@@ -33,7 +33,7 @@ fn files(directory: &Path) -> Vec<String> {
 fn loads(service: &Service, folder: &str, bytes: &[u8]) {
     let reply = service.load(folder, "m.bin");
     assert_eq!(reply.status, 200, "{}", reply.text());
-    assert!(reply.body == bytes, "other bytes were loaded");
+    assert!(reply.body == bytes, "wrong bytes were loaded");
 }
 
 #[test]
@@ -46,15 +46,15 @@ fn a_load_streams_uncached_while_the_cache_is_full() {
     assert_eq!(service.login().status, 200);
     let warned = || service.log_text().matches("is loaded without the cache").count() > 0;
 
-    // Full from the first byte, full on the way, and full where only the records are missing.
+    // Full from the first byte, full halfway, and full when only the records are missing.
     for left in [0, 1000, 2048] {
         disk.fill_but(left);
         loads(&service, &world.folder, &bytes);
         loads(&service, &world.folder, &bytes);
         assert!(warned(), "{left}");
     }
-    // What could not be finished takes no space, a moment after its load; what could is whole, with its record.
-    eventually(Duration::from_secs(2), "nothing half is on the disk", || {
+    // An unfinished part takes no space a moment after its load; a finished one is whole, with its record.
+    eventually(Duration::from_secs(2), "nothing unfinished is on the disk", || {
         let files = files(disk.path());
         files.is_empty() || files == ["m.bin.big", "m.bin.big.json"]
     });
@@ -81,7 +81,7 @@ fn a_load_streams_uncached_while_the_cache_is_full() {
     loads(&service, &world.folder, &bytes);
 }
 
-/// The bytes have room, but no file more can be created for their record.
+/// There is room for the bytes, but no inode for the file of their record.
 #[test]
 fn a_load_streams_while_no_record_can_be_written() {
     // The root, the spool's directory that never comes, the folder and the part.
@@ -90,14 +90,14 @@ fn a_load_streams_while_no_record_can_be_written() {
         let (world, proxy) = World::behind_proxy();
         let bytes = pattern(2 * MIB, 1);
         world.upload("m.bin", &bytes);
-        // Long enough for the record of the part to be due.
+        // Long enough that the record of the part is due.
         proxy.fault("GET", "m.bin", Fault::Trickle(150_000), None);
         let service = Service::builder().api(&world.api).env("MODEL_CACHE_DIR", disk.path()).start();
         assert_eq!(service.login().status, 200);
         thread::scope(|scope| {
             scope.spawn(|| loads(&service, &world.folder, &bytes));
             thread::sleep(Duration::from_millis(400));
-            // Takes the inode that the record's temporary file had.
+            // Takes the inode that the temporary file of the record used.
             let _ = std::fs::write(disk.path().join("filler"), b"");
         });
         proxy.clear_faults();
@@ -148,13 +148,13 @@ fn a_full_log_directory_takes_nothing_down_and_whole_lines_follow() {
     }
     world.loads("m.bin", b"model");
     disk.free();
-    // Lines that come in a flood are counted, not written, until a second has passed without one.
+    // Lines of a flood are counted, not written, until a second has passed without one.
     thread::sleep(Duration::from_secs(3));
     world.service.load(&world.folder, "after");
     let name = files(disk.path()).remove(0);
     let text = std::fs::read_to_string(disk.path().join(name)).unwrap();
     assert!(text.contains("/after was not loaded") && text.ends_with('\n'), "{text}");
-    // A line may be cut short; what follows begins on a line of its own.
+    // A line may be cut short, but the next one begins on a line of its own.
     let begins = |line: &str| {
         (line.starts_with("time=20") || "time=20".starts_with(line)) && line.matches("time=20").count() <= 1
     };
@@ -169,7 +169,7 @@ fn a_log_file_that_cannot_be_created_comes_when_it_can() {
     assert!(world.service.log_text().contains("there are no log files until it can be"));
     assert_eq!(files(disk.path()), [""; 0]);
     disk.free();
-    // Lines that come in a flood are counted, not written, until a second has passed without one.
+    // Lines of a flood are counted, not written, until a second has passed without one.
     thread::sleep(Duration::from_secs(3));
     world.service.load(&world.folder, "after");
     let name = files(disk.path()).remove(0);

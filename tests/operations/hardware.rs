@@ -1,7 +1,7 @@
 //! The hardware string, on the trees of `/proc` and `/sys` in `tests/fixtures/hardware`.
 //!
-//! A string that changes locks a box out of its models, so most tests here change something about a machine that does
-//! not make it another one, and look for the same string.
+//! A string that changes locks a box out of its models, so most tests here change something that leaves a machine the
+//! same, and expect the same string.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -96,7 +96,7 @@ fn memory_that_the_kernel_keeps_for_itself_changes_nothing() {
         let machine = Machine::copy_of(name);
         let meminfo = machine.read("proc/meminfo");
         let total: i64 = meminfo.split_whitespace().nth(1).unwrap().parse().unwrap();
-        // Another boot, another kernel, another carve-out.
+        // Another boot, another kernel, another amount that it reserves.
         for jitter_kib in [-640, 388, -48 * 1024, 20 * 1024, -300 * 1024] {
             machine.write("proc/meminfo", meminfo.replacen(&total.to_string(), &(total + jitter_kib).to_string(), 1));
             assert_eq!(machine.fingerprint(), expected, "{name}, {jitter_kib} KiB");
@@ -109,7 +109,7 @@ fn processors_taken_offline_change_nothing() {
     for (name, expected) in MACHINES {
         let machine = Machine::copy_of(name);
         let cpuinfo = machine.read("proc/cpuinfo");
-        // Only the last processor goes, and its record ends with an empty line; what follows it is about the board.
+        // Only the last processor goes. Its record ends with an empty line, and what follows is about the board.
         let start = cpuinfo.rfind("processor\t:").unwrap();
         let end = start + cpuinfo[start..].find("\n\n").unwrap() + 2;
         machine.write("proc/cpuinfo", format!("{}{}", &cpuinfo[..start], &cpuinfo[end..]));
@@ -117,7 +117,7 @@ fn processors_taken_offline_change_nothing() {
     }
 }
 
-/// `nvme0` and `nvme1` are numbered in the order in which their probing ends, which may differ from boot to boot.
+/// `nvme0` and `nvme1` are numbered in the order in which they finish probing, which may differ from boot to boot.
 #[test]
 fn disks_numbered_the_other_way_round_change_nothing() {
     let first_slot = "pci0000:00/0000:00:1b.0/0000:03:00.0/nvme";
@@ -148,7 +148,7 @@ fn multipath_disks_numbered_the_other_way_round_change_nothing() {
     assert_eq!(boot("TWO", "ONE"), boot("ONE", "TWO"));
 }
 
-/// Virtual functions of a graphics card exist only after somebody has switched them on.
+/// Virtual functions of a graphics card exist only once somebody has enabled them.
 #[test]
 fn virtual_functions_of_a_gpu_change_nothing() {
     let machine = Machine::copy_of("x86-server");
@@ -159,7 +159,7 @@ fn virtual_functions_of_a_gpu_change_nothing() {
     assert_eq!(machine.fingerprint(), X86_SERVER);
 }
 
-/// A board whose kernel repeats its model neither in `/proc/cpuinfo` nor on the SoC bus.
+/// A board whose kernel names its model neither in `/proc/cpuinfo` nor on the SoC bus.
 #[test]
 fn board_model_comes_from_the_device_tree_where_nothing_else_has_it() {
     let machine = Machine::copy_of("emmc-only");
@@ -180,7 +180,7 @@ fn disk_without_a_serial_leaves_the_next_one() {
     assert!(machine.fingerprint().ends_with("DriveSerial: 035344534e363447807420dc5b015400"));
 }
 
-/// The overlay `vc4-kms-v3d` in `config.txt` brings these nodes, and a fresh installation may come without it.
+/// The overlay `vc4-kms-v3d` in `config.txt` adds these nodes, and a fresh installation may not have it.
 #[test]
 fn raspberry_pi_without_graphics_in_its_config_txt_is_the_same() {
     let machine = Machine::copy_of("raspberry-pi");
@@ -190,14 +190,14 @@ fn raspberry_pi_without_graphics_in_its_config_txt_is_the_same() {
     assert_eq!(machine.fingerprint(), RASPBERRY_PI);
 }
 
-/// Soldered before what has a connector; the SD card last, and the board where there is no disk.
+/// Soldered disks come before those with a connector, then the SD card, and the board if there is no disk.
 #[test]
 fn serial_is_of_what_is_hardest_to_take_out() {
     let machine = Machine::copy_of("raspberry-pi");
     let serial = || machine.fingerprint().split("DriveSerial: ").nth(1).unwrap().to_owned();
     machine.remove_directory("sys/devices/platform/emmc2bus");
     assert_eq!(serial(), "10000000d94a609b", "nothing but the board");
-    // The link that is left in `sys/block` must not lead nowhere.
+    // The link that is left in `sys/block` must not dangle.
     fs::remove_file(machine.path("sys/block/mmcblk0")).unwrap();
     machine.write("sys/block/mmcblk0/device/cid", "5344");
     machine.write("sys/block/mmcblk0/device/type", "SD\n");
@@ -211,7 +211,7 @@ fn serial_is_of_what_is_hardest_to_take_out() {
     assert_eq!(serial(), "1501");
 }
 
-/// Zeros, and what QEMU gives to every disk: the string of all such machines would be the same.
+/// Zeros, and the serial that QEMU gives to every disk: all such machines would have the same string.
 #[test]
 fn serial_that_every_machine_has_counts_as_none() {
     let machine = Machine::empty();
@@ -328,7 +328,7 @@ impl Machine {
         symlink(target, path).unwrap();
     }
 
-    /// Leaves links to it dangling, as masking does. Machines that have no such directory stay as they are.
+    /// Leaves links to it dangling, as masking does. Machines without this directory stay as they are.
     pub fn remove_directory(&self, path: &str) {
         if self.path(path).exists() {
             fs::remove_dir_all(self.path(path)).unwrap();
@@ -347,7 +347,7 @@ impl Machine {
     }
 }
 
-/// Copies files, directories and links; links as links, so that they lead into the copy.
+/// Copies files, directories and links. Links stay links, so that they lead into the copy.
 fn copy_tree(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

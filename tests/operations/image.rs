@@ -19,14 +19,14 @@ use crate::world::tcp::free_port;
 
 const FRAGMENT: &[u8] = b"the key fragment of the image test";
 
-/// As the Dockerfile's first lines and `.dist/README.md` say.
+/// The same options as in the Dockerfile's first lines and in `.dist/README.md`.
 const OPTIONS: &str = "--read-only --cap-drop ALL --security-opt no-new-privileges --ulimit core=0 \
                        --stop-timeout 20 --log-driver local --log-opt max-size=10m";
 
-/// Where only root may use the engine's socket, with the capability that lets root write into volumes of others.
+/// If only root may use the engine's socket: with the capability that lets root write into other users' volumes.
 const AS_ROOT: &str = "--user 0:0 --cap-add DAC_OVERRIDE";
 
-/// Removes what the test made, however it ends.
+/// Removes what the test made, even if it fails.
 struct Made<'a> {
     engine: &'a Engine,
     containers: Vec<String>,
@@ -61,7 +61,7 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as
     let directory = tempfile::tempdir().unwrap();
     import_base(engine, &base, directory.path(), "docker");
 
-    // The context has the repository's layout, and the program is one for this processor.
+    // The build context has the repository's layout, and a program for this processor.
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for document in ["Dockerfile", ".dist/README.md"] {
         let text = fs::read_to_string(root.join(document)).unwrap();
@@ -99,7 +99,7 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as
     api.set_key_fragment(FRAGMENT);
     let host = engine.host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
     let socket = host.as_deref().and_then(|host| host.strip_prefix("unix://")).unwrap_or("/var/run/docker.sock");
-    // The second one finds the files of the first in the volumes.
+    // The second container finds the files of the first in the volumes.
     made.volumes = ["models", "logs"].map(|name| format!("loader-test-{name}-{number}")).into();
     let volumes = made.volumes.clone();
     for (options, user) in [("", 65534), (AS_ROOT, 0)] {
@@ -137,7 +137,7 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as
         let check: Vec<&str> = check[1..].iter().map(String::as_str).collect();
         engine.docker(&[&["exec", &container], &check[..]].concat());
 
-        // What compose waits for: not ready before the login.
+        // What compose waits for: it is not ready before the login.
         let health = |field: &str| {
             engine.docker(&["inspect", "--format", &format!("{{{{json .State.Health.{field}}}}}"), &container])
         };
@@ -160,7 +160,7 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as
         let said = engine.run(&tag);
         assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), GREETING, "{said:?}");
 
-        // It writes into its volumes: the record of the unlock and the log are there, and are this run's.
+        // It can write into its volumes: they hold the record of the unlock, and this run's log.
         let directory =
             |volume: &str| PathBuf::from(engine.docker(&["volume", "inspect", "--format", "{{.Mountpoint}}", volume]));
         assert_eq!(fs::metadata(directory(&volumes[0]).join(".unlock.json")).unwrap().uid(), user);
@@ -183,7 +183,7 @@ pub(super) fn make_context(directory: &Path) {
     fs::copy(loader_binary(), directory.join("target/dist/loader-here")).unwrap();
 }
 
-/// The command of the health check that `.dist/README.md` has for compose, as JSON.
+/// The command of compose's health check in `.dist/README.md`, as JSON.
 fn readiness_check() -> String {
     let compose: Value = serde_yaml::from_str(&DIST.block("### Programs that wait for it", "yaml")).unwrap();
     assert_eq!(compose["services"]["detector"]["depends_on"]["loader"]["condition"], "service_healthy");
@@ -196,19 +196,19 @@ fn readiness_check() -> String {
 fn wait_until(what: &str, mut come_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !come_true() {
-        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// An image that has a program of this machine, and the libraries that it and the program under test need.
+/// An image with a program of this machine, and the libraries that it and the program under test need.
 pub(super) fn import_base(engine: &Engine, tag: &str, directory: &Path, program: &str) {
     let found = find(program);
     let mut files: BTreeSet<PathBuf> = libraries(&found);
     files.extend(libraries(&loader_binary()));
     let tar = directory.join("base.tar");
     let mut archive = tar::Builder::new(fs::File::create(&tar).unwrap());
-    // Links are followed: the libraries' names lead through several.
+    // Links are followed: a library's name leads to its file through several.
     archive.follow_symlinks(true);
     archive.append_path_with_name(found, format!("usr/local/bin/{program}")).unwrap();
     for file in files {
@@ -225,7 +225,7 @@ fn find(program: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("no {program} on the PATH"))
 }
 
-/// The shared libraries of a program and its loader; none of a static one.
+/// The shared libraries of a program, and their dynamic linker; none for a static program.
 fn libraries(program: &Path) -> BTreeSet<PathBuf> {
     let output = Command::new("ldd").arg(program).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -15,7 +15,7 @@ use crate::world::{World, protocol};
 /// Only a hang takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The pairs of a line, by a parser of the form's rules; panics where the line is not of that form.
+/// The pairs of a line, parsed by the rules of the form; panics if the line breaks them.
 fn pairs(line: &str) -> Vec<(String, String)> {
     let (mut pairs, mut rest) = (Vec::new(), line);
     while !rest.is_empty() {
@@ -52,7 +52,7 @@ fn lines(service: &Service) -> Vec<Vec<(String, String)>> {
     text.lines().map(pairs).collect()
 }
 
-/// The lines of the request that was answered so. The last of them is written when the client has its answer.
+/// The lines of the request that got this answer. The last one is written when the client has the answer.
 fn lines_of(service: &Service, reply: &Reply) -> Vec<Vec<(String, String)>> {
     let id = reply.header("x-request-id").expect("every answer has an id");
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -95,7 +95,7 @@ fn every_answer_has_a_line_with_its_id_endpoint_status_bytes_and_milliseconds() 
         let _: u64 = get(line, "ms").unwrap().parse().unwrap();
         assert!(get(line, "time").unwrap().ends_with('Z'), "{line:?}");
     }
-    // What was said on the way to an answer has the answer's id, so that the reason is found.
+    // What was logged before the answer has its id, so that the reason can be found.
     let reasons = lines_of(&world.service, &missing);
     assert!(reasons.iter().any(|line| get(line, "level") == Some("warn")), "{reasons:?}");
     let ids: Vec<_> = [&upload, &load, &missing, &unknown].iter().map(|reply| reply.header("x-request-id")).collect();
@@ -116,7 +116,7 @@ fn no_client_can_forge_a_line_or_choose_an_id() {
     }
     let reply = service.post_json("/login", json!({"email": format!("{EMAIL}\n{fake}"), "password": fake}));
     assert_eq!(reply.status, 401);
-    // Names that are let through may hold quotes and spaces.
+    // Valid names may hold quotes and spaces.
     let reply = service.load("models", "a\" level=error b=\"c");
     let line = lines_of(&service, &reply).pop().unwrap();
     assert_eq!(get(&line, "level"), Some("info"));
@@ -132,7 +132,7 @@ fn no_client_can_forge_a_line_or_choose_an_id() {
     }
 }
 
-/// One client repeats the same request: its lines are counted, in the file and on stderr, and none is lost.
+/// One client repeats a request: its lines are counted, in the file and on stderr, and none is lost.
 #[test]
 fn a_flood_is_written_as_one_line_a_second_with_the_number_left_out() {
     const REQUESTS: u64 = 500;
@@ -144,7 +144,7 @@ fn a_flood_is_written_as_one_line_a_second_with_the_number_left_out() {
         stream.get_mut().write_all(request.as_bytes()).unwrap();
         assert_eq!(read_reply(&mut stream, "POST").unwrap().status, 500);
     }
-    // A line from another place in the program does not belong to the flood.
+    // A line from another place in the program is not part of the flood.
     assert_eq!(service.post_json("/unlock", json!({"email": "a", "password": "b"})).status, 404);
     service.terminate();
     let seconds = started.elapsed().as_secs() + 2;
@@ -160,7 +160,7 @@ fn a_flood_is_written_as_one_line_a_second_with_the_number_left_out() {
         let written = single + counts.len() as u64;
         assert!(written <= 11 * seconds, "{message}: {written} lines in {seconds} s");
     }
-    // stdout and stderr have what the file has.
+    // stdout and stderr have the same lines as the file.
     eventually(Duration::from_secs(10), "stderr has the same lines", || {
         service.log_text().matches("omitted=").count()
             == 2 * lines.iter().flatten().filter(|(key, _)| key == "omitted").count()
@@ -206,7 +206,7 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
     const LONG: Duration = Duration::from_millis(10_500);
     let directory = tempfile::tempdir().unwrap();
     let docker = directory.path().join("docker");
-    // Takes some, is busy, and takes the rest.
+    // Reads some, pauses, and reads the rest.
     let script = "#!/bin/sh\ncase $1 in\nload) head -c 1000000 >/dev/null; sleep 10.5; cat >/dev/null;;\n*) echo sha256:1;;\nesac\n";
     std::fs::write(&docker, script).unwrap();
     std::fs::set_permissions(&docker, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -228,7 +228,7 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
             let body = json!({"folder": folder}).to_string();
             let length = body.len();
             write!(stream, "POST /load/large.bin HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
-            // The sockets' buffers take some of it meanwhile.
+            // Meanwhile the sockets' buffers take some of it.
             std::thread::sleep(LONG);
             let reply = read_reply(&mut std::io::BufReader::new(stream), "POST").unwrap();
             assert!(reply.status == 200 && reply.body == model);

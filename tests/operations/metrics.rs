@@ -7,7 +7,7 @@ use crate::world::resource_api::{EMAIL, Fault};
 use crate::world::service::Service;
 use crate::world::{World, process, skip};
 
-/// The value of a sample, as it stands in the document.
+/// The value of a sample in the document.
 fn sample(document: &str, name: &str) -> f64 {
     let line = document.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in\n{document}")).parse().unwrap()
@@ -36,7 +36,7 @@ fn metrics_count_what_happened() {
     assert_eq!(world.service.get("/no/such/path?x").status, 404);
     assert_eq!(world.service.get("/load/m.bin").status, 405);
 
-    // A handler counts, and a download gets its name in the cache, when the client has its answer already.
+    // Requests are counted, and downloads get their names in the cache, a moment after the client has its answer.
     let late = [r#"loader_http_requests_total{endpoint="/login",status="401"} 1"#, "loader_cache_files 1"];
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while !late.iter().all(|line| metrics(&world.service).contains(line)) && std::time::Instant::now() < deadline {}
@@ -64,7 +64,7 @@ fn metrics_count_what_happened() {
     ] {
         assert_eq!(sample(&now, name), expected, "{name}\n{now}");
     }
-    // The model and what is around it.
+    // The model and what is stored with it.
     for (name, least) in [
         (r#"loader_transfer_bytes_total{stage="receive"}"#, 200_000.0),
         (r#"loader_transfer_bytes_total{stage="publish"}"#, 190_000.0),
@@ -77,9 +77,9 @@ fn metrics_count_what_happened() {
     ] {
         assert!(sample(&now, name) >= least, "{name}\n{now}");
     }
-    // The model counts once, not with the form or the retry again.
+    // The model counts once: neither the form around it nor the retry counts.
     assert!(sample(&now, r#"loader_transfer_bytes_total{stage="receive"}"#) < 210_000.0);
-    assert!(!now.contains("operator") && !now.contains("m.bin"), "labels hold what clients sent:\n{now}");
+    assert!(!now.contains("operator") && !now.contains("m.bin"), "labels contain what clients sent:\n{now}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Running it: the command line, systemd and container images, logs and metrics, full disks, power cuts and long runs.
+//! Operating it: the command line, systemd and container images, logs and metrics, full disks, power cuts and long
+//! runs.
 
 mod alerts;
 mod boards;

@@ -13,23 +13,23 @@ use crate::world::resource_api::{EMAIL, PASSWORD};
 use crate::world::tcp::free_port;
 use crate::world::{World, eventually, pattern};
 
-/// With characters that a shell or systemd would take for something else.
+/// With characters that a shell or systemd would interpret.
 const TOKEN: &str = r##"to"k$en#1\"##;
 
-/// More than the buffers of a connection hold.
+/// More than a connection's buffers hold.
 const SIZE: usize = 48 << 20;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const LATER: &str = concat!(env!("CARGO_PKG_VERSION"), "+1");
 
-/// The product's target for a processor, and Debian's name of it.
+/// The product's target for a processor, and Debian's name for that processor.
 const HERE: (&str, &str) = if cfg!(target_arch = "aarch64") {
     ("aarch64-unknown-linux-musl", "arm64")
 } else {
     ("x86_64-unknown-linux-musl", "amd64")
 };
 
-/// Makes the packages of what `.dist/build` has left.
+/// Makes packages of what `.dist/build` has built.
 fn make((target, architecture): (&str, &str), version: &str, directory: &Path) -> PathBuf {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(".dist/package"));
     let output = command.arg(target).arg(directory).env("VERSION", version).output().unwrap();
@@ -37,7 +37,7 @@ fn make((target, architecture): (&str, &str), version: &str, directory: &Path) -
     directory.join(format!("loader_{version}_{architecture}.deb"))
 }
 
-/// A load whose client has the head and then waits.
+/// A load whose client reads the head and then waits.
 struct Transfer(Stream);
 
 impl Transfer {
@@ -57,7 +57,7 @@ impl Transfer {
         Self(stream)
     }
 
-    /// What comes until the connection ends, however it does.
+    /// Everything until the connection ends, however it ends.
     fn rest(mut self) -> Vec<u8> {
         let mut body = Vec::new();
         let _ = self.0.read_to_end(&mut body);
@@ -94,7 +94,7 @@ impl Installed {
         self.machine.run(&format!("DEBIAN_FRONTEND=noninteractive apt-get -y -q {words} 2>&1"))
     }
 
-    /// All files of the system, but for what apt and dpkg write.
+    /// All files of the system, except those of apt and dpkg.
     fn files(&self) -> Vec<String> {
         let all = self.machine.run(
             "find /etc /lib/systemd /opt /usr /var -xdev | grep -Ev '^/var/(cache|lib/(apt|dpkg|systemd/timers)|log/(apt|journal|dpkg))|^/etc/g?(shadow|group)-?$'",
@@ -109,7 +109,7 @@ impl Installed {
     }
 
     fn log_in(&self) {
-        // As `/etc/loader.env` says, so with its token.
+        // As `/etc/loader.env` describes it, so with its token.
         let login =
             format!("echo '{PASSWORD}' | sh -c 'set -a; . /etc/loader.env; loader login {EMAIL} --password-stdin'");
         self.machine.run(&login);
@@ -119,7 +119,7 @@ impl Installed {
         let token = format!("Bearer {TOKEN}");
         let reply = call(&self.address, HANG, "POST", &self.path(), &[("Authorization", &token)], b"").unwrap();
         assert_eq!(reply.status, 200, "{}", reply.text());
-        assert!(reply.body == pattern(SIZE, 1), "other bytes were loaded");
+        assert!(reply.body == pattern(SIZE, 1), "wrong bytes were loaded");
     }
 
     fn it_is_installed_and_nothing_is_started(&self) {
@@ -149,7 +149,7 @@ impl Installed {
     }
 
     fn it_is_configured_and_started(&self) {
-        // With the values in the comments, and then with those of this box: later lines win.
+        // First with the values in the comments, then with this box's: later lines win.
         let lines = format!(
             "RESOURCE_API_URL={}\nBIND_ADDR={}\nHARDWARE_SALT=dev-hardware-salt\nAPI_KEY_SALT=dev-api-key-salt\n\
              RESOURCE_KEY_SALT=dev-resource-key-salt\nCLIENT_TOKEN='{TOKEN}'\n",
@@ -179,7 +179,7 @@ impl Installed {
             (Transfer::begin(&self.address, &self.path()), Transfer::begin(&self.address, &self.path()));
         thread::scope(|scope| {
             let upgrade = scope.spawn(|| self.apt(&format!("install ./loader_{LATER}_{}.deb", HERE.1)));
-            // It goes on when the service has been told to stop.
+            // The client reads on once the service has been told to stop.
             eventually(HANG, "the upgrade stops the service", || {
                 upgrade.is_finished() || self.machine.property("ActiveState") == "deactivating"
             });
@@ -226,7 +226,7 @@ impl Installed {
             assert!(said.contains(line), "{line}: {said}");
         }
         let kept = ["/etc/loader", "/etc/loader/signing-key.pem", "/var/lib/loader", "/var/lib/private/loader"];
-        // For every service with a dynamic user.
+        // systemd keeps this for every service with a dynamic user.
         let systemd_s = ["/var/lib/private", "/var/log/private"];
         let left: Vec<String> = self.files().into_iter().filter(|file| !before.contains(file)).collect();
         let ours =

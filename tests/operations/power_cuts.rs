@@ -1,5 +1,5 @@
-//! A kill -9 at random moments, as a power cut does it: after the next start there are no wrong bytes, no half file under its
-//! final name and no temporary files, downloads go on where they were, and all works.
+//! A kill -9 at random moments, as in a power cut: after the next start there are no wrong bytes, no half file under
+//! its final name and no temporary files, downloads continue, and everything works.
 //!
 //! The moments come from a seed, which a failing test prints; `POWER_CUTS_SEED` repeats them.
 
@@ -23,7 +23,7 @@ use crate::world::{Dice, World, loader_binary, pattern, protocol, sha256_hex};
 
 const NAME: &str = "m.bin";
 
-/// How many cuts: two hundred in all where there is time.
+/// How many cuts: two hundred in all in CI.
 fn cuts(here: usize, in_ci: usize) -> usize {
     if std::env::var_os("CI").is_some() { in_ci } else { here }
 }
@@ -42,8 +42,8 @@ fn files(directory: &Path) -> Vec<String> {
     found
 }
 
-/// What a start may leave in the cache: the model, or none, and a download to resume, or none. `seen` has the hashes of those
-/// that were whole before.
+/// What a start may leave in the cache: the model or none, and a download to resume or none. `seen` has the hashes of
+/// the versions that were whole before.
 fn check_cache(service: &Service, folder: &str, contents: &[Vec<u8>], seen: &mut HashSet<String>) {
     let big = service.cache_file(folder, NAME);
     let part = big.with_file_name(format!("{NAME}.big.part"));
@@ -55,17 +55,17 @@ fn check_cache(service: &Service, folder: &str, contents: &[Vec<u8>], seen: &mut
     }
     assert_eq!(part.exists(), part.with_file_name(format!("{NAME}.big.part.json")).exists(), "{names:?}");
     if let Ok(bytes) = fs::read(&big) {
-        // A version that the CDN has let go of since is whole if it is what its record's manifest says, or was, since the next
-        // one's record comes before its file.
+        // A version that the CDN has deleted since is whole if its record's manifest says so, or if it was whole
+        // before: the record of the next version comes before its file.
         let record = fs::read_to_string(big.with_file_name(format!("{NAME}.big.json"))).unwrap_or_default();
         let hash = sha256_hex(&bytes);
         let is_whole = contents.contains(&bytes) || is_of_manifest(&bytes, &record) || seen.contains(&hash);
-        assert!(is_whole, "a half file of {} bytes has its final name", bytes.len());
+        assert!(is_whole, "an incomplete file of {} bytes has its final name", bytes.len());
         seen.insert(hash);
     }
 }
 
-/// Whether the manifest in a record says so of these bytes.
+/// Whether the manifest in a record fits these bytes.
 fn is_of_manifest(bytes: &[u8], record: &str) -> bool {
     let record: Value = serde_json::from_str(record).unwrap_or_default();
     let Some(payload) = record["manifest"].as_str().and_then(|text| text.split('.').nth(1)) else { return false };
@@ -80,7 +80,7 @@ fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// The bytes that the record of a part file promises to be on the disk.
+/// The bytes that the record of a part file promises to have on the disk.
 fn promised(record: &Path, length: u64) -> u64 {
     let record: Option<Value> = fs::read(record).ok().and_then(|json| serde_json::from_slice(&json).ok());
     let Some(chunks) = record.as_ref().and_then(|record| record["chunks"].as_str()) else { return 0 };
@@ -95,7 +95,7 @@ fn restart(service: &Service) {
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// Every state in which a temporary file exists, made without killing anything.
+/// Every state with a temporary file, made without killing anything.
 #[test]
 fn temporary_files_of_every_kind_are_gone_after_the_next_start() {
     let world = World::new();
@@ -133,7 +133,7 @@ fn power_cuts_in_a_load() {
     let (mut resumed, count) = (0, cuts(9, 70));
     for cut in 0..count {
         world.forget(NAME);
-        // Most cuts hit the transfer, every third one the moments at its end.
+        // Most cuts hit the transfer, every third one its end.
         let slowly = cut % 3 != 0;
         if slowly {
             proxy.fault_on(Purpose::Whole, ".big", Fault::Trickle(200_000), None);
@@ -196,7 +196,7 @@ fn power_cuts_in_an_upload() {
             certain = version.unwrap_or_else(|| panic!("cut {cut}: no version from {certain} to {tried} was loaded"));
         }
     }
-    // The first leaves what another box might be about to commit.
+    // The first upload leaves what another box might be about to commit.
     for version in tried + 1..=tried + 2 {
         thread::sleep(Duration::from_millis(1100));
         world.upload(NAME, &pattern(size, version));
@@ -204,8 +204,8 @@ fn power_cuts_in_an_upload() {
     let bytes = pattern(size, tried + 2);
     world.loads(NAME, &bytes);
     assert!(cold.load(&world.folder, NAME).body == bytes);
-    // The server of `cargo test` writes an object and its metadata one after the other, so a cut between them leaves one that
-    // does not say what it is; such a one is never removed, for it may be a model of that name.
+    // The server of `cargo test` writes an object and its metadata one after the other, so a cut between them leaves an
+    // object that does not say what it is. It is never removed, because it may be a model of that name.
     let says_what_it_is = |key: &String| {
         let metadata = world.s3.head_metadata(&world.folder, key);
         metadata.is_some_and(|metadata| metadata.keys().any(|name| name.contains("small-sha256")))
@@ -265,7 +265,7 @@ fn power_cuts_in_an_unlock() {
     engine.remove(&tag);
 }
 
-/// The day changes at the start: the new day's file comes, and the eighth oldest goes.
+/// The day changes during the start: the new day's file is created, and the eighth oldest is deleted.
 #[test]
 fn power_cuts_in_the_rotation_of_logs() {
     let mut moments = Dice::new("POWER_CUTS_SEED");

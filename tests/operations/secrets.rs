@@ -1,4 +1,4 @@
-//! Secrets are in no log, answer or file, and only the service's user can read what it writes.
+//! No log, answer or file contains a secret, and only the service's user can read what it writes.
 
 use std::fs;
 use std::io::Write;
@@ -29,7 +29,7 @@ fn tree(path: &Path, found: &mut Vec<std::path::PathBuf>) {
     }
 }
 
-/// A `docker` command that takes everything, and keeps its environment.
+/// A `docker` command that reads everything, and records its environment.
 fn docker_stub(directory: &Path) {
     let stub = directory.join("docker");
     let script = format!(
@@ -40,7 +40,7 @@ fn docker_stub(directory: &Path) {
     fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A loader whose every secret is known, and all that it has answered.
+/// A loader whose every secret is known, and everything that it has answered.
 struct Guarded {
     api: ResourceApi,
     s3: S3,
@@ -54,7 +54,7 @@ impl Guarded {
     const TOKEN: &str = "client-token-3f9a61";
     const FRAGMENT: &str = "the key fragment 5b2e8f";
     const SALTS: [(&str, &str); 3] = [
-        // What the reference API computes with.
+        // The salts of the reference API.
         ("HARDWARE_SALT", "dev-hardware-salt"),
         ("API_KEY_SALT", "dev-api-key-salt"),
         ("RESOURCE_KEY_SALT", "resource-salt-90d2ab"),
@@ -80,7 +80,7 @@ impl Guarded {
         for (name, value) in &reply.headers {
             self.answers.extend_from_slice(format!("{name}: {value}\n").as_bytes());
         }
-        // A model that was loaded is what was asked for.
+        // A loaded model is what was asked for, so only other answers count.
         if reply.header("content-type") == Some("application/json") {
             self.answers.extend_from_slice(&reply.body);
         }
@@ -112,7 +112,7 @@ impl Guarded {
         }
     }
 
-    /// An archive of nothing but a manifest.
+    /// An archive with nothing but a manifest.
     fn archive(&self) {
         let mut tar = tar::Builder::new(Vec::new());
         let manifest = br#"[{"Config":"c.json","RepoTags":["app:1"],"Layers":[]}]"#;
@@ -133,7 +133,7 @@ fn no_secret_is_in_any_log_answer_or_file() {
     let load = json!({"folder": guarded.folder, "filename": "m.bin"});
     let credentials = |password: &str| json!({"email": EMAIL, "password": password});
 
-    // Everything that can fail, and then works.
+    // Everything that can fail, and then what succeeds.
     for token in ["wrong-token-11", "client-token-3f9a6", ""] {
         assert_eq!(guarded.call("POST", "/login", token, "application/json", b"{}").status, 401);
     }
@@ -220,7 +220,7 @@ fn no_secret_is_in_any_log_answer_or_file() {
     }
 }
 
-/// Without padding, and so that the last bits do not depend on what follows.
+/// Without padding, and cut so that the last bits do not depend on what follows.
 fn base64(bytes: &[u8]) -> Vec<u8> {
     use jwt_simple::reexports::ct_codecs::{Base64NoPadding, Encoder};
     Base64NoPadding::encode_to_string(&bytes[..bytes.len() / 3 * 3]).unwrap().into_bytes()
@@ -232,7 +232,7 @@ fn only_the_services_user_can_read_what_it_writes() {
     world.upload("whole.bin", &crate::world::pattern(100_000, 1));
     world.upload("part.bin", &crate::world::pattern(3_000_000, 2));
     world.forget("part.bin");
-    // A download that stays half way, and an upload that is being received.
+    // A download that stays unfinished, and an upload that is being received.
     proxy.fault("GET", "part.bin", s3_fault::Fault::HangAt(1_500_000), None);
     let body = json!({"folder": world.folder}).to_string();
     let mut load = world.service.connect();

@@ -1,4 +1,4 @@
-//! The units as they are shipped, and the static program, in a systemd that really boots: Debian in a container.
+//! The shipped units and the static program in a systemd that really boots: Debian in a container.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -17,16 +17,16 @@ const DYNAMIC_USERS: std::ops::RangeInclusive<u32> = 61184..=65519;
 
 #[test]
 fn the_units_as_shipped_start_wait_restart_and_stop() {
-    // The unit's port may be taken here.
+    // The unit's port may be taken on this machine.
     let Some(mut machine) = machine_or_skip("the systemd units", Network::Own, &[]) else { return };
     machine.install();
     machine.boot();
-    // The group that docker's package makes.
+    // The group that docker's package creates.
     machine.run("groupadd --system docker");
     it_starts_with_a_user_of_its_own_and_says_how_it_is(&machine);
     clients_of_the_socket_wait_while_it_restarts(&machine);
     thread::scope(|scope| {
-        // Both take their half minute.
+        // Both take half a minute.
         scope.spawn(a_hung_gate_ends_the_process);
         a_hung_accept_loop_ends_the_process_and_systemd_starts_it_again(&machine);
     });
@@ -35,7 +35,7 @@ fn the_units_as_shipped_start_wait_restart_and_stop() {
 }
 
 fn it_starts_with_a_user_of_its_own_and_says_how_it_is(machine: &Machine) {
-    // Returns when the service has said that it is ready, so it answers from the first moment.
+    // `start` returns when the service has said that it is ready, so it answers from the first moment.
     machine.run("systemctl start loader.service");
     machine.run("loader healthcheck");
     assert_eq!(machine.property("Type"), "notify");
@@ -96,7 +96,7 @@ fn clients_of_the_socket_wait_while_it_restarts(machine: &Machine) {
             .collect();
         let served = |more: u64| {
             let before = answered.load(Ordering::Relaxed);
-            // A client that failed makes no more requests, so one may be missing to the number.
+            // A client that failed makes no more requests, so one may be missing from the number.
             eventually(HANG, "clients are served", || {
                 answered.load(Ordering::Relaxed) >= before + more || clients.iter().any(|client| client.is_finished())
             });
@@ -108,7 +108,7 @@ fn clients_of_the_socket_wait_while_it_restarts(machine: &Machine) {
             assert_ne!(machine.main_pid(), before);
             served(20);
         }
-        // Nobody serves, and the next client's connection starts the service.
+        // Nobody serves, and the next connection starts the service.
         machine.run("systemctl stop loader.service");
         served(20);
         stop.store(true, Ordering::Relaxed);
@@ -117,7 +117,7 @@ fn clients_of_the_socket_wait_while_it_restarts(machine: &Machine) {
     assert!(failures.is_empty(), "of {answered:?} requests and more these failed: {failures:?}");
 }
 
-/// Only this thread stands still: the process looks alive to everybody else.
+/// Only this thread is stopped: to everybody else the process looks alive.
 fn a_hung_accept_loop_ends_the_process_and_systemd_starts_it_again(machine: &Machine) {
     let (pid, before) = (machine.main_pid(), machine.property("NRestarts"));
     assert_eq!(before, "0");
@@ -149,7 +149,7 @@ fn a_stopped_process_is_restarted_by_the_watchdog(machine: &Machine) {
         printf '[Service]\\nWatchdogSec=1s\\n' >/run/systemd/system/loader.service.d/test.conf
         systemctl daemon-reload && systemctl restart loader.service",
     );
-    // It lives for longer than the limit when nobody stops it.
+    // When nobody stops it, it lives longer than the limit.
     let pid = machine.main_pid();
     thread::sleep(Duration::from_secs(3));
     assert_eq!((machine.main_pid(), machine.property("NRestarts").as_str()), (pid, "0"));

@@ -15,7 +15,7 @@ use crate::world::{World, pattern};
 
 const SIZE: usize = 3 << 20;
 
-/// Only a hang takes longer: the login comes up to 28 s after the start.
+/// Only a hang takes longer: the login comes within 28 s of the start.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 struct CredentialsFile(tempfile::TempDir);
@@ -124,7 +124,7 @@ fn models_in_keep_are_fetched_after_the_start_and_replaced_without_a_load_that_f
         assert!(is_ready(&service));
         ended.store(true, Ordering::SeqCst);
         loads.join().unwrap();
-        // While the CDN thought about it, the old version was served again and again.
+        // While the CDN hesitated, the old version was served again and again.
         let while_downloading = old_ones.load(Ordering::SeqCst) - at_the_download;
         assert!(while_downloading >= 3, "{while_downloading} loads in 3 s, {at_the_commit} before");
     });
@@ -149,7 +149,7 @@ fn a_changed_password_needs_no_restart_and_a_persons_login_wins() {
     credentials.write(PASSWORD);
     wait_until("the login with the new password", &left_alone, || is_ready(&left_alone));
     assert_eq!(user(&left_alone), EMAIL);
-    // The person's service has looked at the file for as long.
+    // The other service has checked the file for as long.
     thread::sleep(Duration::from_secs(11));
     assert_eq!(user(&visited), "person@example.com");
 }
@@ -166,8 +166,9 @@ fn a_file_of_credentials_that_cannot_be_used_is_named_and_read_again() {
     wait_until("the login", &service, || is_ready(&service));
 }
 
-/// A site whose power returns. Boxes that know nothing of each other can only choose their moment at random; in 3 of 1,000 cases
-/// 21 of 200 choose the same second (a test of `background_login` says so), and three such cases in a row are no chance.
+/// The power of a site returns. Boxes that know nothing of each other can only choose their moments at random; in 3 of
+/// 1,000 starts 21 of 200 choose the same second (a test in `background_login` shows it), and three such starts in a
+/// row are no accident.
 #[test]
 fn two_hundred_boxes_that_start_at_once_log_in_one_after_the_other() {
     let mut fleets = (0..3).map(|_| busiest_21_logins_of_200_boxes());
@@ -204,7 +205,7 @@ fn an_api_that_refuses_many_is_not_asked_by_this_box_more_often_than_its_pauses_
     let service = Service::builder().api(&world.api).env("CREDENTIALS_PATH", credentials.path()).start();
     wait_until("a failed login", &service, || waiting(&service).contains("503"));
     thread::sleep(Duration::from_secs(5));
-    // Three tries each, at 0, after 0.5 to 1, after 1 to 2, and after 2 to 4 seconds more.
+    // Three tries each: at 0 s, then 0.5 to 1, 1 to 2, and 2 to 4 seconds later.
     let asked = world.api.count("/login");
     assert!(asked <= 15, "{asked} requests");
     world.api.clear_faults();

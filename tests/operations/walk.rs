@@ -1,4 +1,4 @@
-//! A technician with an empty box who knows nothing but `--help`: every command, at a terminal and in a pipe.
+//! A technician with an empty box who knows only `--help`: every command, at a terminal and in a pipe.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ const AT_MOST: Duration = Duration::from_secs(60);
 
 const FRAGMENT: &[u8] = b"the key fragment of the walk";
 
-/// How a bar is repainted.
+/// How a bar is redrawn.
 const REPAINT: &str = "\r\u{1b}[K";
 
 const FULL_BAR: &str = "[########################] 100 %";
@@ -24,13 +24,13 @@ const FULL_BAR: &str = "[########################] 100 %";
 struct Walk {
     service: Service,
     at_terminal: bool,
-    /// The commands that have succeeded.
+    /// The commands that have succeeded so far.
     walked: BTreeSet<String>,
 }
 
 impl Walk {
-    /// Runs a command that must end with this status, and returns what it wrote: all of it at a terminal, else standard output and
-    /// standard error. `password` is typed or piped, as the help says.
+    /// Runs a command that must end with this status, and returns its output: everything at a terminal, else standard
+    /// output and standard error. `password` is typed or piped, as the help says.
     fn run(&mut self, words: &[&str], stdin: &[u8], expected: i32) -> (String, String) {
         let help = self.help(words[0]);
         let options = words.iter().take_while(|word| **word != "--").filter(|word| word.starts_with("--"));
@@ -52,7 +52,7 @@ impl Walk {
             (output.status, text(&output.stdout), text(&output.stderr))
         };
         assert_eq!(status.code(), Some(expected), "{words:?}: {out}{err}");
-        // Colours nowhere, and the bar's own sequence at a terminal only.
+        // No colours anywhere, and the bar's own sequence only at a terminal.
         let plain = if self.at_terminal { out.replace(REPAINT, "") } else { format!("{out}{err}") };
         assert!(!plain.contains(['\u{1b}', '\r']), "{words:?}: {plain:?}");
         assert!(!plain.contains(PASSWORD), "{words:?}: {plain}");
@@ -62,14 +62,14 @@ impl Walk {
         (out, err)
     }
 
-    /// The same for a command that succeeds. It writes nothing to standard error unless it shows its progress there.
+    /// The same for a command that succeeds. It writes nothing to standard error except its progress.
     fn done(&mut self, words: &[&str]) -> String {
         let (out, err) = self.run(words, b"", 0);
         assert_eq!(err, "", "{words:?}");
         out
     }
 
-    /// The reason why a command fails: one line, and not among the results.
+    /// Why a command failed: one line, and not on standard output.
     fn failed(&mut self, words: &[&str], status: i32) -> String {
         let (out, err) = self.run(words, b"", status);
         let reason = if self.at_terminal {
@@ -82,14 +82,14 @@ impl Walk {
         reason
     }
 
-    /// A command that asks for the password at a terminal, and takes it from a pipe elsewhere.
+    /// A command that asks for the password at a terminal, and reads it from a pipe elsewhere.
     fn with_password(&mut self, command: &str) -> String {
         let words = [command, EMAIL, "--password-stdin"];
         let words = if self.at_terminal { &words[..2] } else { &words };
         self.run(words, format!("{PASSWORD}\n").as_bytes(), 0).0
     }
 
-    /// A transfer ends with a full bar at a terminal, and is silent elsewhere while it takes less than 10 s.
+    /// A transfer ends with a full bar at a terminal; elsewhere it prints nothing if it takes less than 10 s.
     fn transfers(&mut self, words: &[&str]) {
         let said = self.done(words);
         if self.at_terminal {
@@ -99,7 +99,7 @@ impl Walk {
         }
     }
 
-    /// What a command prints for programs.
+    /// A command's output for programs.
     fn json(&mut self, command: &str) -> serde_json::Value {
         let said = self.done(&[command, "--json"]);
         serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
@@ -135,7 +135,7 @@ fn walk(engine: &Engine, at_terminal: bool) {
     fs::write(walk.service.dir().join("in"), &bytes).unwrap();
     let model = format!("{folder}/m.bin");
 
-    // What can be done before anybody is logged in.
+    // What works before anybody is logged in.
     assert!(walk.done(&["fingerprint"]).starts_with("CPU: "));
     assert_eq!(walk.done(&["keygen", "keys"]), "keys/signing-key.pem\nkeys/trusted-keys.pem\n");
     for (variable, file) in [("SIGNING_KEY_PATH", "signing-key.pem"), ("TRUSTED_KEYS_PATH", "trusted-keys.pem")] {
@@ -154,7 +154,7 @@ fn walk(engine: &Engine, at_terminal: bool) {
     assert_eq!(walk.done(&["healthcheck", "--ready"]), "");
     assert_eq!(walk.json("status")["user"]["email"], EMAIL);
 
-    // A model, from its upload to its removal.
+    // A model, from upload to removal.
     assert!(walk.failed(&["remove", &model], 1).contains("not in the cache"));
     walk.transfers(&["upload", &model, "in"]);
     walk.transfers(&["load", &model, "out"]);
@@ -174,7 +174,7 @@ fn walk(engine: &Engine, at_terminal: bool) {
     assert_eq!(walk.done(&["remove", &model]), "");
     assert_eq!(walk.json("models")["models"].as_array().unwrap().len(), 0);
 
-    // The images, from an archive to the engine.
+    // The images, from the archive to the engine.
     let tag = format!("loader-walk-{}:{at_terminal}", std::process::id());
     fs::write(walk.service.dir().join("images.tar"), saved_images(&[&tag], 3_000_000, false)).unwrap();
     fs::write(walk.service.dir().join("fragment"), FRAGMENT).unwrap();
@@ -188,7 +188,7 @@ fn walk(engine: &Engine, at_terminal: bool) {
     assert!(there, "{said}");
     assert!(walk.done(&["status"]).lines().any(|line| line == "images        ready"));
 
-    // Nothing is left out, and every command ends as its help says when it is used wrongly or finds no service.
+    // No command is left out, and each ends as its help says when it is used wrongly or finds no service.
     let general = String::from_utf8(run_to_end(walk.service.command(), &["--help"], b"", AT_MOST).stdout).unwrap();
     let usage = general.split("\n\n").find(|part| part.starts_with("Usage:")).unwrap();
     let commands = usage.lines().filter_map(|line| line.strip_prefix("  loader ")?.split([' ', '[']).next());
@@ -208,7 +208,7 @@ fn walk(engine: &Engine, at_terminal: bool) {
         };
         walk.failed(&[command, "--fast"], wrong);
         let words: &[&str] = match command.as_str() {
-            // They ask no service, or for a password first.
+            // These ask no service, or ask for a password first.
             "fingerprint" | "keygen" | "completions" | "pack" | "login" | "unlock" => continue,
             "remove" => &[&model],
             "load" | "upload" => &[&model, "in"],

@@ -11,17 +11,17 @@ use tempfile::TempDir;
 
 use super::client;
 
-/// How long anything may take on a machine that others use, too.
+/// The limit for anything: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Keys that are no characters, as WebDriver names them.
+/// Keys without a character, by their WebDriver code points.
 pub const TAB: &str = "\u{e004}";
 /// Enter.
 pub const ENTER: &str = "\u{e007}";
 /// The space bar.
 pub const SPACE: &str = " ";
 
-/// One window; it ends when dropped.
+/// One window, closed on drop.
 pub struct Browser {
     driver: Child,
     session: String,
@@ -29,7 +29,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts it; none, and a line that says so, where Chromium or its driver is not installed.
+    /// Starts a browser, or prints that the test is skipped if Chromium or its driver is not installed.
     pub fn or_skip(test: &str) -> Option<Self> {
         let found = |name: &str| Command::new(name).arg("--version").stdout(Stdio::null()).status().is_ok();
         if let Some(missing) = ["chromium", "chromedriver"].into_iter().find(|name| !found(name)) {
@@ -89,7 +89,7 @@ impl Browser {
         self.post("/url", json!({ "url": url }));
     }
 
-    /// What a function body returns in the page.
+    /// Runs a function body in the page, and returns its result.
     pub fn script(&self, body: &str) -> Value {
         self.post("/execute/sync", json!({"script": body, "args": []}))
     }
@@ -127,21 +127,21 @@ impl Browser {
             }
             self.keys(TAB);
         }
-        panic!("no Tab leads to {selector}");
+        panic!("20 Tabs do not reach {selector}");
     }
 
-    /// Shows the page as those see it who prefer dark pages, or light ones.
+    /// Makes the page appear as to somebody who prefers `dark` or `light` pages.
     pub fn prefer(&self, scheme: &str) {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.devtools("Emulation.setEmulatedMedia", features);
     }
 
-    /// A command of Chromium's own.
+    /// Runs a command of the Chrome DevTools Protocol.
     pub fn devtools(&self, command: &str, parameters: Value) -> Value {
         self.post("/goog/cdp/execute", json!({"cmd": command, "params": parameters}))
     }
 
-    /// What the browser complained about since the last time.
+    /// The messages of the browser's console since the last call.
     pub fn complaints(&self) -> Vec<String> {
         let log = self.post("/se/log", json!({"type": "browser"}));
         log.as_array().unwrap().iter().map(|entry| entry["message"].as_str().unwrap().to_owned()).collect()
@@ -157,7 +157,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It ends Chromium, which `chromedriver`'s own end does not.
+        // This ends Chromium, too; killing `chromedriver` would not.
         let _ = client::agent(Duration::from_secs(10)).delete(&self.session).call();
         let _ = self.driver.kill();
         let _ = self.driver.wait();

@@ -1,4 +1,4 @@
-//! A client for the loader: ureq over TCP, the raw one over a Unix socket.
+//! A client for the loader: ureq over TCP, the `raw` one over a Unix socket.
 
 use std::io::{self, BufReader, Read, Write};
 use std::time::{Duration, Instant};
@@ -8,16 +8,16 @@ use sha2::{Digest, Sha256};
 
 use super::raw::{self, Framing, Head, Reply, Stream};
 
-/// What came of a download whose bytes went elsewhere.
+/// The outcome of a download into a writer.
 #[derive(Clone, Debug)]
 pub struct Download {
     /// Status code.
     pub status: u16,
-    /// `Content-Length`, where there was one.
+    /// `Content-Length`, if there was one.
     pub content_length: Option<u64>,
     /// Bytes of the body that arrived.
     pub received: u64,
-    /// SHA-256 of them.
+    /// SHA-256 of these bytes.
     pub sha256: String,
     /// From the request to the first byte of the body.
     pub first_byte: Duration,
@@ -27,7 +27,8 @@ pub struct Download {
     pub error: Option<String>,
 }
 
-/// Keeps the start of an answer, where the reason of a failure is, and lets the rest go: a model need not fit into memory.
+/// Keeps the first 4 KiB of an answer, enough for an error's text, and discards the rest: a model need not fit into
+/// memory.
 #[derive(Default)]
 pub struct Start(pub Vec<u8>);
 
@@ -43,7 +44,7 @@ impl Write for Start {
     }
 }
 
-/// An HTTP client that takes every status as an answer, follows no redirect and knows no proxy.
+/// An HTTP client that returns every status as an answer, and uses neither redirects nor proxies.
 pub fn agent(timeout: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -55,7 +56,7 @@ pub fn agent(timeout: Duration) -> ureq::Agent {
         .new_agent()
 }
 
-/// One request to `host:port` or `unix:/path`; the error is a failure below HTTP, a body that ends early included.
+/// Sends one request to `host:port` or `unix:/path`. An error is a failure below HTTP, or a body that ends early.
 pub fn call(
     address: &str,
     timeout: Duration,
@@ -79,7 +80,7 @@ pub fn call(
     Ok(Reply { status: parts.status.as_u16(), headers, body })
 }
 
-/// A `POST` with a JSON body, whose answer goes into a writer.
+/// Sends a `POST` with a JSON body, and writes the answer's body to a writer.
 pub fn download(
     address: &str,
     timeout: Duration,
@@ -115,7 +116,7 @@ pub fn download(
     Ok(drain(start, status, length, reader, to))
 }
 
-/// A path segment with everything encoded that could mean something in a path.
+/// A percent-encoded path segment.
 pub fn segment(name: &str) -> String {
     const KEPT: &percent_encoding::AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
     utf8_percent_encode(name, KEPT).to_string()
@@ -139,7 +140,7 @@ fn send(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    // One connection a call: a pooled one would hide a server that closes too early.
+    // One connection per call: a pooled one would hide a server that closes too early.
     let agent = agent(timeout);
     if body.is_empty() && !matches!(method, "POST" | "PUT") {
         agent.run(request.body(())?)
@@ -148,7 +149,7 @@ fn send(
     }
 }
 
-/// Takes a body to its end, hashing and timing it.
+/// Reads a body to its end, hashing and timing it.
 fn drain(
     start: Instant,
     status: u16,
@@ -167,7 +168,7 @@ fn drain(
                 hash.update(&buffer[..count]);
                 received += count as u64;
                 if let Err(cause) = to.write_all(&buffer[..count]) {
-                    error = Some(format!("the test's own writer: {cause}"));
+                    error = Some(format!("the test's writer failed: {cause}"));
                     break;
                 }
             }

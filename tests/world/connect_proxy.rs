@@ -1,4 +1,4 @@
-//! A proxy as companies have them at their border: `CONNECT`, and then bytes.
+//! A proxy as companies have one at their border: it answers `CONNECT`, and then passes bytes.
 
 use std::io::{self, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,7 +15,7 @@ pub struct ConnectProxy {
 }
 
 impl ConnectProxy {
-    /// On any free port.
+    /// Starts on any free port.
     pub fn start() -> Self {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let record = asked.clone();
@@ -25,12 +25,12 @@ impl ConnectProxy {
         Self { server, asked }
     }
 
-    /// What `HTTPS_PROXY` should hold.
+    /// The value for `HTTPS_PROXY`.
     pub fn url(&self) -> String {
         format!("http://{}", self.server.host_port())
     }
 
-    /// The `host:port` of each connection that was asked for.
+    /// The `host:port` of each `CONNECT` so far.
     pub fn asked(&self) -> Vec<String> {
         lock(&self.asked).clone()
     }

@@ -1,4 +1,4 @@
-//! A real Docker engine: the one that answers, or a `dockerd` of this test process.
+//! A real Docker engine: the running one, or a `dockerd` started by this test process.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,16 +10,16 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{hex, pattern, sha256_hex};
+use super::{hex, pattern, sha256_hex, skip};
 
-/// An engine that answers at this address.
+/// A Docker engine.
 #[derive(Debug)]
 pub struct Engine {
-    /// `DOCKER_HOST` for it; none for the one that the environment names.
+    /// Its `DOCKER_HOST`, unless the environment names the engine already.
     pub host: Option<String>,
-    /// Its process, if it is this process's own.
+    /// Its process, if this process started it.
     pub pid: Option<u32>,
-    /// Where it keeps its files, if it is this process's own.
+    /// Its files, if this process started it.
     pub directory: Option<PathBuf>,
     /// Cleans up after it.
     _sweeper: Option<Sweeper>,
@@ -36,14 +36,12 @@ pub fn answering() -> Option<Engine> {
     Some(Engine { host: None, pid: None, directory: None, _sweeper: None }).filter(Engine::answers)
 }
 
-/// The engine, or a line that says that the test is skipped. In CI there is nothing to skip.
+/// The engine, or none and a line that the test is skipped.
 pub fn engine_or_skip(test: &str) -> Option<&'static Engine> {
     match engine() {
         Ok(engine) => Some(engine),
-        Err(why) if std::env::var_os("CI").is_some() => panic!("no Docker engine: {why}"),
         Err(why) => {
-            // Not `eprintln!`, which the test harness would keep to itself.
-            let _ = writeln!(std::io::stderr(), "SKIPPED: {test} needs a Docker engine ({why})");
+            skip(test, &format!("it needs a Docker engine: {why}"));
             None
         }
     }
@@ -80,7 +78,7 @@ impl Engine {
                 .arg("--pidfile")
                 .arg(at.join("pid"))
                 .stdin(Stdio::null())
-                .stdout(log.try_clone().expect("a descriptor more"))
+                .stdout(log.try_clone().expect("a second descriptor"))
                 .stderr(log);
             #[allow(unsafe_code)]
             // SAFETY: the call is async-signal-safe and touches no memory.
@@ -133,7 +131,7 @@ impl Engine {
         command
     }
 
-    /// Runs a `docker` command that must succeed, and gives its output.
+    /// Runs a `docker` command that must succeed, and returns its output.
     pub fn docker(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().expect("docker is there");
         assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -145,7 +143,7 @@ impl Engine {
         self.command(&["image", "inspect", tag]).output().is_ok_and(|output| output.status.success())
     }
 
-    /// Runs a container of the image, and gives what it came to.
+    /// Runs a container of the image to its end, and returns its output.
     pub fn run(&self, tag: &str) -> Output {
         self.command(&["run", "--rm", "--network", "none", tag]).output().expect("docker is there")
     }
@@ -156,12 +154,12 @@ impl Engine {
     }
 }
 
-/// A process that outlives this one, however that ends, to end an engine and to remove its files: the engine of all tests is
-/// kept to the end of the process, which drops nothing.
+/// A process that outlives this one, however this one ends, to stop an engine and remove its files. It is needed
+/// because the engine that all tests share is a static, which is never dropped.
 #[derive(Debug)]
 struct Sweeper {
     process: Child,
-    /// The sweeper waits for its end.
+    /// When this closes, the sweeper begins.
     input: Option<ChildStdin>,
 }
 
@@ -180,7 +178,7 @@ impl Sweeper {
         Ok(Self { process, input })
     }
 
-    /// The process to end before its files are removed.
+    /// Makes it end a process before it removes the files.
     fn ends_first(&mut self, pid: u32) {
         writeln!(self.input.as_mut().expect("piped"), "{pid}").expect("the sweeper waits for it");
     }
@@ -193,10 +191,10 @@ impl Drop for Sweeper {
     }
 }
 
-/// The words that the image's program says.
+/// What the image's program prints.
 pub const GREETING: &str = "hello from the unlocked image";
 
-/// A small program without any library.
+/// A small program that needs no library.
 fn program() -> &'static [u8] {
     static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -213,14 +211,14 @@ fn program() -> &'static [u8] {
     })
 }
 
-/// A `docker save` tar of images `FROM scratch` with these tags, each with a layer of `size` random-looking bytes. It is
-/// written as docker 25 and later do, OCI layout with docker's manifest, or as docker did before.
+/// A `docker save` tar of images `FROM scratch` with these tags, each with a layer of `size` random-looking bytes. The
+/// layout is that of docker 25 and later (OCI, with docker's manifest), or the older one.
 pub fn saved_images(tags: &[&str], size: usize, oci: bool) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     let (mut docker_manifest, mut oci_manifests) = (Vec::new(), Vec::new());
     let path = |digest: &str, classic: String| if oci { format!("blobs/sha256/{digest}") } else { classic };
     for tag in tags {
-        // An image is the same in each archive.
+        // The same tag gives the same image in every archive.
         let layer = layer(size, tag.bytes().map(u64::from).sum());
         let layer_digest = sha256_hex(&layer);
         let config = serde_json::json!({

@@ -1,4 +1,4 @@
-//! The world of a test: a Resource API, an S3 server with a bucket, and a loader that is logged in.
+//! What most tests start from: a Resource API, an S3 server with a bucket, and a loader that is logged in.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,22 +8,22 @@ use super::s3::S3;
 use super::s3_proxy::S3Proxy;
 use super::service::{Service, ServiceBuilder};
 
-/// An installation.
+/// A site with one box.
 pub struct World {
     pub api: ResourceApi,
     pub s3: S3,
-    /// The bucket, and so the folder, of this test.
+    /// This test's bucket, and so its folder.
     pub folder: String,
     pub service: Service,
 }
 
 impl World {
-    /// A world with a loader that has logged in.
+    /// Starts everything, and logs the loader in.
     pub fn new() -> Self {
         Self::with(|builder| builder)
     }
 
-    /// The same with a loader that is configured further.
+    /// The same, with more configuration for the loader.
     pub fn with(configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
         let s3 = S3::start();
         let yaml = s3.cdn_yaml();
@@ -35,7 +35,7 @@ impl World {
         Self::behind_proxy_with(|builder| builder)
     }
 
-    /// The same with a loader that is configured further.
+    /// The same, with more configuration for the loader.
     pub fn behind_proxy_with(configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> (Self, S3Proxy) {
         let s3 = S3::start();
         let proxy = S3Proxy::before(&s3);
@@ -43,7 +43,7 @@ impl World {
         (Self::at(s3, &yaml, configure), proxy)
     }
 
-    /// The same at a store that is there already, asked at the address in the CDN configuration.
+    /// The same with an S3 server that exists already, at the address in the CDN configuration.
     pub fn at(s3: S3, cdn_yaml: &str, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
         let api = ResourceApi::start();
         api.put_file("", "cdn.yaml", cdn_yaml);
@@ -72,13 +72,13 @@ impl World {
         assert_eq!((reply.status, reply.text().as_str()), (200, r#"{"status":"ok"}"#));
     }
 
-    /// Loads, and expects these bytes.
+    /// Loads a model, and compares its bytes.
     pub fn loads(&self, name: &str, expected: &[u8]) {
         let reply = self.service.load(&self.folder, name);
         assert_eq!(reply.status, 200, "{}", reply.text());
         assert_eq!(reply.header("content-length"), Some(expected.len().to_string().as_str()));
         assert_eq!(reply.header("content-type"), Some("application/octet-stream"));
-        assert!(reply.body == expected, "other bytes were loaded");
+        assert!(reply.body == expected, "wrong bytes were loaded");
     }
 
     /// Removes the model from the cache, and the record that this box ever had a verified version of it.

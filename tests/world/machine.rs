@@ -14,18 +14,18 @@ use super::process::{Captured, capture, signal};
 use super::tcp::lock;
 use super::{eventually, skip};
 
-/// Longer than anything takes that does not hang.
+/// Only a hang takes longer.
 pub const HANG: Duration = Duration::from_secs(120);
 
-/// The product on its disk.
+/// The product on the machine's disk.
 const PROGRAM: &str = "root/loader-aarch64-unknown-linux-musl";
 
-/// Whom the machine reaches.
+/// What the machine can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// Nobody: it has a loopback interface of its own.
+    /// Nothing: it has its own loopback interface.
     Own,
-    /// The servers of the test, on the loopback interface that both share.
+    /// The test's servers, on a shared loopback interface.
     Shared,
 }
 
@@ -39,11 +39,11 @@ pub struct Machine {
 
 struct Running {
     nspawn: Child,
-    /// Its process 1, as it is numbered outside.
+    /// Its process 1, by its number outside.
     leader: Option<u32>,
 }
 
-/// A machine with these packages of Debian and the product in `/root`, or a line that says that the test is skipped.
+/// A machine with these Debian packages and the product in `/root`, or none and a line that the test is skipped.
 pub fn machine_or_skip(test: &str, network: Network, packages: &[&str]) -> Option<Machine> {
     let Some(program) = std::env::var_os("LOADER_STATIC") else {
         skip(test, "LOADER_STATIC does not name the static program that .dist/build makes");
@@ -67,7 +67,7 @@ impl Machine {
         let directory = tempfile::tempdir().unwrap();
         let machine = Self { directory, network, console: Captured::default(), running: None };
         run(Command::new("cp").arg("-a").arg(base).arg(machine.disk("")));
-        // The ARM64 program is what the documents name.
+        // The documents name the ARM64 program.
         machine.add_program(program, PROGRAM);
         for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".dist")).unwrap().flatten() {
             if entry.path().extension().is_some_and(|extension| extension == "service" || extension == "socket") {
@@ -83,7 +83,7 @@ impl Machine {
         fs::set_permissions(self.disk(path), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// Puts the program and its units where they belong.
+    /// Installs the program and its units.
     pub fn install(&self) {
         fs::copy(self.disk(PROGRAM), self.disk("usr/local/bin/loader")).unwrap();
         for unit in ["loader.service", "loader.socket"] {
@@ -122,8 +122,8 @@ impl Machine {
         self.running = Some(Running { nspawn, leader: None });
     }
 
-    /// Cuts the power: every process ends at once. What they have written stays, also what a real cut would lose because only the
-    /// kernel has it: the kernel is this machine's, and lives on.
+    /// Cuts the power: every process ends at once. Whatever they wrote stays, even what only the page cache holds and a
+    /// real cut would lose: the kernel is this machine's, and lives on.
     pub fn cut_power(&mut self) {
         let Some(mut running) = self.running.take() else { return };
         // When its process 1 ends, all its processes end, and then systemd-nspawn.
@@ -139,7 +139,7 @@ impl Machine {
         self.directory.path().join("root").join(path)
     }
 
-    /// What its console showed.
+    /// What its console has shown.
     fn said(&self) -> String {
         String::from_utf8_lossy(&lock(&self.console)).into_owned()
     }
@@ -148,7 +148,7 @@ impl Machine {
         self.running.as_ref().and_then(|running| running.leader).expect("it is on")
     }
 
-    /// Runs a shell command in the running system: whether it succeeded, and what it wrote.
+    /// Runs a shell command in the running system. Returns whether it succeeded, and its output.
     pub fn try_run(&self, command: &str) -> (bool, String) {
         let mut nsenter = Command::new("nsenter");
         nsenter.args(["--target", &self.leader().to_string(), "--all", "--", "/bin/sh", "-ec"]);
@@ -172,12 +172,12 @@ impl Machine {
         self.run(&format!("systemctl show --property={name} --value loader.service")).trim().to_owned()
     }
 
-    /// The service's process, as it is numbered inside.
+    /// The service's process id inside the machine.
     pub fn main_pid(&self) -> u32 {
         self.property("MainPID").parse().unwrap()
     }
 
-    /// The service's process, as it is numbered outside.
+    /// The service's process id outside the machine.
     pub fn main_pid_outside(&self) -> u32 {
         let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
         let (here, inside) = (namespace(&self.leader().to_string()), self.main_pid().to_string());
@@ -191,7 +191,7 @@ impl Machine {
         processes.find(is_it).and_then(|process| process.parse().ok()).expect("the service runs")
     }
 
-    /// A file of the running system, temporary file systems included.
+    /// The path of a file of the running system, temporary file systems included.
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.leader()))
     }
@@ -206,7 +206,7 @@ impl Drop for Machine {
     }
 }
 
-/// The process 1 of the machine that this `systemd-nspawn` runs.
+/// Process 1 of the machine that this `systemd-nspawn` runs.
 fn leader(nspawn: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());
@@ -220,7 +220,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The system to boot, made once and kept for the next run; the error is why it cannot be had.
+/// The system to boot, built once and kept for the next run. An error says why it cannot be built.
 fn base(packages: &[&str]) -> Result<PathBuf, String> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = lock(&ONE_AT_A_TIME);
@@ -245,13 +245,13 @@ fn base(packages: &[&str]) -> Result<PathBuf, String> {
     Ok(fuller)
 }
 
-/// Where Cargo lets tests keep files.
+/// Cargo's directory for the files of tests.
 fn kept() -> &'static Path {
-    // Examples, which boot nothing, are not told.
+    // Cargo does not name it to examples, which boot nothing.
     Path::new(option_env!("CARGO_TARGET_TMPDIR").unwrap_or("target/tmp"))
 }
 
-/// Makes a directory with a command, unless it is there.
+/// Makes a directory with a command, unless it exists.
 fn make(directory: &Path, command: impl FnOnce(&Path) -> Command) -> Result<(), String> {
     if directory.is_dir() {
         return Ok(());

@@ -1,7 +1,7 @@
-//! What the integration tests and the demo stand on: the outside world of the loader, and the loader as a process.
+//! What the integration tests and the demo are built on: the servers and programs around the loader, and the loader as
+//! a process.
 //!
-//! Each module is a reference of its own. Nothing here uses the `loader` library, so that a mistake in it cannot hide by
-//! being made on both sides.
+//! Nothing here uses the `loader` library, so that a mistake in the library cannot hide by being made on both sides.
 #![allow(
     dead_code,
     unused_imports,
@@ -54,7 +54,7 @@ use sha2::{Digest, Sha256};
 /// `size` bytes that depend on `seed` only.
 pub fn pattern(size: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; size];
-    PatternReader::new(size as u64, seed).read_exact(&mut bytes).expect("a pattern is as long as asked");
+    PatternReader::new(size as u64, seed).read_exact(&mut bytes).expect("a pattern has the length that was asked for");
     bytes
 }
 
@@ -72,8 +72,8 @@ impl PatternReader {
         Self { size, seed, position: 0 }
     }
 
-    /// Eight bytes of the stream. splitmix64 of a counter: any word can be had without those before it, and no two seeds share
-    /// a run that a test could mistake for the other.
+    /// Eight bytes of the stream. splitmix64 of a counter: any word can be computed on its own, and no two seeds share
+    /// a run that a test could take for the other.
     fn word(&self, index: u64) -> [u8; 8] {
         let mut z = self.seed.wrapping_mul(0xd134_2543_de82_ef95) ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -88,7 +88,7 @@ impl Read for PatternReader {
         let count = buf.len().min(left);
         let mut done = 0;
         while done < count {
-            // The common case on its own: most tests run in a debug build.
+            // A fast path for whole words: most tests run in a debug build.
             if self.position.is_multiple_of(8) && count - done >= 8 {
                 let mut index = self.position / 8;
                 for piece in buf[done..count].chunks_exact_mut(8) {
@@ -115,7 +115,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// SHA-256 in lower-case hex of all that a reader gives.
+/// SHA-256 in lower-case hex of everything that a reader returns.
 pub fn sha256_hex_of(mut reader: impl Read) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 64 * 1024];
@@ -131,13 +131,13 @@ pub fn sha256_hex_of(mut reader: impl Read) -> io::Result<String> {
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all");
+        write!(text, "{byte:02x}").expect("a String takes everything");
         text
     })
 }
 
-/// The `loader` program: the one that the environment's `LOADER_BINARY` names, else the one Cargo built for this test, or, in
-/// an example, the one beside it.
+/// The `loader` program: the one that `LOADER_BINARY` names, else the one that Cargo built for this test, or, in an
+/// example, the one in Cargo's directory.
 pub fn loader_binary() -> PathBuf {
     if let Some(path) = std::env::var_os("LOADER_BINARY") {
         return std::path::absolute(path).expect("LOADER_BINARY is a path");
@@ -155,10 +155,10 @@ pub fn loader_binary() -> PathBuf {
     path
 }
 
-/// Says that a test is skipped, and why. In CI there is nothing to skip.
+/// Prints that a test is skipped, and why. In CI no test may be skipped.
 pub fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{test}: {why}");
-    // Not `eprintln!`, which the test harness would keep to itself.
+    // The test harness would capture `eprintln!`.
     let _ = std::io::Write::write_fmt(&mut io::stderr(), format_args!("SKIPPED: {test} ({why})\n"));
 }
 
@@ -167,7 +167,7 @@ pub fn in_ci() -> bool {
     std::env::var_os("CI").is_some()
 }
 
-/// Waits until it holds; panics with `what` where it does not in time.
+/// Waits until `holds` returns true; panics with `what` if it does not in time.
 pub fn eventually(at_most: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + at_most;
     while !holds() {

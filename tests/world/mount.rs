@@ -1,4 +1,4 @@
-//! `loader mount` as a process of its own, at a directory of its own.
+//! `loader mount` in its own process, on its own directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::service::Service;
 use super::tcp::lock;
 use super::{eventually, loader_binary, skip};
 
-/// Longer than anything takes that does not hang.
+/// Only a hang takes longer.
 const HANG: Duration = Duration::from_secs(40);
 
 /// A mount; it is killed and removed when dropped.
@@ -41,7 +41,7 @@ pub fn can_mount(test: &str) -> bool {
 }
 
 impl Mount {
-    /// The models of a service.
+    /// Mounts the models of a service.
     pub fn of(service: &Service, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("models");
@@ -52,7 +52,7 @@ impl Mount {
         mount
     }
 
-    /// Kills the process, as a crash would: the directory is left as a mount that nobody serves.
+    /// Kills the process, as a crash would: the directory stays mounted, with nobody serving it.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -64,7 +64,7 @@ impl Mount {
         self.wait_until_mounted();
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         signal(self.child.id(), libc::SIGTERM);
     }
@@ -87,13 +87,13 @@ impl Mount {
         &self.path
     }
 
-    /// Whether the directory is a mount now, served or not.
+    /// Whether something is mounted at the directory, served or not.
     pub fn is_mounted(&self) -> bool {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         mounts.contains(&format!("loader {} fuse ", self.path.display()))
     }
 
-    /// What it has said.
+    /// What it has written.
     pub fn log_text(&self) -> String {
         String::from_utf8_lossy(&lock(&self.output)).into_owned()
     }

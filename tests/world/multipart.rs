@@ -1,24 +1,24 @@
-//! `multipart/form-data`, both ways: what the loader is sent, and what it sends to the Resource API.
+//! `multipart/form-data`: the forms that the loader receives, and a parser for those that it sends to the Resource API.
 
 use std::io::{self, BufRead, BufReader, Read};
 
 use super::raw::Head;
 
-/// Frames one file and text fields. The file's bytes go between the two halves, so they need not be in memory.
+/// The bytes of a form before and after one file. The file's own bytes need not be in memory.
 #[derive(Clone, Debug)]
 pub struct Form {
     /// Value for `Content-Type`.
     pub content_type: String,
-    /// What precedes the file's bytes.
+    /// The bytes before the file's.
     pub before: Vec<u8>,
-    /// What follows them.
+    /// The bytes after the file's.
     pub after: Vec<u8>,
 }
 
 impl Form {
-    /// A form with the file as part `data`; the text fields stand before it or after it.
+    /// A form with the file as part `data`, and text fields before and after it.
     pub fn new(filename: &str, before: &[(&str, &str)], after: &[(&str, &str)]) -> Self {
-        // Longer than any run that a test's bytes could hold by chance.
+        // Too long to occur in a test's bytes by chance.
         let boundary = "----loader-test-3b7c1f9e5a2d48068b1c";
         let field = |(name, value): &(&str, &str)| {
             format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")

@@ -1,4 +1,5 @@
-//! The service that this one replaces, as it runs today: `tests/peer/seed_loader.py` under uvicorn, as a process.
+//! The Python service that the loader replaces, as it runs today: `tests/peer/seed_loader.py` under uvicorn, as a
+//! process.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -19,9 +20,9 @@ use super::resource_api::{EMAIL, PASSWORD, ResourceApi};
 use super::s3::S3;
 use super::tcp::free_port;
 
-/// How long the peer may take until it serves: Python reads some hundred modules first.
+/// How long the peer may take to start: Python imports some hundred modules first.
 const START: Duration = Duration::from_secs(30);
-/// How long one call may take in all; the peer does one thing after the other, and other tests run at the same time.
+/// How long one call may take: the peer does one thing at a time, and other tests run as well.
 const CALL: Duration = Duration::from_secs(300);
 /// Everything that the peer imports.
 const IMPORTS: &str = "import fastapi, uvicorn, python_multipart, requests, cryptography, boto3, jwt, yaml";
@@ -32,7 +33,7 @@ pub fn why_missing() -> Option<String> {
         Ok(output) if output.status.success() => None,
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            Some(said.lines().last().unwrap_or("python3 fails without a word").to_owned())
+            Some(said.lines().last().unwrap_or("python3 fails without a message").to_owned())
         }
         Err(error) => Some(format!("python3: {error}")),
     }
@@ -47,7 +48,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// On this Resource API and S3 server, in a directory, and so with a cache, of its own, with these variables more.
+    /// Starts it with this Resource API, this S3 server and these additional variables, in its own directory with its
+    /// own cache.
     pub fn start(api: &ResourceApi, s3: &S3, env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cdn = dir.path().join("cdn.yaml");
@@ -62,7 +64,7 @@ impl Peer {
         let address = format!("127.0.0.1:{port}");
         let log = File::create(log_path(&dir)).unwrap();
         let mut python = command(Path::new("python3"), dir.path(), &all, &address);
-        // What a developer has set for other services is not for this one.
+        // The developer's credentials for other services must not reach it.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
             python.env_remove(name);
         }
@@ -84,9 +86,9 @@ impl Peer {
     fn wait_until_healthy(&mut self) {
         let deadline = Instant::now() + START;
         loop {
-            // Its drop shows what it said.
+            // Dropping it prints what it wrote.
             if let Some(status) = self.process.try_wait().unwrap() {
-                panic!("the peer ended at its start: {status}");
+                panic!("the peer ended during its start: {status}");
             }
             let health = client::call(&self.address, Duration::from_secs(2), "GET", "/health", &[], b"");
             if health.as_ref().is_ok_and(|reply| reply.status == 200) {
@@ -97,12 +99,12 @@ impl Peer {
         }
     }
 
-    /// From its start to its first answer.
+    /// The time from its start to its first answer.
     pub fn started_in(&self) -> Duration {
         self.started_in
     }
 
-    /// `host:port` that it listens on.
+    /// The `host:port` that it listens on.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -129,7 +131,7 @@ impl Peer {
         assert_eq!((reply.status, reply.text().as_str()), (200, r#"{"status":"ok"}"#));
     }
 
-    /// Loads a file; panics where the status is no success.
+    /// Loads a file; panics if the status is not a success.
     pub fn load(&self, folder: &str, name: &str) -> Download {
         let path = format!("/load/{}", client::segment(name));
         let body = json!({ "filename": name, "folder": folder }).to_string();

@@ -1,4 +1,4 @@
-//! Starting the loader's process in an environment that holds nothing but what a test gives it.
+//! Starts the loader's process in an environment that holds only what a test gives it.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use super::tcp::lock;
 
-/// What of the developer's environment the program may see: what finds other programs, their files and their libraries. A
-/// variable of the loader, a proxy or a service manager's socket would change what a test sees.
+/// The variables of the developer's environment that the program may see: those that locate other programs, their files
+/// and their libraries. Others, such as the loader's own, a proxy or a service manager's socket, would change what a
+/// test sees.
 const KEPT: [&str; 6] = ["PATH", "HOME", "TMPDIR", "TERM", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE"];
 
-/// What a process has written, as far as it has come.
+/// What a process has written so far.
 pub type Captured = Arc<Mutex<Vec<u8>>>;
 
-/// The program with its directories under `dir`; the variables given win.
+/// A command for the program with its directories under `dir`; `env` overrides the defaults.
 pub fn command(binary: &Path, dir: &Path, env: &[(OsString, OsString)], bind: &str) -> Command {
     let mut command = Command::new(binary);
     let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
@@ -29,9 +30,9 @@ pub fn command(binary: &Path, dir: &Path, env: &[(OsString, OsString)], bind: &s
         .env("MODEL_CACHE_DIR", dir.join("models"))
         .env("LOG_DIR", dir.join("logs"))
         .env("IMAGES_PATH", dir.join("images.enc"))
-        // The disk of the machine that runs the tests may be full but for this much.
+        // The disk of the machine that runs the tests may be nearly full.
         .env("CACHE_MIN_FREE_BYTES", "0")
-        // Refuses at once: a test without an API must not reach the real one.
+        // Nobody listens here: a test without an API must not reach the real one.
         .env("RESOURCE_API_URL", "http://127.0.0.1:9")
         .envs(env.iter().map(|(name, value)| (name, value)));
     command
@@ -54,11 +55,11 @@ pub fn run_to_end(mut command: Command, args: &[&str], stdin: &[u8], at_most: Du
     let mut input = child.stdin.take().expect("piped");
     let pid = child.id();
     thread::scope(|scope| {
-        // A program that does not read its input closes it: no reason to fail here.
+        // This fails if the program does not read its input, which is not the test's concern.
         scope.spawn(move || drop(input.write_all(stdin)));
         let (running, ended) = mpsc::channel::<()>();
         scope.spawn(move || {
-            // The other end is dropped when the program has ended.
+            // The sender is dropped when the program has ended.
             if ended.recv_timeout(at_most) == Err(mpsc::RecvTimeoutError::Timeout) {
                 signal(pid, libc::SIGKILL);
             }
@@ -69,7 +70,7 @@ pub fn run_to_end(mut command: Command, args: &[&str], stdin: &[u8], at_most: Du
     })
 }
 
-/// Collects a pipe from a thread: a full pipe would stop the loader.
+/// Collects a pipe on a thread of its own: a full pipe would block the loader.
 pub fn capture(mut pipe: impl Read + Send + 'static, output: &Captured) {
     let output = output.clone();
     thread::spawn(move || {
@@ -88,14 +89,14 @@ pub fn signal(pid: u32, signal: libc::c_int) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Allows this process, and those that it starts, as many descriptors as it may have; answers how many.
+/// Raises the limit of descriptors as far as allowed, for this process and those that it starts. Returns the limit.
 #[allow(unsafe_code)]
 pub fn raise_descriptor_limit() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is that of a live `rlimit`, which the call fills.
+    // SAFETY: the pointer is to a live `rlimit`, which the call fills.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
     limit.rlim_cur = limit.rlim_max;
-    // SAFETY: the pointer is that of a live `rlimit`, which the call reads.
+    // SAFETY: the pointer is to a live `rlimit`, which the call reads.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
     usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
@@ -108,16 +109,16 @@ pub fn memory_kib(pid: u32, field: &str) -> u64 {
     value.unwrap_or_else(|| panic!("no {field} in {status}"))
 }
 
-/// Lets `VmHWM` of one's own child begin anew.
+/// Resets `VmHWM` of a child.
 pub fn reset_peak(pid: u32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("/proc is writable for one's own children");
 }
 
-/// A thread that stands still, as in a debugger, while the others of its process run on.
+/// A thread that is stopped, as by a debugger, while the others of its process run.
 pub struct StoppedThread(libc::pid_t);
 
 impl StoppedThread {
-    /// Stops the thread with this name, or the main thread. This must be called from a thread that stays.
+    /// Stops the thread with this name, or the main thread. It runs on when the calling thread ends.
     #[allow(unsafe_code)]
     pub fn of(process: u32, name: Option<&str>) -> Self {
         let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("the process runs").flatten();
@@ -139,7 +140,7 @@ impl StoppedThread {
         stopped
     }
 
-    /// Whether it has ended with its process. That process is gone for its parent only after this has answered so.
+    /// Whether it has ended with its process. The parent can wait for that process only after this has returned true.
     pub fn has_ended(&self) -> bool {
         self.wait(libc::WNOHANG).is_some_and(|status| !libc::WIFSTOPPED(status))
     }

@@ -1,7 +1,7 @@
-//! Section 6 of the specification, stated a second time on whole buffers.
+//! Section 6 of the specification, implemented a second time, on whole buffers.
 //!
-//! Nothing here is shared with the program under test: a mistake in the product's key schedule or padding must not be
-//! able to cancel itself out by being made on both sides. It was checked against the peer's `protocol.py` (OpenSSL).
+//! Nothing here is shared with the program under test: a mistake in the product's key schedule or padding must not
+//! cancel out by being made on both sides. It was checked against the peer's `protocol.py` (OpenSSL).
 
 use aes::Aes256;
 use cbc::cipher::{Array, Block, BlockModeDecrypt, BlockModeEncrypt, KeyIvInit};
@@ -39,7 +39,7 @@ pub fn secret(text: &str) -> String {
     Base64::encode_to_string(Sha384::digest(text.as_bytes())).expect("48 bytes always encode")
 }
 
-/// The hash that stands for a box.
+/// The hash that identifies a box.
 pub fn hardware_hash(hardware: &str, salt: &str) -> String {
     secret(&format!("Azaion_{hardware}_{salt}"))
 }
@@ -103,14 +103,14 @@ pub fn split_point(encrypted_len: usize) -> usize {
     (encrypted_len * 3 / 10).min(SMALL_MAX)
 }
 
-/// A file as an upload leaves it: the small part and the big part.
+/// A file after an upload: the small part and the big part.
 pub fn split(data: &[u8], salts: &Salts) -> (Vec<u8>, Vec<u8>) {
     let mut small = encrypt(data, resource_key(salts).as_bytes());
     let big = small.split_off(split_point(small.len()));
     (small, big)
 }
 
-/// The file that two parts make.
+/// Joins the two parts of a file.
 pub fn join(small: &[u8], big: &[u8], salts: &Salts) -> Result<Vec<u8>, String> {
     decrypt(&[small, big].concat(), resource_key(salts).as_bytes())
 }

@@ -1,4 +1,4 @@
-//! A program at a terminal of its own, as a person has it: a pseudo-terminal that is its controlling one.
+//! A program at its own terminal, as a person runs it: a pseudo-terminal that is its controlling terminal.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::process::Captured;
 use super::tcp::lock;
 
-/// How long a program may take to say what a test waits for.
+/// How long a program may take to show what a test waits for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The terminal and the program at it.
@@ -57,7 +57,7 @@ impl Terminal {
         Self { master, slave, child, shown }
     }
 
-    /// Types.
+    /// Types keys.
     pub fn send(&mut self, keys: &str) {
         self.master.write_all(keys.as_bytes()).expect("the terminal takes keys");
     }
@@ -72,17 +72,17 @@ impl Terminal {
         self.until(&format!("{text:?} to be shown"), || self.shown().contains(text));
     }
 
-    /// Waits until typing is shown, or is not.
+    /// Waits until echo is on, or off.
     pub fn expect_echo(&self, on: bool) {
         self.until(&format!("echo {on}"), || self.echoes() == on);
     }
 
-    /// Whether typing is shown.
+    /// Whether echo is on.
     pub fn echoes(&self) -> bool {
         self.modes().c_lflag & libc::ECHO != 0
     }
 
-    /// Whether there is a key that suspends the program.
+    /// Whether a key suspends the program.
     pub fn suspends(&self) -> bool {
         self.modes().c_cc[libc::VSUSP] != 0
     }
@@ -101,7 +101,7 @@ impl Terminal {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
-                // What it wrote last may still be on its way.
+                // Its last output may still be on the way.
                 thread::sleep(Duration::from_millis(50));
                 return status;
             }

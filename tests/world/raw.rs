@@ -1,8 +1,8 @@
-//! HTTP/1.1 on the wire, for both ends: the reference servers read requests with it, and tests send requests with it that
-//! no well-behaved client sends, over TCP or a Unix socket.
+//! HTTP/1.1 on the wire, for both ends: the reference servers read requests with it, and tests send requests that no
+//! well-behaved client sends, over TCP or a Unix socket.
 //!
-//! It is strict where strictness finds bugs: a body that ends early, a chunk without its end or a head that is no HTTP is an
-//! error, never a shorter answer.
+//! It is strict where strictness finds bugs: a body that ends early, a chunk without its end or a head that is not HTTP
+//! is an error, never a shorter answer.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-/// No head of a test comes near it; a server that sends more is broken.
+/// No head in a test comes near this; a server that sends more is broken.
 const MAX_HEAD: usize = 64 * 1024;
 /// How long a peer may be silent before a test fails instead of hanging.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -26,7 +26,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// Reads a head, or `None` where the peer closed before its first byte.
+    /// Reads a head, or `None` if the peer closed before its first byte.
     pub fn read(reader: &mut impl BufRead) -> io::Result<Option<Self>> {
         let mut left = MAX_HEAD;
         let Some(start) = read_line(reader, &mut left)? else { return Ok(None) };
@@ -60,7 +60,7 @@ impl Head {
         self.headers.push((name.to_owned(), value.to_string()));
     }
 
-    /// The head as it goes on the wire.
+    /// The head's bytes on the wire.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut text = format!("{}\r\n", self.start);
         for (name, value) in &self.headers {
@@ -90,7 +90,7 @@ impl Head {
         self.get("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 
-    /// How long the body is, by the headers.
+    /// How the body ends, according to the headers.
     pub fn framing(&self) -> io::Result<Framing> {
         match (self.get("Transfer-Encoding"), self.get("Content-Length")) {
             (Some(coding), None) if coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked),
@@ -110,7 +110,7 @@ pub enum Framing {
     Length(u64),
     /// With a last chunk.
     Chunked,
-    /// No header says: a request has no body, a response ends with the connection.
+    /// No header says how: a request has no body, a response ends with the connection.
     None,
 }
 
@@ -165,14 +165,14 @@ impl Reply {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON; panics with the body where it is none.
+    /// The body as JSON; panics with the body if it is not JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| {
-            panic!("status {} with a body that is no JSON ({error}): {}", self.status, self.text())
+            panic!("status {} with a body that is not JSON ({error}): {}", self.status, self.text())
         })
     }
 
-    /// `detail` of an error body, empty where there is none.
+    /// `detail` of an error body, or an empty string.
     pub fn detail(&self) -> String {
         let json: Option<serde_json::Value> = serde_json::from_slice(&self.body).ok();
         json.and_then(|json| Some(json.get("detail")?.as_str()?.to_owned())).unwrap_or_default()
@@ -213,7 +213,7 @@ impl Stream {
         }
     }
 
-    /// Ends one or both directions.
+    /// Shuts down one or both directions.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown(how),
@@ -252,23 +252,24 @@ impl Write for Stream {
     }
 }
 
-/// Sends bytes, whatever they are, and gives what came back until the end, an error or a silence.
+/// Sends any bytes, and returns what came back until the end, an error or a timeout.
 pub fn exchange(mut stream: impl Read + Write, request: &[u8]) -> Vec<u8> {
-    // A server may answer and close before it has read all: what it said still counts.
+    // A server may answer and close before it has read everything: its answer still counts.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     answer
 }
 
-/// One request with a body in memory; `Host`, `Content-Length` (where there is a body) and `Connection: close` are added.
+/// Sends one request with a body in memory; `Host`, `Connection: close` and, if there is a body, `Content-Length` are
+/// added.
 pub fn request(stream: Stream, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Reply> {
     request_from(stream, method, target, headers, body.len() as u64, body)
 }
 
 /// As [`request`], with a body of `length` bytes from a reader.
 ///
-/// The body is sent from a thread of its own, so that an answer which comes before the body was taken (413, 503) is seen.
+/// The body is sent from a thread of its own, so that an answer before its end (413, 503) is seen.
 pub fn request_from(
     stream: Stream,
     method: &str,
@@ -294,7 +295,7 @@ pub fn request_from(
             copy(body, &mut sender)
         });
         let reply = read_reply(&mut reader, method);
-        // Where the server did not want the rest, the sender must not go on waiting for it to be taken.
+        // If the server did not want the rest, the sender must not wait for it any longer.
         let _ = reader.get_ref().shutdown(Shutdown::Both);
         let sent = sent.join().expect("the sender does not panic");
         match (reply, sent) {
@@ -351,7 +352,7 @@ fn read_line(reader: &mut impl BufRead, left: &mut usize) -> io::Result<Option<S
         return Err(io::Error::new(kind, "a line without CRLF"));
     }
     line.truncate(line.len() - 2);
-    String::from_utf8(line).map(Some).map_err(|_| invalid("a line that is no text".to_owned()))
+    String::from_utf8(line).map(Some).map_err(|_| invalid("a line that is not UTF-8".to_owned()))
 }
 
 fn find<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {

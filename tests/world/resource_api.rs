@@ -1,4 +1,4 @@
-//! A reference Resource API (section 4 of the specification) in one process, with faults on demand.
+//! A reference Resource API (section 4 of the specification) in this process, with faults on demand.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::resource_server::{Armed, Signer, State, User};
 use super::tcp::{TcpServer, lock};
 
-/// A user that is always there.
+/// A user that always exists.
 pub const EMAIL: &str = "operator@example.com";
 /// Password of [`EMAIL`].
 pub const PASSWORD: &str = "correct-horse";
@@ -31,13 +31,13 @@ pub enum Fault {
     ResetAfterServed,
     /// The real answer with its full `Content-Length`, closed after half of the body.
     Truncate,
-    /// Bytes that are no HTTP.
+    /// Bytes that are not HTTP.
     Garbage,
-    /// The real answer, its body at so many bytes each 100 ms.
+    /// The real answer, with this many bytes of its body every 100 ms.
     Trickle(usize),
-    /// The real answer, so much later.
+    /// The real answer, after this delay.
     Delay(Duration),
-    /// 302 to this place.
+    /// A 302 to this URL.
     Redirect(String),
 }
 
@@ -63,17 +63,17 @@ pub struct ResourceApi {
 }
 
 impl ResourceApi {
-    /// On any free port, tokens signed with a shared secret.
+    /// Starts on any free port; tokens are signed with a shared secret.
     pub fn start() -> Self {
         Self::start_on(0)
     }
 
-    /// As [`start`](Self::start), on this port.
+    /// As [`start`](Self::start), but on this port.
     pub fn start_on(port: u16) -> Self {
         Self::launch(port, Signer::Shared(HS256Key::generate()))
     }
 
-    /// On any free port, tokens signed ES256; the PEM is what `JWT_PUBLIC_KEY_PATH` should hold.
+    /// Starts on any free port; tokens are signed with ES256, and the PEM is the value for `JWT_PUBLIC_KEY_PATH`.
     pub fn start_signed() -> (Self, String) {
         let pair = ES256KeyPair::generate();
         let pem = pair.public_key().to_pem().expect("a public key has a PEM form");
@@ -92,7 +92,7 @@ impl ResourceApi {
         api
     }
 
-    /// What `RESOURCE_API_URL` should hold.
+    /// The value for `RESOURCE_API_URL`.
     pub fn url(&self) -> String {
         format!("http://{}", self.server.host_port())
     }
@@ -108,12 +108,12 @@ impl ResourceApi {
         lock(&self.state.inner).users.insert(email.to_owned(), user);
     }
 
-    /// Stores a file in plain; each `get` encrypts it for the user and box that ask. `cdn.yaml` lies in folder `""`.
+    /// Stores a file's plaintext; each `get` encrypts it for the user and box that ask. `cdn.yaml` is in folder `""`.
     pub fn put_file(&self, folder: &str, name: &str, bytes: impl Into<Vec<u8>>) {
         lock(&self.state.inner).files.insert((folder.to_owned(), name.to_owned()), bytes.into());
     }
 
-    /// A stored file, in plain.
+    /// The plaintext of a stored file.
     pub fn file(&self, folder: &str, name: &str) -> Option<Vec<u8>> {
         lock(&self.state.inner).files.get(&(folder.to_owned(), name.to_owned())).cloned()
     }
@@ -135,12 +135,12 @@ impl ResourceApi {
         lock(&self.state.inner).key_fragment = bytes.to_vec();
     }
 
-    /// Sets how long tokens are good for that are issued from now on.
+    /// Sets the lifetime of tokens issued from now on.
     pub fn set_token_lifetime(&self, lifetime: Duration) {
         lock(&self.state.inner).token_lifetime = lifetime;
     }
 
-    /// Makes every token issued so far worth a 401.
+    /// Revokes every token issued so far: it is answered 401.
     pub fn revoke_tokens(&self) {
         lock(&self.state.inner).tokens.clear();
     }
@@ -150,7 +150,7 @@ impl ResourceApi {
         lock(&self.state.inner).requests.clone()
     }
 
-    /// How many requests so far had a path that starts like this.
+    /// How many requests so far had a path with this prefix.
     pub fn count(&self, path_prefix: &str) -> usize {
         lock(&self.state.inner).requests.iter().filter(|request| request.path.starts_with(path_prefix)).count()
     }
@@ -160,7 +160,7 @@ impl ResourceApi {
         lock(&self.state.inner).requests.clear();
     }
 
-    /// Arms a fault for paths with this prefix, `times` times or until cleared. Of several that match, the oldest acts.
+    /// Arms a fault for paths with this prefix, `times` times or until cleared. If several match, the oldest acts.
     pub fn fault(&self, path_prefix: &str, fault: Fault, times: Option<usize>) {
         let armed = Armed { prefix: path_prefix.to_owned(), fault, left: times };
         lock(&self.state.inner).faults.push(armed);

@@ -1,6 +1,6 @@
-//! The reference Resource API's half on the wire.
+//! The reference Resource API on the wire.
 //!
-//! It stands on a raw socket and not on an HTTP library, because half of its use is to break the protocol on purpose.
+//! It reads and writes raw sockets, without an HTTP library, because half of its purpose is to break the protocol.
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Write};
@@ -40,13 +40,13 @@ pub struct Inner {
     pub users: HashMap<String, User>,
     /// Plain bytes by folder and name.
     pub files: HashMap<(String, String), Vec<u8>>,
-    /// Tokens in force, with their user and end.
+    /// Valid tokens, with their user and expiry.
     pub tokens: HashMap<String, (String, Instant)>,
-    /// Of tokens that are issued from now on.
+    /// The lifetime of new tokens.
     pub token_lifetime: Duration,
     /// The archive's key fragment.
     pub key_fragment: Vec<u8>,
-    /// Oldest first.
+    /// The oldest first.
     pub faults: Vec<Armed>,
     /// In order of arrival.
     pub requests: Vec<RecordedRequest>,
@@ -59,17 +59,17 @@ pub struct User {
     role: Value,
 }
 
-/// A fault that waits for its request.
+/// An armed fault.
 pub struct Armed {
-    /// Start of the paths it is for.
+    /// The prefix of the paths that it is for.
     pub prefix: String,
     /// What happens.
     pub fault: Fault,
-    /// How often still; `None`: always.
+    /// How many times more; `None`: always.
     pub left: Option<usize>,
 }
 
-/// An answer before a fault has had its way with it.
+/// An answer before a fault is applied to it.
 struct Answer {
     status: u16,
     content_type: &'static str,
@@ -210,7 +210,7 @@ impl State {
         Answer::json(200, &json!({ "token": token }))
     }
 
-    /// Whose token it is, if it is still good.
+    /// The user of a token, if it is still valid.
     fn user_of(&self, token: &str) -> Option<String> {
         let inner = lock(&self.inner);
         let (email, end) = inner.tokens.get(token)?;
@@ -264,7 +264,7 @@ impl Answer {
     }
 }
 
-/// How an answer's body goes out.
+/// How an answer's body is sent.
 enum Pace {
     Whole,
     Half,
@@ -273,7 +273,7 @@ enum Pace {
 
 fn send(writer: &mut impl Write, answer: &Answer, pace: Pace) -> io::Result<()> {
     let Answer { status, content_type, body } = answer;
-    let reason = if *status == 200 { "OK" } else { "Not so" };
+    let reason = if *status == 200 { "OK" } else { "Error" };
     write!(
         writer,
         "HTTP/1.1 {status} {reason}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
@@ -290,7 +290,7 @@ fn send(writer: &mut impl Write, answer: &Answer, pace: Pace) -> io::Result<()> 
     }
 }
 
-/// String fields of a JSON object; `None` where the body is not declared as JSON or lacks one.
+/// String fields of a JSON object; `None` if the body is not declared as JSON or lacks one.
 fn json_fields<const N: usize>(head: &Head, body: &[u8], names: [&str; N]) -> Option<[String; N]> {
     head.get("Content-Type").filter(|kind| kind.starts_with("application/json"))?;
     let value: Value = serde_json::from_slice(body).ok()?;

@@ -1,6 +1,6 @@
 //! A real S3 server for the tests: `s3s-fs` in this process, or the one that `TEST_S3_URL` names (SeaweedFS in CI).
 //!
-//! Its client half signs each request itself and sends it through ureq, so it behaves the same on both.
+//! The client here signs each request itself and sends it through ureq, so it behaves the same with both.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -53,7 +53,7 @@ impl Keys {
 }
 
 impl S3 {
-    /// The server of `TEST_S3_URL`, or one of its own that ends when dropped.
+    /// The server of `TEST_S3_URL`, or one in this process that ends when dropped.
     pub fn start() -> Self {
         let agent = agent(Duration::from_secs(60));
         if let Ok(url) = std::env::var("TEST_S3_URL") {
@@ -67,7 +67,7 @@ impl S3 {
         Self { endpoint, downloader, uploader, agent, server: Some(server) }
     }
 
-    /// A server that somebody else runs.
+    /// A client of a server that runs already.
     pub fn at(endpoint: &str, downloader: Keys, uploader: Keys) -> Self {
         Self {
             endpoint: endpoint.to_owned(),
@@ -88,7 +88,7 @@ impl S3 {
         self.endpoint.split("://").last().unwrap_or_default()
     }
 
-    /// Whether it is the server in this process, whose every detail is known.
+    /// Whether it is the server in this process, whose behaviour is known in detail.
     pub fn is_built_in(&self) -> bool {
         self.server.is_some()
     }
@@ -120,7 +120,7 @@ impl S3 {
         )
     }
 
-    /// A bucket name that starts like this and that no other test uses. The bucket is not created.
+    /// A new bucket name with this prefix, which no other test uses. The bucket is not created.
     pub fn bucket(&self, name: &str) -> String {
         let mut unique = [0; 6];
         getrandom::fill(&mut unique).expect("the kernel has randomness");
@@ -139,7 +139,7 @@ impl S3 {
         self.expect("PUT", name, "", &[], &[], b"");
     }
 
-    /// Stores an object; metadata names go without `x-amz-meta-`.
+    /// Stores an object; names of metadata are without `x-amz-meta-`.
     pub fn put(&self, bucket: &str, key: &str, bytes: &[u8], metadata: &[(&str, &str)]) {
         let headers: Vec<_> = metadata.iter().map(|(name, value)| (format!("x-amz-meta-{name}"), *value)).collect();
         let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), *value)).collect();
@@ -151,7 +151,7 @@ impl S3 {
         self.unless_missing(self.request(&self.uploader, "GET", bucket, key, &[], &[], b"")).map(|reply| reply.body)
     }
 
-    /// An object's metadata, names without `x-amz-meta-`.
+    /// An object's metadata, with names without `x-amz-meta-`.
     pub fn head_metadata(&self, bucket: &str, key: &str) -> Option<HashMap<String, String>> {
         let reply = self.unless_missing(self.request(&self.uploader, "HEAD", bucket, key, &[], &[], b""))?;
         let metadata = reply.headers.into_iter().filter_map(|(name, value)| {
@@ -160,7 +160,7 @@ impl S3 {
         Some(metadata.collect())
     }
 
-    /// All keys of a bucket, sorted; empty where there is no such bucket.
+    /// All keys of a bucket, sorted; empty if there is no such bucket.
     pub fn list(&self, bucket: &str) -> Vec<String> {
         let mut keys = Vec::new();
         let mut token = None;
@@ -251,7 +251,7 @@ impl S3 {
 pub fn signed(keys: &Keys, method: &str, url: &Url, headers: &[(&str, &str)], body: &[u8]) -> HeaderMap {
     let now = OffsetDateTime::now_utc();
     let region = Region::Custom { region: REGION.to_owned(), endpoint: String::new() };
-    // A body is not hashed (S3's own word for that): in a debug build that would take longer than everything else.
+    // The body is not hashed, which S3 allows: in a debug build hashing would take longer than everything else.
     let hash = if body.is_empty() { sha256_hex(body) } else { "UNSIGNED-PAYLOAD".to_owned() };
     let date = now.format(&time::macros::format_description!("[year][month][day]T[hour][minute][second]Z"));
     let authority = url.authority().to_owned();
@@ -263,8 +263,9 @@ pub fn signed(keys: &Keys, method: &str, url: &Url, headers: &[(&str, &str)], bo
         map.insert(name, HeaderValue::from_str(&value).expect("a header value"));
     }
     let sign = || -> Result<String, s3::error::S3Error> {
-        // Written out, because `canonical_request` sorts whole lines: a name that begins another one (`x-amz-copy-source` and
-        // `x-amz-copy-source-range`) then comes in another order than in `SignedHeaders`, and every server refuses it.
+        // Not `canonical_request`, which sorts whole lines: a name that begins another one (`x-amz-copy-source` and
+        // `x-amz-copy-source-range`) is then in another order than in `SignedHeaders`, and every server refuses the
+        // request.
         let mut lines: Vec<_> =
             map.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default())).collect();
         lines.sort_unstable();
@@ -282,7 +283,7 @@ pub fn signed(keys: &Keys, method: &str, url: &Url, headers: &[(&str, &str)], bo
     map
 }
 
-/// HMAC (RFC 2104), because signing's last step is not among what `rust-s3` makes public.
+/// HMAC (RFC 2104), because `rust-s3` does not export the last step of signing.
 fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
     use sha2::{Digest, Sha256};
     let mut block = [0; 64];

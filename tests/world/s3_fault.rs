@@ -7,19 +7,19 @@ use super::raw::Head;
 /// What happens to a matching request.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// The answer's body ends after so many bytes, although its head promises all.
+    /// The answer's body ends after this many bytes, although its head promises all.
     CutResponseAt(u64),
-    /// The answer's body ends half way.
+    /// The answer's body ends halfway.
     CutAtHalf,
-    /// The request's body is taken up to so many bytes, then the connection is reset; the server sees a broken request.
+    /// This many bytes of the request's body are read, then the connection is reset; the server sees a broken request.
     CutRequestAt(u64),
-    /// The request's body is taken up to so many bytes, then silence; the server waits for the rest as well.
+    /// This many bytes of the request's body are read, then comes silence; the server waits for the rest as well.
     HangRequestAt(u64),
     /// The request is read and never answered; the server never sees it.
     HangBeforeResponse,
-    /// The server does as purpose, but its answer never comes.
+    /// The server carries out the request, but its answer never comes.
     HangAfterServed,
-    /// The head and so many bytes of the body, then silence.
+    /// The head and this many bytes of the body, then silence.
     HangAt(u64),
     /// This status without a body; the server never sees the request.
     Status(u16),
@@ -27,35 +27,36 @@ pub enum Fault {
     StatusWithRetryAfter(u16, u64),
     /// The connection is reset; the server never sees the request.
     Reset,
-    /// The server does as purpose, but the connection is reset before its answer.
+    /// The server carries out the request, but the connection is reset before its answer.
     ResetAfterServed,
-    /// Bytes that are no HTTP.
+    /// Bytes that are not HTTP.
     Garbage,
-    /// The answer's body at so many bytes each 100 ms.
+    /// This many bytes of the answer's body every 100 ms.
     Trickle(usize),
-    /// 307 to this place.
+    /// A 307 to this URL.
     Redirect(String),
-    /// The server never sees `Range`: the answer is a 200 with all.
+    /// The server never sees `Range`: the answer is a 200 with everything.
     IgnoreRange,
     /// The server never sees `If-Match`.
     IgnoreIfMatch,
-    /// `Content-Range` of the answer claims bytes further on than those it carries.
+    /// The answer's `Content-Range` claims later bytes than it carries.
     WrongContentRange,
     /// A 206 without `Content-Range`.
     DropContentRange,
-    /// `Content-Range` of the answer tells another length of the whole object, one byte more.
+    /// The answer's `Content-Range` claims an object that is one byte longer.
     WrongTotal,
-    /// The server is purpose for bytes from so many earlier on (negative) or later, and its answer says so truly.
+    /// The server is asked for a range that begins this many bytes later (negative: earlier), and its answer says so
+    /// truthfully.
     ShiftRange(i64),
-    /// The byte of the answer's body at this offset is another one.
+    /// The byte at this offset of the answer's body is altered.
     CorruptByteAt(u64),
-    /// Everything so much later.
+    /// Everything comes this much later.
     Delay(Duration),
     /// The answer carries no `x-amz-meta-` header.
     DropMetadata,
-    /// The server's clock is so many seconds ahead: a request of another time is refused.
+    /// The server's clock is this many seconds ahead: a request signed at another time is refused.
     ClockAhead(i64),
-    /// The answer's entity tag is a weak one, as a proxy that compresses makes it.
+    /// The answer's entity tag is weak, as a compressing proxy makes it.
     WeakTag,
 }
 
@@ -84,7 +85,7 @@ pub fn instead(fault: &Fault) -> Option<Option<Head>> {
     }
 }
 
-/// What a fault does to the head of an answer.
+/// Applies a fault to the head of an answer.
 pub fn change_head(answer: &mut Head, fault: Option<&Fault>) {
     match fault {
         Some(Fault::DropMetadata) => {
@@ -97,7 +98,7 @@ pub fn change_head(answer: &mut Head, fault: Option<&Fault>) {
             }
         }
         Some(Fault::WrongContentRange) => {
-            // `bytes 5-9/10` becomes `bytes 6-9/10`: the kind of error that a careless client does not see.
+            // `bytes 5-9/10` becomes `bytes 6-9/10`: an error that a careless client does not notice.
             let range = answer.get("Content-Range").and_then(|value| value.strip_prefix("bytes ")?.split_once('-'));
             if let Some((Ok(first), rest)) = range.map(|(first, rest)| (first.parse::<u64>(), rest.to_owned())) {
                 answer.set("Content-Range", format!("bytes {}-{rest}", first + 1));
@@ -113,7 +114,7 @@ pub fn change_head(answer: &mut Head, fault: Option<&Fault>) {
     }
 }
 
-/// What a server whose clock is ahead answers to a request of another time.
+/// The answer of a server whose clock is ahead to a request signed at another time.
 pub fn too_skewed(request: &Head, ahead: i64) -> Option<Vec<u8>> {
     let now = time::OffsetDateTime::now_utc() + time::Duration::seconds(ahead);
     let format = time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
@@ -131,7 +132,8 @@ pub fn too_skewed(request: &Head, ahead: i64) -> Option<Vec<u8>> {
     Some([head.to_bytes(), body.into()].concat())
 }
 
-/// What a fault does to the head of a request; whether it did anything, so that the signature is no longer right.
+/// Applies a fault to the head of a request. Returns whether it changed anything, so that the signature is no longer
+/// right.
 pub fn change_request(request: &mut Head, fault: Option<&Fault>) -> bool {
     let name = if let Some(Fault::IgnoreIfMatch) = fault { "If-Match" } else { "Range" };
     let Some(value) = request.get(name).map(str::to_owned) else { return false };
@@ -143,7 +145,7 @@ pub fn change_request(request: &mut Head, fault: Option<&Fault>) -> bool {
             };
             match (from.parse::<i64>(), to.parse::<i64>()) {
                 (Ok(from), _) => request.set(name, format!("bytes={}-{to}", from + by)),
-                // `-32` asks for the last 32 bytes: more of them begin earlier.
+                // `-32` asks for the last 32 bytes: a longer suffix begins earlier.
                 (Err(_), Ok(last)) => request.set(name, format!("bytes=-{}", last - by)),
                 _ => return false,
             }
@@ -153,14 +155,14 @@ pub fn change_request(request: &mut Head, fault: Option<&Fault>) -> bool {
     true
 }
 
-/// What a request does with an object; several of them share a method.
+/// What a request does with an object; several purposes share a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// `GET` of all of it.
     Whole,
     /// `HEAD`.
     Describe,
-    /// `GET` of its last bytes, which are at most 32.
+    /// `GET` of a range of at most 32 bytes.
     Tail,
     /// `GET` of any other range: a download that continues.
     Rest,
@@ -171,7 +173,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// That of a request.
+    /// The purpose of a request.
     pub fn of(request: &Head) -> Option<Self> {
         let (method, _) = request.request_line().ok()?;
         let range = request.get("Range").and_then(|range| range.strip_prefix("bytes="));

@@ -1,4 +1,4 @@
-//! What the S3 proxy sends on: requests to the server, and answers to the client.
+//! How the S3 proxy forwards requests to the server, and answers to the client.
 
 use std::io::{self, BufRead, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -6,13 +6,13 @@ use std::net::TcpStream;
 use super::raw::{self, Framing, Head};
 use super::tcp::reset_on_close;
 
-/// The body of an answer, its length known.
+/// The body of an answer, whose length is known.
 pub(super) struct Body<'a> {
     pub(super) reader: Box<dyn Read + 'a>,
     pub(super) length: u64,
 }
 
-/// Forwards a request; `false` where the fault ended it on the way.
+/// Forwards a request; `false` if the fault ended it on the way.
 pub(super) fn send_request(
     mut server: &TcpStream,
     head: &mut Head,
@@ -23,7 +23,7 @@ pub(super) fn send_request(
     let (mut body, length): (Box<dyn Read>, u64) = match framing {
         Framing::Length(length) => (Box::new(reader), length),
         framing => {
-            // Rare, and the servers want a length: so it is gathered.
+            // The servers want a length, so a chunked body, which is rare, is collected first.
             let body = raw::read_body(reader, framing)?;
             let length = body.len() as u64;
             if framing == Framing::Chunked {
@@ -34,7 +34,7 @@ pub(super) fn send_request(
         }
     };
     let part = allowed.map_or(length, |allowed| allowed.min(length));
-    // A server that answers early and closes makes these fail: its answer is still there to be read.
+    // These fail if a server answers early and closes: its answer can still be read.
     let sent = server.write_all(&head.to_bytes()).and_then(|()| io::copy(&mut body.by_ref().take(part), &mut server));
     match sent {
         Ok(count) if count < part => Err(ErrorKind::UnexpectedEof.into()),

@@ -19,20 +19,20 @@ use super::s3_fault::{change_head, change_request, instead, too_skewed};
 use super::s3_forward::{Body, hang, read_answer, reset, send_request};
 use super::tcp::{TcpServer, lock};
 
-/// A request as it passed.
+/// A request that passed.
 #[derive(Clone, Debug)]
 pub struct Passed {
     /// Method.
     pub method: String,
     /// Target as sent: path and query.
     pub path: String,
-    /// `Range`, where there was one.
+    /// `Range`, if there was one.
     pub range: Option<String>,
     /// Headers as sent.
     pub headers: Vec<(String, String)>,
-    /// Status that the client was given, if it was given one.
+    /// The status that the client got, if it got one.
     pub status: Option<u16>,
-    /// Bytes of the answer's body that the client was given.
+    /// Bytes of the answer's body that the client got.
     pub sent: u64,
     id: u64,
 }
@@ -45,7 +45,7 @@ pub struct S3Proxy {
 
 struct State {
     upstream: String,
-    /// For requests that must be changed under their signature.
+    /// To sign a request again after a fault has changed it.
     keys: Option<Keys>,
     faults: Mutex<Vec<Armed>>,
     passed: Mutex<Vec<Passed>>,
@@ -61,12 +61,12 @@ struct Armed {
 }
 
 impl S3Proxy {
-    /// In front of `host:port`. Faults that change a request then need one that is not signed.
+    /// Starts in front of `host:port`. Faults that change a request then need an unsigned one.
     pub fn start(upstream: &str) -> Self {
         Self::launch(upstream, None)
     }
 
-    /// In front of a server whose keys are known, so that every fault works on every request.
+    /// Starts in front of a server whose keys are known, so that every fault works on every request.
     pub fn before(s3: &S3) -> Self {
         Self::launch(s3.host_port(), Some(s3.uploader().clone()))
     }
@@ -81,19 +81,19 @@ impl S3Proxy {
         });
         let served = state.clone();
         let server = TcpServer::start(0, move |stream| {
-            // Broken connections are what it is for.
+            // Broken connections are its purpose.
             let _ = served.serve(&stream);
         });
         Self { server, state }
     }
 
-    /// What `host` of the CDN configuration should hold.
+    /// The value for `host` in the CDN configuration.
     pub fn url(&self) -> String {
         format!("http://{}", self.server.host_port())
     }
 
-    /// Arms a fault for requests of this method (`""`: any) whose path or query contains this text, `times` times or until
-    /// cleared. Of several that match, the oldest acts.
+    /// Arms a fault for requests of this method (`""`: any) whose path or query contains this text, `times` times or
+    /// until cleared. If several match, the oldest acts.
     pub fn fault(&self, method: &str, path: &str, fault: Fault, times: Option<usize>) {
         self.arm(Armed { method: method.to_owned(), path: path.to_owned(), purpose: None, fault, left: times });
     }
@@ -129,7 +129,7 @@ impl S3Proxy {
         passed.iter().filter(|request| matches(method, path, &request.method, &request.path)).count()
     }
 
-    /// Bytes of bodies that clients were given so far for such requests.
+    /// Bytes of bodies that clients got so far from such requests.
     pub fn bytes_sent(&self, method: &str, path: &str) -> u64 {
         let passed = lock(&self.state.passed);
         passed
@@ -217,7 +217,7 @@ impl State {
         }
 
         let server = TcpStream::connect(&self.upstream)?;
-        // One connection a request: where an answer ends is then never in doubt.
+        // One connection per request: where an answer ends is then never in doubt.
         head.set("Connection", "close");
         let allowed = match fault {
             Some(Fault::CutRequestAt(bytes) | Fault::HangRequestAt(bytes)) => Some(bytes),
@@ -286,11 +286,11 @@ impl State {
         if let Some(Fault::HangAt(_)) = fault {
             hang(client)?;
         }
-        // A body that fits the cut has been sent whole: still the connection ends, as the fault says.
+        // A body no longer than the cut has been sent whole; the connection still ends.
         Ok(!matches!(fault, Some(Fault::CutResponseAt(_) | Fault::CutAtHalf | Fault::HangAt(_))))
     }
 
-    /// Signs a request again whose signed headers were changed.
+    /// Signs a request again after its signed headers were changed.
     fn sign_again(&self, head: &mut Head) -> io::Result<()> {
         if head.get("Authorization").is_none() {
             return Ok(());
@@ -304,7 +304,7 @@ impl State {
         let amz: Vec<_> = head.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
         let amz = amz.iter().filter(|(name, _)| name.starts_with("x-amz-") && !own.contains(&name.as_str()));
         let amz: Vec<_> = amz.map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        // Any body but an empty one goes unsigned.
+        // Only an empty body is hashed.
         let body: &[u8] = if matches!(method.as_str(), "PUT" | "POST") { b"any" } else { b"" };
         for (name, value) in &signed(keys, &method, &url, &amz, body) {
             head.set(name.as_str(), value.to_str().unwrap_or_default());

@@ -48,7 +48,7 @@ impl S3Server {
                 tokio::spawn(async move {
                     let builder = Builder::new(TokioExecutor::new());
                     let connection = builder.serve_connection(TokioIo::new(socket), service);
-                    // A client that breaks off is the business of the test that made it do so.
+                    // If a client breaks off, its test made it do so.
                     let _ = connection.await;
                 });
             }
@@ -65,7 +65,7 @@ impl S3Server {
 impl Drop for S3Server {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Connections that hang on purpose must not keep the test.
+            // Connections that hang on purpose must not hold up the test.
             runtime.shutdown_background();
         }
     }
@@ -97,7 +97,8 @@ impl S3Access for Roles {
     }
 }
 
-/// Whether every `x-amz-` header is under the signature. S3 and SeaweedFS refuse others; `s3s` takes them.
+/// Whether the signature covers every `x-amz-` header. S3 and SeaweedFS refuse requests with others; `s3s` accepts
+/// them.
 fn all_signed(cx: &S3AccessContext<'_>) -> bool {
     let authorization = cx.headers().get("authorization").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let query = cx.uri().query().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! S3 servers by others, each a process of its own.
+//! S3 servers made by others, each in its own process.
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -18,14 +18,14 @@ const START: Duration = Duration::from_secs(60);
 pub struct OtherServer {
     process: Child,
     _dir: TempDir,
-    /// Where it is.
+    /// Its URL.
     pub endpoint: String,
-    /// Of its one account.
+    /// The keys of its only account.
     pub keys: Keys,
 }
 
 impl OtherServer {
-    /// Starts the server with this name; the error says why there is none.
+    /// Starts the server with this name; an error says why it is not there.
     pub fn start(name: &str) -> Result<Self, String> {
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let data = dir.path().join("data");
@@ -85,7 +85,7 @@ impl OtherServer {
         Ok(server)
     }
 
-    /// A client of it.
+    /// A client for it.
     pub fn s3(&self) -> S3 {
         S3::at(&self.endpoint, self.keys.clone(), self.keys.clone())
     }

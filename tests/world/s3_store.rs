@@ -1,8 +1,8 @@
 //! `s3s-fs`, made as strict and as atomic as the stores in the field.
 //!
-//! As it comes (0.14.1) it ignores `If-Match` on reads, fails on a suffix range longer than the object, creates buckets on
-//! the way, takes any part ETag, and lets a reader see half of an overwriting copy. A loader that passes on it could
-//! still lose data on a real store. What is added here was compared with SeaweedFS 4.48.
+//! Unchanged (0.14.1), it ignores `If-Match` on reads, fails on a suffix range longer than the object, creates buckets
+//! implicitly, accepts any part ETag, and lets a reader see half of an overwriting copy. A loader that passes on it
+//! could still lose data on a real store. What is added here was compared with SeaweedFS 4.48.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -18,10 +18,10 @@ use tokio::sync::RwLock;
 
 use super::tcp::lock;
 
-/// A part or an object sent at once; more must come as a multipart upload.
+/// The largest part, and the largest object in one request; more must come as a multipart upload.
 const MAX_PUT: usize = 256 * 1024 * 1024;
 
-/// The store. Nothing reads while an object changes its bytes or its metadata, so that both are seen to change at once.
+/// The store. Nothing reads an object while its bytes or its metadata change, so both appear to change at once.
 pub struct S3Store {
     files: FileSystem,
     root: PathBuf,
@@ -53,7 +53,7 @@ impl S3Store {
         self.root.join(bucket).join(key)
     }
 
-    /// Bounds a suffix range by the object, as HTTP has it; an object without bytes has no range at all.
+    /// Limits a suffix range to the object, as HTTP demands; an empty object has no range at all.
     fn bounded(&self, bucket: &str, key: &str, range: Option<Range>) -> S3Result<Option<Range>> {
         let Some(Range::Suffix { length }) = range else { return Ok(range) };
         match std::fs::metadata(self.object_path(bucket, key)) {
@@ -149,7 +149,7 @@ impl S3 for S3Store {
         fn put_object(store, request: PutObjectInput) -> PutObjectOutput {
             let mut request = request;
             store.bucket_exists(&request.input.bucket)?;
-            // Taken whole first: a client that stalls must not hold up the readers of other objects.
+            // The body is read first: a client that stalls must not hold up the readers of other objects.
             let mut body = Body::from(request.input.body.take().ok_or_else(|| s3_error!(IncompleteBody))?);
             let bytes = body.store_all_limited(MAX_PUT).await.map_err(|why| {
                 s3_error!(BadDigest, "the body ended early or is not what was signed: {why}")
@@ -171,7 +171,7 @@ impl S3 for S3Store {
                 return Err(s3_error!(InvalidRequest, "a copy onto itself that changes nothing"));
             }
             let _alone = store.change.write().await;
-            // Out of the way: a copy into the file itself would change it under those who read it.
+            // The old file is moved aside: a copy into the file itself would change it under its readers.
             let aside = store.root.join(".copied-over");
             let moved = !onto_itself && std::fs::rename(&target, &aside).is_ok();
             let answer = store.files.copy_object(request).await;

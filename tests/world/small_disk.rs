@@ -1,4 +1,4 @@
-//! A disk that is easily full: a tmpfs of a given size, mounted where a service keeps its files. Mounting needs root.
+//! A disk that is easily filled: a tmpfs of a given size, mounted where a service keeps its files. Mounting needs root.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,14 +7,16 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::skip;
+
 /// The mounted disk; it is unmounted when dropped.
 pub struct SmallDisk {
     directory: TempDir,
 }
 
 impl SmallDisk {
-    /// A disk of so many KiB for so many files (the root counts as one), or a line that says that the test is skipped. In CI
-    /// there is nothing to skip.
+    /// A disk of this many KiB for this many files (the root counts as one), or none and a line that the test is
+    /// skipped. In CI no test may be skipped.
     pub fn mount_or_skip(test: &str, kib: u64, files: u64) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut command = Command::new("mount");
@@ -23,8 +25,7 @@ impl SmallDisk {
         if command.status().is_ok_and(|status| status.success()) {
             return Some(Self { directory });
         }
-        assert!(std::env::var_os("CI").is_none(), "a disk of limited size cannot be mounted");
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {test} mounts a small disk, which needs root");
+        skip(test, "it mounts a small disk, which needs root");
         None
     }
 
@@ -33,7 +34,7 @@ impl SmallDisk {
         self.directory.path()
     }
 
-    /// Takes all space but this many KiB.
+    /// Fills the disk but for this many KiB.
     pub fn fill_but(&self, kib: usize) {
         self.free();
         let mut file = File::create(self.filler()).expect("there is room for a file");
@@ -43,13 +44,13 @@ impl SmallDisk {
         file.set_len(length.saturating_sub(kib as u64 * 1024)).expect("shorter");
     }
 
-    /// Nothing can be written any more.
+    /// Makes the disk read-only.
     pub fn make_read_only(&self) {
         let status = Command::new("mount").args(["-o", "remount,ro"]).arg(self.path()).status();
         assert!(status.is_ok_and(|status| status.success()), "the disk cannot be made read-only");
     }
 
-    /// Gives the space back.
+    /// Frees the space again.
     pub fn free(&self) {
         let _ = fs::remove_file(self.filler());
     }

@@ -1,4 +1,4 @@
-//! A TCP server for misbehaving on purpose: one thread per connection, and it can go away and come back on its port.
+//! A TCP server that can misbehave: it has one thread per connection, and can go away and come back on its port.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,7 +23,7 @@ struct Acceptor {
     thread: JoinHandle<()>,
 }
 
-/// The connections that are open, so that a server which goes down takes them along as a crashed process does.
+/// The open connections, which end when the server goes down, as after a crash.
 #[derive(Default)]
 struct Live {
     next: AtomicU64,
@@ -104,7 +104,7 @@ impl Drop for TcpServer {
 impl Live {
     fn serve(self: &Arc<Self>, stream: TcpStream, handler: Arc<Handler>) {
         let Ok(copy) = stream.try_clone() else { return };
-        // Small writes are deliberate here (a trickle, a half): each is to leave at once.
+        // Small writes are deliberate here (a trickle, a half): each must leave at once.
         let _ = stream.set_nodelay(true);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         lock(&self.streams).insert(id, copy);
@@ -122,7 +122,7 @@ impl Live {
 pub fn reset_on_close(stream: &TcpStream) {
     use std::os::fd::AsRawFd;
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    // SAFETY: the descriptor is open for the whole call, and the pointer and length are those of a live `linger`.
+    // SAFETY: the descriptor is open for the whole call, and pointer and length are of a live `linger`.
     let result = unsafe {
         libc::setsockopt(
             stream.as_raw_fd(),
@@ -135,7 +135,7 @@ pub fn reset_on_close(stream: &TcpStream) {
     assert_eq!(result, 0, "SO_LINGER: {}", io::Error::last_os_error());
 }
 
-/// Connects to a loopback address from this port of one's own, which the standard library leaves to the kernel.
+/// Connects to a loopback address from this local port, which the standard library does not let one choose.
 #[allow(unsafe_code)]
 pub fn connect_from(port: u16, to: &str) -> io::Result<TcpStream> {
     use std::os::fd::FromRawFd;
@@ -148,14 +148,14 @@ pub fn connect_from(port: u16, to: &str) -> io::Result<TcpStream> {
     let to: SocketAddr = to.parse().map_err(io::Error::other)?;
     let (source, target) = (in_c(port), in_c(to.port()));
     let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-    // SAFETY: no memory is involved; what is not a descriptor is looked at before it is taken for one.
+    // SAFETY: the call takes no pointers; its result is checked before it is used as a descriptor.
     let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     if socket < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is new and belongs to nobody else.
     let stream = unsafe { TcpStream::from_raw_fd(socket) };
-    // SAFETY: both addresses are of the length that the calls are told, and outlive them.
+    // SAFETY: both addresses have the length that the calls are told, and outlive them.
     let failed = unsafe {
         libc::bind(socket, (&raw const source).cast(), length) != 0
             || libc::connect(socket, (&raw const target).cast(), length) != 0
@@ -163,8 +163,8 @@ pub fn connect_from(port: u16, to: &str) -> io::Result<TcpStream> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(stream) }
 }
 
-/// A port that nobody listens on, and that the kernel gives to nobody else in the meantime: it is below the range of ephemeral
-/// ports, so an outgoing connection of a test that runs in parallel cannot take it while a service restarts.
+/// A port that nobody listens on. It is below the range of ephemeral ports, so that no outgoing connection of a test
+/// that runs in parallel takes it while a service restarts.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Processes that run in parallel start at different places.

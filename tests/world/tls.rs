@@ -1,4 +1,4 @@
-//! A TLS front with a certificate of a private authority, before any server on loopback.
+//! A TLS server with a certificate of a private authority, in front of any server on loopback.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

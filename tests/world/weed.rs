@@ -1,4 +1,4 @@
-//! SeaweedFS as a process of its own, and presigned addresses of its objects.
+//! SeaweedFS in its own process, and presigned URLs of its objects.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::client::call;
 use super::s3::{Keys, REGION, S3};
 
-/// How long it may take to serve.
+/// How long it may take until it serves.
 const START: Duration = Duration::from_secs(60);
 
 /// The running server; it ends when dropped.
@@ -22,12 +22,12 @@ pub struct Weed {
     dir: TempDir,
     process: Child,
     _ports: Ports,
-    /// Its client.
+    /// A client for it.
     pub s3: S3,
 }
 
 impl Weed {
-    /// Starts it on free ports; the error says why there is none.
+    /// Starts it on free ports; an error says why it did not start.
     pub fn start() -> Result<Self, String> {
         is_installed()?;
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
@@ -66,22 +66,22 @@ impl Weed {
         self.dir.path().to_owned()
     }
 
-    /// Deletes a bucket with all that is in it, which gives its disk space back at once.
+    /// Deletes a bucket with everything in it, which frees its disk space at once.
     pub fn delete_bucket(&self, bucket: &str) {
         let reply = self.s3.request(self.s3.uploader(), "DELETE", bucket, "", &[], &[], b"");
         assert_eq!(reply.status / 100, 2, "{}", reply.text());
     }
 
-    /// An address to read an object at with `curl`, at this endpoint.
+    /// A URL to read an object with `curl`, at this endpoint.
     pub fn presigned_get(&self, endpoint: &str, bucket: &str, key: &str) -> String {
         let bucket = presigner(endpoint, bucket, self.s3.downloader());
-        bucket.presign_get(format!("/{key}"), 3600, None).expect("an address can be signed")
+        bucket.presign_get(format!("/{key}"), 3600, None).expect("a URL can be signed")
     }
 
-    /// An address to store an object at with `curl -T`.
+    /// A URL to store an object with `curl -T`.
     pub fn presigned_put(&self, bucket: &str, key: &str) -> String {
         let bucket = presigner(self.s3.endpoint(), bucket, self.s3.uploader());
-        bucket.presign_put(format!("/{key}"), 3600, None, None).expect("an address can be signed")
+        bucket.presign_put(format!("/{key}"), 3600, None, None).expect("a URL can be signed")
     }
 }
 
@@ -92,11 +92,12 @@ impl Drop for Weed {
     }
 }
 
-/// Free ports for all its servers. SeaweedFS names sockets after them and does not remove these; they are removed on drop.
+/// Free ports for all its servers. SeaweedFS names sockets after them and leaves those behind; they are removed on
+/// drop.
 pub struct Ports([u16; 4]);
 
 impl Ports {
-    /// Ports that are free together with the one 10,000 above, which each of its servers takes as well.
+    /// Finds ports that are free together with the ports 10,000 above, which each of its servers takes as well.
     pub fn free() -> Self {
         let free = |port: &u16| {
             TcpListener::bind(("127.0.0.1", *port)).is_ok() && TcpListener::bind(("127.0.0.1", *port + 10_000)).is_ok()
@@ -107,7 +108,8 @@ impl Ports {
         Self(std::array::from_fn(|_| found.next().expect("a free port")))
     }
 
-    /// What makes `weed server` listen at them, on the loopback interface only. Of two arguments with one name the last counts.
+    /// The arguments that make `weed server` listen on them, on the loopback interface only. If a name comes twice, the
+    /// last counts.
     pub fn arguments(&self) -> Vec<String> {
         let [s3, master, volume, filer] = self.0;
         let mut arguments = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0"]
@@ -138,7 +140,7 @@ impl Drop for Ports {
     }
 }
 
-/// The error says that it is not, and how to install it.
+/// Whether SeaweedFS is installed; the error says how to install it.
 pub fn is_installed() -> Result<(), String> {
     let version = Command::new("weed").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let there = version.is_ok_and(|status| status.success());
@@ -149,7 +151,7 @@ pub fn is_installed() -> Result<(), String> {
 pub fn wait_until_it_serves(s3: &S3, log: &Path) -> Result<(), String> {
     let deadline = Instant::now() + START;
     loop {
-        // Without a signature it refuses then.
+        // From then on it refuses requests without a signature.
         let answer = call(s3.host_port(), Duration::from_secs(2), "GET", "/", &[], b"");
         if answer.is_ok_and(|reply| reply.status == 403) {
             return Ok(());

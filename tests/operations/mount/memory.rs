@@ -1,4 +1,4 @@
-//! The memory and the time that models in the mount take.
+//! The memory and time that models in the mount cost.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
@@ -11,7 +11,7 @@ use super::{drop_caches, run, text};
 use crate::world::mount::{Mount, can_mount};
 use crate::world::{World, in_ci, pattern, sha256_hex, skip};
 
-/// Maps a file, prints the hash of all of it, and waits.
+/// Maps a file, prints its hash, and waits.
 const MAP: &str = "import hashlib, mmap, sys
 with open(sys.argv[1], 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
     print(hashlib.sha256(m).hexdigest(), flush=True)
@@ -62,7 +62,7 @@ fn four_programs_that_map_a_model_have_it_in_memory_once() {
     for program in &programs {
         assert_eq!(mapped_kib(program, &path, "Rss"), size);
     }
-    // What each has a share of counts as its part of it. So this is what all of them take together.
+    // `Pss` counts each program's share, so this is what all of them take together.
     let shared: u64 = programs.iter().map(|program| mapped_kib(program, &path, "Pss")).sum();
     assert!((size * 99 / 100..=size * 101 / 100).contains(&shared), "{shared} KiB in all for {size} KiB");
     let cached: u64 =
@@ -74,7 +74,7 @@ fn four_programs_that_map_a_model_have_it_in_memory_once() {
     }
 }
 
-/// A control group whose processes may take so much memory.
+/// A control group whose processes may use this much memory.
 struct Limited(PathBuf);
 
 impl Limited {
@@ -94,7 +94,7 @@ impl Limited {
         })
     }
 
-    /// Runs Python with a file.
+    /// Runs Python code on a file.
     fn python(&self, script: &str, path: &Path) -> (ExitStatus, String) {
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec python3 -c \"$1\" \"$2\""]);
@@ -116,7 +116,7 @@ fn a_program_maps_a_model_that_is_larger_than_its_memory_may_be() {
     if !can_mount(TEST) {
         return;
     }
-    let Some(limited) = Limited::new(64 << 20) else { return skip(TEST, "no control group can be made") };
+    let Some(limited) = Limited::new(64 << 20) else { return skip(TEST, "no control group can be created") };
     let world = World::new();
     let plain = pattern(160 << 20, 32);
     world.upload("model.bin", &plain);
@@ -126,7 +126,7 @@ fn a_program_maps_a_model_that_is_larger_than_its_memory_may_be() {
     let (status, said) = limited.python(MAP, &path);
     assert!(status.success(), "{status}");
     assert_eq!(said, sha256_hex(&plain));
-    // A copy of its own does not fit.
+    // A copy does not fit.
     let (status, _) = limited.python("import sys; print(len(open(sys.argv[1], 'rb').read()))", &path);
     assert!(!status.success());
 }
@@ -136,7 +136,7 @@ fn a_large_model_costs_little_memory_and_not_much_time() {
     if !can_mount("figures of the mount") {
         return;
     }
-    // One heap, as the product's libc has it.
+    // One heap, as with the product's libc.
     let world = World::with(|builder| builder.env("MALLOC_ARENA_MAX", "1").env("MALLOC_MMAP_THRESHOLD_", "65536"));
     let size: usize = if in_ci() { 1 << 30 } else { 64 << 20 };
     let plain = pattern(size, 7);

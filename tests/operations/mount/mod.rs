@@ -1,4 +1,4 @@
-//! `loader mount` with the kernel's FUSE, under the programs that people use on files.
+//! `loader mount` with the kernel's FUSE, used by the programs that people use on files.
 
 mod compose;
 mod exerciser;
@@ -19,10 +19,10 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::world::mount::{Mount, can_mount};
 use crate::world::{World, in_ci, pattern, sha256_hex};
 
-/// What must be quick in any case.
+/// The limit for what must be quick whatever happens.
 const QUICK: Duration = Duration::from_secs(10);
 
-/// Longer than anything takes that does not hang.
+/// Only a hang takes longer.
 const HANG: Duration = Duration::from_secs(60);
 
 fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
@@ -31,7 +31,7 @@ fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// Makes the kernel forget what it has cached of files.
+/// Drops what the kernel has cached of files.
 fn drop_caches() {
     fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
 }
@@ -72,7 +72,7 @@ fn programs_read_the_plaintext_in_any_order() {
     let sum = String::from_utf8(run("python3", &["-c", script, text(&path)])).unwrap();
     assert_eq!(sum.trim(), sha256_hex(&plain));
 
-    // At places that are nowhere near each other, and past the end; without what the kernel has cached.
+    // At places far apart, and past the end; without the kernel's cache.
     drop_caches();
     let file = File::open(&path).unwrap();
     let mut place = 12345_usize;
@@ -88,7 +88,7 @@ fn programs_read_the_plaintext_in_any_order() {
         assert!(bytes[..done] == *expected, "round {round}: {length} bytes at {start}");
     }
 
-    // Several readers, each from its own beginning to the end.
+    // Several readers, each from a different offset to the end.
     drop_caches();
     thread::scope(|scope| {
         for reader in 0..4 {
@@ -141,7 +141,7 @@ fn listings_and_attributes_are_those_of_a_read_only_file_system() {
     let tar = run("tar", &["-C", text(mount.path()), "-cf", "-", "."]);
     assert!(tar.len() > 300_000);
 
-    // A model that is not listed is there if it is asked for by name.
+    // A model that is not listed is there when it is asked for by name.
     world.forget("one.bin");
     world.service.restart();
     world.login();
@@ -176,7 +176,7 @@ fn sigterm_unmounts_and_a_killed_mount_is_cleaned_up_by_the_next() {
     mount.start_again(&world.service);
     assert!(fs::read(&path).unwrap() == plain);
 
-    // Whoever has a file open can read on; nobody else finds it.
+    // Open files can be read on, but nobody can open them any more.
     let file = File::open(&path).unwrap();
     mount.terminate();
     crate::world::eventually(QUICK, "it is unmounted", || !mount.is_mounted());
@@ -212,13 +212,13 @@ fn a_service_that_is_away_is_an_error_and_no_hang() {
     assert!(away.contains(&errno(fs::read_dir(mount.path()).map(|_| ()))));
     assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
 
-    // It is a client like others: who is not logged in may not read.
+    // It is a client like any other: without a login nothing can be read.
     world.service.restart();
     assert_eq!(errno(file.read_exact_at(&mut bytes, 4_000_000)), Some(libc::EACCES));
     world.login();
     file.read_exact_at(&mut bytes, 4_000_000).unwrap();
     assert!(bytes == plain[4_000_000..4_001_000]);
-    // The kernel has it, so nobody is asked.
+    // The kernel has it in its cache, so nobody is asked.
     world.service.kill();
     file.read_exact_at(&mut bytes, 4_000_000).unwrap();
 }

@@ -8,7 +8,7 @@ use crate::world::mount::{Mount, can_mount};
 use crate::world::process::{run_to_end, signal};
 use crate::world::{World, eventually, skip};
 
-/// What the model is made of. `strace` shows the first bytes of what is written.
+/// What the model consists of. `strace` shows the first bytes of each write.
 const WORD: &str = "PLAINTEXT ";
 
 const WRITES: &str = "trace=write,pwrite64,writev,pwritev,pwritev2,sendto,sendmsg,sendmmsg,sendfile,splice,vmsplice,tee,copy_file_range,mmap";
@@ -20,7 +20,7 @@ fn service_mount_and_programs_write_plaintext_to_nothing_but_sockets_pipes_fuse_
         return;
     }
     if Command::new("strace").arg("-V").output().is_err() {
-        return skip(TEST, "there is no strace");
+        return skip(TEST, "strace is not installed");
     }
     let world = World::new();
     let plain = WORD.repeat(400_000).into_bytes();
@@ -32,7 +32,7 @@ fn service_mount_and_programs_write_plaintext_to_nothing_but_sockets_pipes_fuse_
     let traces = tempfile::tempdir().unwrap();
     let strace = |name: &str| {
         let mut command = Command::new("strace");
-        // -yy: with what a descriptor is.
+        // -yy: with the kind and path of each descriptor.
         command.args(["-f", "-yy", "-s", "64", "-e", WRITES, "-o"]).arg(traces.path().join(name));
         command
     };
@@ -56,7 +56,7 @@ fn service_mount_and_programs_write_plaintext_to_nothing_but_sockets_pipes_fuse_
     program.args(["python3", "-c", script, text(&path)]);
     assert!(run_to_end(program, &[], b"", HANG).stdout == plain);
     drop_caches();
-    // From the cache, and by the other way.
+    // Once more without the mount, by `loader exec`.
     let exec = world.service.command();
     let mut program = strace("exec");
     program.arg(exec.get_program()).arg("exec").arg("--model").arg(format!("{}/model.bin=M", world.folder));
@@ -70,7 +70,7 @@ fn service_mount_and_programs_write_plaintext_to_nothing_but_sockets_pipes_fuse_
     assert!(run_to_end(program, &[], b"", HANG).stdout == plain);
     assert!(fs::read(&path).unwrap() == plain);
     for tracer in &mut tracers {
-        // It detaches.
+        // strace detaches.
         signal(tracer.id(), libc::SIGTERM);
         tracer.wait().unwrap();
     }
@@ -80,11 +80,11 @@ fn service_mount_and_programs_write_plaintext_to_nothing_but_sockets_pipes_fuse_
         let trace = fs::read_to_string(traces.path().join(name)).unwrap();
         assert!(trace.lines().count() > 10, "{name}:\n{trace}");
         for line in trace.lines() {
-            // `call(3<what>, …`
+            // `call(3<kind or path>, …`
             let call = line.split_once(' ').map_or(line, |(_, call)| call.trim_start());
             let target = call.split_once('<').map_or("", |(_, rest)| rest);
             if call.starts_with("mmap(") {
-                // Python maps its models so, and nobody anything else.
+                // Python maps models in this way, and nothing else may.
                 let is_written =
                     call.contains("PROT_WRITE") && call.contains("MAP_SHARED") && !call.contains("ANONYMOUS");
                 bad.extend(is_written.then(|| format!("{name}: {line}")));

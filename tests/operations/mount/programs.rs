@@ -22,7 +22,7 @@ fn rsync_tar_find_df_and_inotifywait_work_as_on_any_read_only_file_system() {
     }
     for (program, flag) in [("rsync", "--version"), ("inotifywait", "--help")] {
         if Command::new(program).arg(flag).output().is_err() {
-            return skip(TEST, &format!("there is no {program}"));
+            return skip(TEST, &format!("{program} is not installed"));
         }
     }
     let world = World::new();
@@ -46,7 +46,7 @@ fn rsync_tar_find_df_and_inotifywait_work_as_on_any_read_only_file_system() {
     is_copy(&at("cp"));
     run("rsync", &["-a", &format!("{}/", source.display()), text(&at("rsync"))]);
     is_copy(&at("rsync"));
-    // Nothing has changed, so nothing is sent; with checksums, too.
+    // Nothing has changed, so nothing is sent, even when rsync compares checksums.
     for flags in ["-ai", "-aic"] {
         assert_eq!(run("rsync", &[flags, &format!("{}/", source.display()), text(&at("rsync"))]), b"", "{flags}");
     }
@@ -55,7 +55,7 @@ fn rsync_tar_find_df_and_inotifywait_work_as_on_any_read_only_file_system() {
     run("tar", &["-C", text(&at("tar")), "-xf", text(&at("t.tar"))]);
     is_copy(&at("tar"));
     run("diff", &["-r", text(&source), text(&at("tar"))]);
-    // In this order, too.
+    // Several files in one call.
     let names: Vec<String> = models.iter().map(|(name, _)| source.join(name).display().to_string()).collect();
     let sums = String::from_utf8(run("sha256sum", &names.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
     let expected: Vec<String> = models.iter().map(|(_, bytes)| sha256_hex(bytes)).collect();
@@ -70,7 +70,7 @@ fn rsync_tar_find_df_and_inotifywait_work_as_on_any_read_only_file_system() {
     assert_eq!(lines("find", &[text(&source), "-type", "f"]), names);
     assert_eq!(lines("find", &[text(&source), "-type", "f", "-empty"]), [names[1].clone()]);
     assert_eq!(lines("find", &[text(mount.path()), "-writable", "-newer", "/proc/self", "-size", "+9M"]), [""; 0]);
-    // `du` counts what `ls` shows.
+    // `du` counts the sizes that `ls` shows.
     assert_eq!(lines("du", &["-b", &names[0]]), [format!("700000\t{}", names[0])]);
     let df = lines("df", &["--output=source,fstype,target", text(&source)]);
     assert!(df.iter().any(|line| line.split_whitespace().eq(["loader", "fuse", text(mount.path())])), "{df:?}");
@@ -88,7 +88,7 @@ fn rsync_tar_find_df_and_inotifywait_work_as_on_any_read_only_file_system() {
         assert!(!output.status.success() && said.contains("Read-only file system"), "{program} {words:?}: {said}");
     }
 
-    // What programs on this machine do is seen.
+    // inotify reports what programs on this machine do.
     let mut watch = Command::new("inotifywait");
     watch.args(["-m", "-e", "open,close_nowrite", "--format", "%e %f", text(&source)]);
     let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -113,7 +113,7 @@ fn other_users_read_only_what_the_options_allow() {
     const NOBODY: u32 = 65534;
     let world = World::new();
     world.upload("model.bin", b"a model");
-    // Whether a user, whose only group is `group`, can read the model.
+    // Whether a user whose only group is `group` can read the model.
     let reads = |options: &[&str], group: u32| {
         let mount = Mount::of(&world.service, options);
         fs::set_permissions(mount.path().parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -140,7 +140,7 @@ fn it_unmounts_when_the_last_opener_leaves_if_asked() {
     world.upload("model.bin", b"a model");
     let mut mount = Mount::of(&world.service, &["--until-closed"]);
     let path = mount.path().join(&world.folder).join("model.bin");
-    // A look at it is no use of it.
+    // `stat` does not open anything.
     run("find", &[text(mount.path())]);
     let file = fs::File::open(&path).unwrap();
     thread::sleep(Duration::from_secs(5));
@@ -153,14 +153,14 @@ fn it_unmounts_when_the_last_opener_leaves_if_asked() {
     assert!(started.elapsed() < super::HANG, "{:?}", started.elapsed());
 }
 
-/// A program without any library, which prints the files that it is told on standard input.
+/// A program without libraries, which prints the files that standard input names.
 const READER: &str = r#"fn main() {
     for line in std::io::stdin().lines() {
         match std::fs::read_to_string(line.unwrap()) { Ok(text) => println!("{text}"), Err(error) => println!("{error}") }
     }
 }"#;
 
-/// A directory that passes on what is mounted in it.
+/// A directory that propagates what is mounted in it.
 pub(super) struct Shared<'a>(&'a Path);
 
 impl<'a> Shared<'a> {
@@ -187,7 +187,7 @@ fn a_container_reads_the_models_also_after_the_mount_was_started_again() {
     let mut mount = Mount::of(&world.service, &["--allow-other"]);
     mount.kill();
     run("umount", &["--lazy", text(mount.path())]);
-    // The directory above is the one that the container has. What is mounted in it must be passed on.
+    // The container has the directory above, and what is mounted in it must be propagated.
     let parent = mount.path().parent().unwrap().to_owned();
     let shared = Shared::new(&parent);
     mount.start_again(&world.service);

@@ -1,4 +1,4 @@
-//! Inference runtimes as PyPI ships them, with models in files, in the mount, and by `loader exec`.
+//! Inference runtimes as PyPI ships them, with models from files, from the mount, and by `loader exec`.
 
 use std::path::Path;
 use std::process::Command;

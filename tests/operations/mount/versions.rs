@@ -1,4 +1,4 @@
-//! An open file stays the version as which it was opened.
+//! An open file stays the version that it was when it was opened.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -9,7 +9,7 @@ use super::{drop_caches, errno};
 use crate::world::mount::{Mount, can_mount};
 use crate::world::{World, pattern};
 
-/// Reads places all over a file: each is the old bytes or an error. Returns how many there are of both.
+/// Reads places all over a file: each read gives the old bytes or an error. Returns how many gave each.
 fn places(file: &File, old: &[u8]) -> (usize, usize) {
     drop_caches();
     let (mut right, mut failed) = (0, 0);
@@ -17,7 +17,7 @@ fn places(file: &File, old: &[u8]) -> (usize, usize) {
         let mut bytes = vec![0; 1000];
         match file.read_exact_at(&mut bytes, offset as u64) {
             Ok(()) => {
-                assert!(bytes == old[offset..offset + 1000], "other bytes at {offset}");
+                assert!(bytes == old[offset..offset + 1000], "wrong bytes at {offset}");
                 right += 1;
             }
             error => {
@@ -39,20 +39,20 @@ fn an_open_file_stays_its_version_and_the_next_open_has_the_new_one() {
     world.upload("model.bin", &versions[0]);
     let mount = Mount::of(&world.service, &[]);
     let path = mount.path().join(&world.folder).join("model.bin");
-    // Nobody reads it before the uploads.
+    // Nobody reads it before it is replaced.
     let file = File::open(&path).unwrap();
     for version in &versions[1..3] {
         world.upload("model.bin", version);
         assert_eq!(places(&file, &versions[0]), (16, 0));
         assert_eq!(file.metadata().unwrap().len(), 8_000_000);
-        assert!(fs::read(&path).unwrap() == *version, "the next open has other bytes");
+        assert!(fs::read(&path).unwrap() == *version, "the next open has wrong bytes");
         assert_eq!(fs::metadata(&path).unwrap().len(), version.len() as u64);
     }
-    // The generation is gone from the CDN and from the directory of the cache; the file of the cache is still open.
+    // The generation is gone from the CDN and from the cache's directory; the cache's file is still open.
     assert_eq!(world.keys().iter().filter(|key| key.starts_with("model.bin.") && key.ends_with(".big")).count(), 3);
     assert_eq!(mount.log_text().matches("was replaced").count(), 0);
 
-    // A restarted service has only the current version.
+    // A restarted service knows only the current version.
     world.service.restart();
     world.login();
     assert_eq!(places(&file, &versions[0]), (0, 16));
@@ -79,17 +79,17 @@ fn an_old_version_that_is_not_cached_is_read_from_its_generation_in_the_cdn() {
     upload(&versions[1]);
     let count = places(&file, &versions[0]);
     assert_eq!(count, (60, 0));
-    // The new version takes the place in the cache.
+    // The new version replaces the old one in the cache.
     assert!(fs::read(&path).unwrap() == versions[1]);
     assert!(world.service.cache_file(&world.folder, "model.bin").exists());
     let (right, failed) = places(&file, &versions[0]);
     assert_eq!(failed, 0, "{right} places were right");
-    // What was cached of the old version is all that is left of it.
+    // Only the cached pages are left of the old version.
     upload(&versions[2]);
     upload(&versions[3]);
     places(&file, &versions[0]);
     assert!(fs::read(&path).unwrap() == versions[3]);
-    // A model that was removed from the cache is read on, too.
+    // A model that was removed from the cache can be read on, too.
     let current = File::open(&path).unwrap();
     let removed = world.service.run(&["remove", &format!("{}/model.bin", world.folder)]);
     assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
@@ -118,7 +118,7 @@ fn reads_of_an_open_file_ask_the_resource_api_now_and_then_and_fail_while_it_is_
     let asked = world.api.requests().len();
     assert_eq!(places(&file, &plain), (80, 0));
     let asked = world.api.requests().len() - asked;
-    // Once in ten seconds, however slow this machine is.
+    // Once every ten seconds, however slow this machine is.
     assert!(asked <= 8, "{asked} questions for 80 reads");
     // A new login of the same user changes nothing.
     world.login();

@@ -21,19 +21,19 @@ pub struct ServiceBuilder {
 }
 
 impl ServiceBuilder {
-    /// Another program than the one Cargo built.
+    /// Runs this program instead of the one that Cargo built.
     pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
         self.binary = path.into();
         self
     }
 
-    /// Sets a variable of the process; it wins over the builder's own.
+    /// Sets a variable of the process; it overrides the builder's.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
-    /// The Resource API to use.
+    /// Uses this Resource API.
     pub fn api(self, api: &ResourceApi) -> Self {
         self.env("RESOURCE_API_URL", api.url())
     }
@@ -44,24 +44,24 @@ impl ServiceBuilder {
         self
     }
 
-    /// Listens on all addresses of this machine instead of the loopback one.
+    /// Listens on all addresses of this machine, not only the loopback one.
     pub fn on_all_addresses(mut self) -> Self {
         self.host = "0.0.0.0";
         self
     }
 
-    /// How long one HTTP call of the test may take as a whole (60 s).
+    /// Limits how long one HTTP call of the test may take in all.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Starts it and waits until `/health` answers; panics with what it wrote otherwise.
+    /// Starts it and waits until `/health` answers; if it does not, panics with what the process wrote.
     pub fn start(self) -> Service {
         self.try_start().unwrap_or_else(|why| panic!("{why}"))
     }
 
-    /// As [`start`](Self::start); the error is what went wrong and all that the process wrote.
+    /// As [`start`](Self::start); an error says what went wrong and what the process wrote.
     pub fn try_start(self) -> Result<Service, String> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for tries in 0.. {
@@ -74,7 +74,7 @@ impl ServiceBuilder {
                     let env = Mutex::new(env);
                     return Ok(Service { dir, binary, env, bind, timeout, child, output });
                 }
-                // Another process took the port between the look and the bind.
+                // Another process took the port after it was chosen.
                 Err(why) if why.contains("in use") && tries < 3 => {}
                 Err(why) => return Err(why),
             }
@@ -82,7 +82,7 @@ impl ServiceBuilder {
         unreachable!("the loop returns")
     }
 
-    /// Runs the program to its end with these arguments and this standard input: for subcommands and failing starts.
+    /// Runs the program to its end with these arguments and this standard input: for subcommands, and starts that fail.
     pub fn run(self, args: &[&str], stdin: &[u8]) -> Output {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let command = command(&self.binary, dir.path(), &self.env, &self.bind(dir.path()));

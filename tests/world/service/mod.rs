@@ -1,4 +1,4 @@
-//! The real `loader` program as a process of its own, in directories of its own.
+//! The real `loader` program in its own process and its own directories.
 
 mod builder;
 
@@ -25,7 +25,7 @@ use super::tcp::lock;
 
 /// How long a start may take.
 const START: Duration = Duration::from_secs(10);
-/// How long an orderly end may take: the 10 s that running transfers get, and some.
+/// How long an orderly stop may take: the 10 s that running transfers get, and a margin.
 const END: Duration = Duration::from_secs(20);
 
 /// A running loader; it is killed when dropped.
@@ -72,7 +72,7 @@ impl Service {
         stream
     }
 
-    /// Any request; the error is a failure below HTTP, a body that ends early included.
+    /// Sends any request. An error is a failure below HTTP, or a body that ends early.
     pub fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, String> {
         client::call(&self.bind, self.timeout, method, path, headers, body)
     }
@@ -82,7 +82,7 @@ impl Service {
         self.expect(self.call("GET", path, &[], b""))
     }
 
-    /// The median of some answers of `/health`: the machine that runs the tests may take a break during one.
+    /// The median of 15 times of `/health`: the machine that runs the tests may pause during one.
     pub fn usual_health(&self) -> Duration {
         let mut took: Vec<Duration> = (0..15)
             .map(|_| {
@@ -106,24 +106,24 @@ impl Service {
         self.login_as(EMAIL, PASSWORD)
     }
 
-    /// `/login` as someone.
+    /// `/login` with this account.
     pub fn login_as(&self, email: &str, password: &str) -> Reply {
         self.post_json("/login", json!({ "email": email, "password": password }))
     }
 
-    /// `/load` of a file into memory; panics where the answer does not arrive whole.
+    /// `/load` of a file into memory; panics if the answer does not arrive whole.
     pub fn load(&self, folder: &str, name: &str) -> Reply {
         self.expect(self.try_load(folder, name))
     }
 
-    /// As [`load`](Self::load); the error is a failure below HTTP, a body that ends early included.
+    /// As [`load`](Self::load); an error is a failure below HTTP, or a body that ends early.
     pub fn try_load(&self, folder: &str, name: &str) -> Result<Reply, String> {
         let (path, body) = load_request(folder, name);
         self.call("POST", &path, &[("Content-Type", "application/json")], &body)
     }
 
-    /// `/load` of a file into a writer, for files that should not be held in memory. A body that ends early is not a panic
-    /// but [`Download::error`].
+    /// `/load` of a file into a writer, for files that should not be held in memory. A body that ends early does not
+    /// panic but sets [`Download::error`].
     pub fn load_to(&self, folder: &str, name: &str, to: &mut dyn Write) -> Download {
         let (path, body) = load_request(folder, name);
         self.expect(client::download(&self.bind, self.timeout, &path, &body, to))
@@ -139,7 +139,7 @@ impl Service {
         self.expect(self.try_upload_reader(folder, name, len, from))
     }
 
-    /// As [`upload_reader`](Self::upload_reader); the error is a failure below HTTP.
+    /// As [`upload_reader`](Self::upload_reader); an error is a failure below HTTP.
     pub fn try_upload_reader(
         &self,
         folder: &str,
@@ -150,7 +150,7 @@ impl Service {
         let form = Form::new(name, &[("folder", folder)], &[]);
         let headers = [("Content-Type", form.content_type.as_str())];
         let path = format!("/upload/{}", client::segment(name));
-        // Not through ureq: an early refusal must be seen although the body was not taken.
+        // Not through ureq: a refusal must be seen although the body was not sent to its end.
         let connect = || {
             let stream = Stream::connect(&self.bind)?;
             stream.set_timeout(self.timeout)?;
@@ -161,7 +161,7 @@ impl Service {
             .map_err(|error| format!("{path}: {error}"))
     }
 
-    /// The directory of everything.
+    /// The directory that holds everything of this service.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -176,7 +176,7 @@ impl Service {
         self.cache_dir().join(folder).join(format!("{name}.big"))
     }
 
-    /// `IMAGES_PATH`; there is no file at first.
+    /// `IMAGES_PATH`; at first there is no such file.
     pub fn images_path(&self) -> PathBuf {
         self.dir.path().join("images.enc")
     }
@@ -206,20 +206,20 @@ impl Service {
         memory_kib(self.pid(), "VmHWM")
     }
 
-    /// Fails where the peak since the last [`reset_hwm`](Self::reset_hwm) is more than `limit` over `idle`, all in KiB.
+    /// Fails if the peak since the last [`reset_hwm`](Self::reset_hwm) exceeds `idle` by more than `limit`, all in KiB.
     pub fn peaked_at_most(&self, idle: u64, limit: u64, doing: &str) {
         let grown = self.vm_hwm_kib().saturating_sub(idle);
         println!("{doing}: {grown} KiB over idle");
         assert!(self.is_emulated() || grown <= limit, "{doing}: {grown} KiB over idle");
     }
 
-    /// Whether it runs under an emulator, most of whose memory and time are the emulator's own.
+    /// Whether it runs under an emulator, which accounts for most of its memory and time.
     pub fn is_emulated(&self) -> bool {
         let program = fs::read_link(format!("/proc/{}/exe", self.pid())).expect("the loader runs");
         program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"qemu-"))
     }
 
-    /// Starts a new peak.
+    /// Resets the peak of resident memory.
     pub fn reset_hwm(&self) {
         reset_peak(self.pid());
     }
@@ -235,7 +235,7 @@ impl Service {
         fs::read_dir(format!("/proc/{}/task", self.pid())).map_or(0, Iterator::count)
     }
 
-    /// Uploads that are being received, or were left half received.
+    /// Uploads that are being received, and what was left of broken ones.
     pub fn spooled(&self) -> usize {
         fs::read_dir(self.cache_dir().join(".spool")).map_or(0, Iterator::count)
     }
@@ -245,7 +245,7 @@ impl Service {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
     }
 
-    /// Everything it has said: stdout and stderr of all starts, and the log files.
+    /// Everything it has written: stdout and stderr of all starts, and the log files.
     pub fn log_text(&self) -> String {
         let mut text = String::from_utf8_lossy(&lock(&self.output)).into_owned();
         let files = fs::read_dir(self.log_dir()).into_iter().flatten().flatten();
@@ -255,7 +255,8 @@ impl Service {
         text
     }
 
-    /// Runs a second process of the program to its end, with the environment of this one: for `loader healthcheck`.
+    /// Runs a second process of the program to its end, in the same environment: for commands such as `loader
+    /// healthcheck`.
     pub fn run(&self, args: &[&str]) -> Output {
         self.run_with(args, b"")
     }
@@ -275,7 +276,7 @@ impl Service {
         command(binary, self.dir.path(), &lock(&self.env), &self.bind)
     }
 
-    /// SIGTERM, and how it ended; panics where it does not end.
+    /// Sends SIGTERM and returns how it ended; panics if it does not end.
     pub fn terminate(&self) -> ExitStatus {
         // An id that has been waited for may belong to another process by now.
         if self.is_running() {
@@ -284,14 +285,14 @@ impl Service {
         self.wait(END)
     }
 
-    /// SIGKILL: what a power cut does to it.
+    /// Sends SIGKILL, as a power cut would end it.
     pub fn kill(&self) {
         let mut child = lock(&self.child);
         let _ = child.kill();
         let _ = child.wait();
     }
 
-    /// Waits for the end; panics with what it said where it does not come.
+    /// Waits for the end; panics with what it wrote if that does not come.
     pub fn wait(&self, at_most: Duration) -> ExitStatus {
         let deadline = Instant::now() + at_most;
         loop {
@@ -308,7 +309,7 @@ impl Service {
         lock(&self.env).push((name.as_ref().to_owned(), value.as_ref().to_owned()));
     }
 
-    /// Kills it where it runs, and starts it again in the same directories on the same address.
+    /// Kills it if it runs, and starts it again in the same directories and on the same address.
     pub fn restart(&self) {
         self.kill();
         let child = spawn(&self.binary, self.dir.path(), &lock(&self.env), &self.bind, &self.output);
@@ -344,7 +345,7 @@ fn wait_until_healthy(child: &Mutex<Child>, bind: &str, output: &Captured) -> Re
     };
     loop {
         if let Some(status) = lock(child).try_wait().map_err(|error| error.to_string())? {
-            return Err(format!("the loader ended at its start ({status}) and said:\n{}", said()));
+            return Err(format!("the loader ended during its start ({status}) and said:\n{}", said()));
         }
         let health = client::call(bind, Duration::from_secs(2), "GET", "/health", &[], b"");
         if health.as_ref().is_ok_and(|reply| reply.status == 200) {
