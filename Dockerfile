@@ -7,18 +7,18 @@
 #     -v loader-models:/var/lib/loader/models -v loader-logs:/var/log/loader -v /opt/azaion:/opt/azaion:ro \
 #     -v /var/run/docker.sock:/var/run/docker.sock --group-add "$(stat -c %g /var/run/docker.sock)" loader
 #
-# `--group-add` gives the user below access to the socket, also where it is root's with mode 0660. Where only root may use it (mode
-# 0600), run with `--user 0:0 --cap-add DAC_OVERRIDE`: without that capability root cannot write volumes, which are the user's.
+# `--group-add` gives the user below access to the socket, even if root owns it with mode 0660. If only root may use it (mode
+# 0600), run with `--user 0:0 --cap-add DAC_OVERRIDE`: without that capability root cannot write volumes, which the user owns.
 # There is no RUN here, so any machine can build an ARM64 image without an emulator.
 ARG BASE=docker:28-cli
 
-# The directories that the user below may write, made without a shell.
+# The directories that the user below may write to, made without a shell.
 FROM scratch AS directories
 WORKDIR /var/lib/loader/models
 WORKDIR /var/log/loader
 
 FROM ${BASE}
-# A test on another processor names another file in target/dist.
+# A test on another processor uses another file in target/dist.
 ARG PROGRAM=loader-aarch64-unknown-linux-musl
 COPY target/dist/${PROGRAM} /usr/local/bin/loader
 COPY --from=directories --chown=65534:65534 /var/lib/loader /var/lib/loader
