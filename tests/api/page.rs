@@ -11,7 +11,7 @@ use crate::world::{World, protocol};
 
 const FRAGMENT: &[u8] = b"the key fragment of the page";
 
-/// Pictures for people to look at.
+/// Screenshots for people.
 fn pictures() -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
     std::fs::create_dir_all(&directory).unwrap();
@@ -166,7 +166,7 @@ fn the_page_asks_for_the_client_token() {
     browser.open(&service.url("/"));
     browser.wait("health.textContent === 'Healthy'");
     assert_eq!(browser.script("return localStorage.length + document.cookie.length"), json!(0));
-    // A wrong password is no wrong token.
+    // A wrong password is not a wrong token.
     browser.tab_to("#login [name=email]");
     browser.keys("a@b.c");
     browser.keys(TAB);

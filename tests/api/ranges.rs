@@ -117,7 +117,7 @@ fn anything_but_one_range_is_the_whole_and_a_range_past_the_end_is_416() {
         assert_eq!(reply.header("content-range"), Some(format!("bytes */{length}").as_str()));
         assert!(reply.detail().contains(&length.to_string()), "{}", reply.detail());
     }
-    // Where there is HEAD, it is as ever; here is none.
+    // HEAD works as elsewhere; this endpoint has none.
     let head = world.service.call("HEAD", "/load/m.bin", &[("Range", "bytes=0-1")], b"").unwrap();
     assert_eq!((head.status, head.header("allow")), (405, Some("POST, OPTIONS")));
     let head = world.service.call("HEAD", "/health", &[("Range", "bytes=0-1")], b"").unwrap();

@@ -221,7 +221,7 @@ fn chunked_uploads_work_with_trailers_and_end_at_the_limit() {
         let mut reader = BufReader::new(stream);
         let reply = raw::read_reply(&mut reader, "POST").unwrap();
         assert_eq!(reply.status, status, "{}", reply.text());
-        // Trailers are no requests.
+        // Trailers are not requests.
         let mut rest = Vec::new();
         let _ = reader.read_to_end(&mut rest);
         assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));

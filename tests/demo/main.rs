@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     let (serve, file) = match parse(env::args_os().skip(1)) {
         Ok(Request::Run { serve, file }) => (serve, file),
         Ok(Request::Help) => {
-            // A reader that goes away, such as `head`, is no failure.
+            // A reader that goes away, such as `head`, is not a failure.
             let _ = io::stdout().write_all(USAGE.as_bytes());
             return ExitCode::SUCCESS;
         }

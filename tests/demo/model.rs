@@ -31,7 +31,7 @@ impl Model {
         let failed = |why: &dyn std::fmt::Display| format!("{} cannot be read: {why}", path.display());
         let metadata = File::open(&path).and_then(|file| file.metadata()).map_err(|error| failed(&error))?;
         if !metadata.is_file() {
-            return Err(failed(&"it is no regular file"));
+            return Err(failed(&"it is not a regular file"));
         }
         let name = path.file_name().and_then(|name| name.to_str());
         // The name goes into a form's header, and into commands to copy; whatever is special there is not worth a demo.

@@ -99,7 +99,7 @@ impl<'a> Scene<'a> {
         files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
     }
 
-    /// Waits until these words are in the log so many times: removals come after the state `ready`.
+    /// Waits until these words are in the log this many times: removals come after the state `ready`.
     fn logs(&self, count: usize, words: &str) {
         let deadline = Instant::now() + Duration::from_secs(120);
         loop {
@@ -261,7 +261,7 @@ fn failures_and_power_cuts_lose_no_old_image() {
     assert!(scene.has(&scene.tag("a")));
     scene.unlocker.unlocks();
 
-    // A removal that fails is no failed unlock.
+    // A removal that fails does not fail the unlock.
     trap(directory.path(), "'image rm') echo 'disk on fire' >&2; exit 1;;");
     scene.unlocks(&["b"], &[]);
     scene.logs(1, "cannot be removed");

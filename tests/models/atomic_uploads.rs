@@ -31,7 +31,7 @@ struct Fleet {
     whole_loads: AtomicUsize,
 }
 
-/// A box with a proxy of its own before the CDN.
+/// A box with its own proxy in front of the CDN.
 struct Uploader {
     proxy: S3Proxy,
     service: Service,

@@ -189,7 +189,7 @@ fn what_keep_names_stays_although_it_was_used_longest_ago() {
     }
     assert_eq!(cached(&service), ["c", "d", "keep"]);
     assert_eq!(service.get("/status").json()["cache"]["models"][2]["kept"], true);
-    // Of a new version there is no room for, the old one is served on, and nothing is removed for it.
+    // A new version has no room: the old one is still served, and nothing is removed for it.
     let (old, new) = (pattern(MIB, u64::from(b'k')), pattern(3 * MIB, 1));
     world.upload("keep", &new);
     assert!(service.load(&world.folder, "keep").body == old);

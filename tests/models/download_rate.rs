@@ -1,4 +1,4 @@
-//! `DOWNLOAD_RATE`: all downloads together are no faster.
+//! `DOWNLOAD_RATE`: all downloads together keep to it.
 
 use std::fs;
 use std::io::Write;

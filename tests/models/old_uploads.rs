@@ -23,7 +23,7 @@ fn old_uploads_load_with_a_warning_unless_they_are_refused() {
     let record: Value = serde_json::from_slice(&record.unwrap_or_default()).unwrap_or_default();
     if let Some(text) = record["manifest"].as_str() {
         assert!(record["old"].is_object(), "{record}");
-        // What the box has made is no uploader's manifest, not even if it comes from the CDN.
+        // A manifest that a box made is not an uploader's, even if it comes from the CDN.
         world.s3.put(&world.folder, &world.keys_of(&world.folder, "old.bin").manifest, text.as_bytes(), &[]);
         world.forget("old.bin");
         let refused = world.service.load(&world.folder, "old.bin");

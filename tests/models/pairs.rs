@@ -56,7 +56,7 @@ fn a_response_that_is_cut_at_half_is_no_success() {
     let bytes = pattern(1_000_000, 1);
     world.upload("m.bin", &bytes);
     world.forget("m.bin");
-    // One hits the look at the object's end, the others the transfer.
+    // One hits the read of the object's end, the others the transfer.
     proxy.fault("GET", "m.bin", Fault::CutAtHalf, Some(1));
     world.loads("m.bin", &bytes);
     world.forget("m.bin");

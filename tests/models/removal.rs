@@ -73,7 +73,7 @@ fn an_unfinished_download_can_be_removed_while_a_client_reads_it() {
     let mut answer = vec![0; 1_500_000];
     client.read_exact(&mut answer).unwrap();
     assert_eq!(delete(&world.service, &world.folder, "m.bin"), ok());
-    // Another load begins anew, while the first goes on.
+    // Another load starts again, while the first continues.
     proxy.clear_faults();
     world.loads("m.bin", &bytes);
     client.read_to_end(&mut answer).unwrap();

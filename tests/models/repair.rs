@@ -33,7 +33,7 @@ fn flipped_bits_all_over_a_cached_model_cost_their_chunks_and_nothing_else() {
     let (mut dice, mut hit) = (Dice::new("MANIFESTS_SEED"), std::collections::BTreeSet::new());
     while hit.len() < flips {
         let at = dice.below(fs::metadata(&path).unwrap().len() as usize);
-        // Two flips of one bit are none.
+        // Two flips of the same bit cancel out.
         if hit.insert(at / MIB) {
             flip_byte(&path, at as u64);
         }

@@ -30,7 +30,7 @@ fn cached(world: &World, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// Flips a byte in so many chunks of a cached file.
+/// Flips a byte in this many chunks of a cached file.
 fn flip_chunks(path: &Path, count: usize) {
     let (mut dice, mut hit) = (Dice::new("MANIFESTS_SEED"), BTreeSet::new());
     while hit.len() < count {

@@ -165,7 +165,7 @@ fn rotated_cdn_keys_need_no_new_login() {
     let wrong = right.replace(&s3.downloader().secret, "old-secret-d").replace(&s3.uploader().secret, "old-secret-u");
     let world = World::at(s3, &wrong, |builder| builder);
     let bytes = pattern(400_000, 1);
-    // As long as they are wrong, each call is refused, after one more look at the configuration.
+    // As long as they are wrong, each call is refused, after the configuration was read once more.
     world.api.clear_requests();
     let detail = world.service.upload(&world.folder, "m.bin", &bytes).detail();
     assert!(detail.contains("the CDN refused access"), "{detail}");

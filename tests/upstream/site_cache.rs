@@ -24,7 +24,7 @@ struct SiteCache {
 }
 
 impl SiteCache {
-    /// In front of a CDN; the error says why there is none.
+    /// Starts in front of a CDN; an error says why it did not start.
     fn before(cdn: &str) -> Result<Self, String> {
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         let at = |name: &str| dir.path().join(name).display().to_string();
@@ -103,7 +103,7 @@ fn five_boxes_behind_nginx_load_a_model_through_the_uplink_once() {
                 scope.spawn(move || {
                     let reply = service.load(folder, "m.bin");
                     assert_eq!(reply.status, 200, "{}", reply.text());
-                    assert!(reply.body == *bytes, "version {version}: other bytes were loaded");
+                    assert!(reply.body == *bytes, "version {version}: wrong bytes were loaded");
                 });
             }
         });

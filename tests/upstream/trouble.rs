@@ -48,7 +48,7 @@ impl Trouble {
             Garbage => ApiFault::Garbage,
             Trickle => ApiFault::Trickle(1000),
             Redirect => ApiFault::Redirect("http://127.0.0.1:9/".into()),
-            other => unreachable!("{other:?} is no fault of the Resource API"),
+            other => unreachable!("{other:?} is not a fault of the Resource API"),
         }
     }
 

@@ -155,7 +155,7 @@ impl Line {
                     world.forget(name);
                 }
                 let reply = world.service.try_load(&world.folder, name)?;
-                assert!(reply.status != 200 || reply.body == self.bytes, "{call:?}: other bytes were loaded");
+                assert!(reply.status != 200 || reply.body == self.bytes, "{call:?}: wrong bytes were loaded");
                 answer(500, reply)
             }
             Call::KeyFragment => {

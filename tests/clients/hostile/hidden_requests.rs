@@ -15,7 +15,7 @@ use crate::world::service::{Service, ServiceBuilder};
 use crate::world::tcp::{TcpServer, reset_on_close};
 use crate::world::{eventually, in_ci};
 
-/// What is hidden. There is no archive, so the handler would answer 404 at once.
+/// The hidden request. There is no archive, so the handler would answer 404 at once.
 const HIDDEN: &str = "POST /unlock HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n\
                       {\"email\":\"a\",\"password\":\"b\"}";
 

@@ -24,7 +24,7 @@ const DIFFERENCE: usize = 5;
 /// How much more memory there may be at the worst moment.
 const MEMORY_KIB: u64 = 8 * 1024;
 
-/// How long an attack goes on.
+/// How long an attack lasts.
 pub fn duration() -> Duration {
     Duration::from_millis(if in_ci() { 4000 } else { 1500 })
 }
@@ -150,14 +150,14 @@ impl Scene {
 
 /// Handlers at work.
 pub fn busy_handlers(service: &Service) -> usize {
-    // Where there is no token, nobody looks at this one.
+    // Without CLIENT_TOKEN, nobody checks this one.
     let headers = [("Authorization", "Bearer open-sesame")];
     let document = service.call("GET", "/metrics", &headers, b"").expect("an answer").text();
     let line = document.lines().find_map(|line| line.strip_prefix("loader_handler_threads_busy "));
     line.unwrap_or_else(|| panic!("{document}")).parse().unwrap()
 }
 
-/// Runs a client again and again, on so many threads at once, as long as an attack goes on.
+/// Runs a client again and again, on this many threads at once, as long as an attack lasts.
 pub fn repeat(clients: usize, client: impl Fn(usize) + Sync) {
     let until = Instant::now() + duration();
     thread::scope(|scope| {

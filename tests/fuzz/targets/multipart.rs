@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use libfuzzer_sys::fuzz_target;
 use loader::http::{Multipart, boundary};
 
-/// Gives at most so many bytes at once.
+/// Returns at most this many bytes at once.
 struct Pieces<'a>(&'a [u8], usize);
 
 impl Read for Pieces<'_> {

@@ -43,7 +43,7 @@ pub fn seaweedfs_serves_with_two_identities(block: &str) {
     api.put_file("", "cdn.yaml", yaml);
     let service = Service::builder().api(&api).start();
     assert_eq!(service.login().status, 200);
-    // A folder is a bucket, and each has volumes of its own.
+    // A folder is a bucket, and each bucket has its own volumes.
     for folder in ["models", "detectors", "trackers", "voices"] {
         s3.create_bucket(folder);
         let bytes = pattern(200_000, folder.len() as u64);
