@@ -32,7 +32,7 @@ use crate::hardware_service::{Hardware, NO_SERIAL};
 use crate::http_client::HttpClient;
 use crate::keyed_lock::KeyedLock;
 use crate::manifest::ManifestKeys;
-use crate::model_cache::{CacheLimits, CacheSummary, CachedModel, ModelCache, OfflineParts, RemoveError};
+use crate::model_cache::{CacheLimits, ModelCache, OfflineParts, RemoveError};
 use crate::names::ModelName;
 use crate::security::AesKey;
 use crate::threads::lock;
@@ -160,25 +160,15 @@ impl ApiClient {
         login.session.call(ResourceApi::key_fragment)
     }
 
-    /// Removes the spool files of unfinished uploads, before the process ends.
-    pub fn stop(&self) {
-        self.cache.stop();
+    /// The model cache.
+    pub fn cache(&self) -> &ModelCache {
+        &self.cache
     }
 
     /// Removes a model from the cache.
     pub fn remove_from_cache(&self, model: &ModelName) -> Result<(), RemoveError> {
         self.held.let_go(model);
         self.cache.remove(model)
-    }
-
-    /// All cached models, from memory.
-    pub fn cached_models(&self) -> Vec<CachedModel> {
-        self.cache.models()
-    }
-
-    /// A summary of what is cached, from memory.
-    pub fn cache_summary(&self) -> CacheSummary {
-        self.cache.summary()
     }
 
     fn current(&self) -> Option<Arc<Login>> {

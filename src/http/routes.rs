@@ -7,7 +7,6 @@ mod models;
 mod monitoring;
 mod page;
 mod status;
-mod unlock;
 mod upload;
 
 use std::borrow::Cow;
@@ -67,8 +66,8 @@ static ROUTES: [Route; 15] = [
     Route { cancellable: true, ..post("/load/{filename}", load::admit, load::load) },
     post("/upload/{filename}", upload::admit, upload::upload),
     delete("/models/{folder}/{filename}", models::remove),
-    post("/unlock", admit_json, unlock::unlock),
-    Route { polled: true, ..get("/unlock/status", unlock::status) },
+    post("/unlock", admit_json, login::unlock),
+    Route { polled: true, ..get("/unlock/status", login::unlock_status) },
 ];
 
 // The metrics also count the requests that reach no endpoint.

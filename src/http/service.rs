@@ -37,6 +37,6 @@ impl Service {
     /// Stops all work before the process ends.
     pub fn stop(&self) {
         self.unlock.stop();
-        self.client.stop();
+        self.client.cache().stop();
     }
 }

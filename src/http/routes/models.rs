@@ -10,12 +10,12 @@ use crate::http::json::read_json;
 use crate::http::reply::Reply;
 use crate::http::service::Service;
 use crate::model_cache::{RemoveError, Verified, VerifyError};
-use crate::names::{FileName, Folder, ModelName};
+use crate::names::ModelName;
 
 pub(super) fn models(service: &Service) -> Reply {
     let keep = service.configuration.keep.iter();
     let keep: Vec<_> = keep.map(|ModelName { folder, file }| json!({ "folder": **folder, "name": **file })).collect();
-    Reply::json(200, &json!({ "models": service.client.cached_models(), "keep": keep }))
+    Reply::json(200, &json!({ "models": service.client.cache().models(), "keep": keep }))
 }
 
 #[derive(Deserialize)]
@@ -37,9 +37,8 @@ struct Answer {
 
 pub(super) fn verify(service: &Service, exchange: &mut Exchange, _: &str) -> Result<Reply, Reply> {
     let Request { folder, filename, first, count } = read_json(exchange, &["filename", "folder"])?;
-    let unprocessable = |error| Reply::error(422, error);
-    let folder = Folder::new(folder.unwrap_or_else(|| DEFAULT_FOLDER.to_owned())).map_err(unprocessable)?;
-    let model = ModelName { folder, file: FileName::new(filename).map_err(unprocessable)? };
+    let folder = folder.unwrap_or_else(|| DEFAULT_FOLDER.to_owned());
+    let model = ModelName::new(folder, filename).map_err(|error| Reply::error(422, error))?;
     let first = first.unwrap_or(0);
     let chunks = first..first.saturating_add(count.unwrap_or(usize::MAX));
     match service.client.verify(&model, chunks) {

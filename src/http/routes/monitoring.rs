@@ -34,7 +34,7 @@ pub(super) fn metrics(service: &Service) -> Reply {
     }
     text.single("loader_unlock_done_bytes", "gauge", "Bytes handed to docker.", unlock.progress.done);
     text.single("loader_unlock_size_bytes", "gauge", "Bytes of the archive.", unlock.progress.total);
-    let cache = service.client.cache_summary();
+    let cache = service.client.cache().summary();
     text.single("loader_cache_bytes", "gauge", "Bytes of cached models.", cache.bytes);
     text.single("loader_cache_files", "gauge", "Cached models.", cache.files);
     text.single(

@@ -36,7 +36,7 @@ pub(super) fn status(service: &Service) -> Reply {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: metrics::uptime().as_secs(),
             user,
-            cache: service.client.cache_summary(),
+            cache: service.client.cache().summary(),
         },
     )
 }
