@@ -95,7 +95,7 @@ impl Plan {
             rounds_up_to: 1024 * MIB,
             image: 600_000_000,
             far: 256 * MIB,
-            lossy: 32 * MIB,
+            lossy: 64 * MIB,
             kept: 256 * MIB,
             connections: vec![10, 100, 1_000, 10_000],
             damaged: 64 * MIB,
