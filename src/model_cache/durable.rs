@@ -81,6 +81,7 @@ fn make_durable(version: &Version, stored: &[bool]) -> io::Result<()> {
         return Ok(());
     }
     let entry = &version.entry;
+    let _turn = lock(&version.records);
     let source = entry.part_source();
     // If the disk has no room for the records, the download continues: only a later start would need them.
     let written = if source.exists() { Ok(()) } else { version.record.write(&source) };

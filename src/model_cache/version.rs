@@ -75,6 +75,8 @@ pub struct Version {
     changed: Condvar,
     /// For an old upload.
     pub(super) prefix: Mutex<Prefix>,
+    /// Held while the records of the unfinished file are written, since all its downloads write the same files.
+    pub(super) records: Mutex<()>,
     /// The log has a warning that chunks cannot be written.
     warned: AtomicBool,
     /// Keeps the lock on the model's versions alive.
@@ -184,6 +186,7 @@ impl Version {
             state: Mutex::new(state),
             changed: Condvar::new(),
             prefix: Mutex::default(),
+            records: Mutex::default(),
             warned: AtomicBool::new(false),
             _siblings: siblings,
         }
