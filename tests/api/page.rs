@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::world::browser::{Browser, ENTER, SPACE, TAB};
+use crate::world::process::write_program;
 use crate::world::resource_api::{EMAIL, PASSWORD};
 use crate::world::service::Service;
 use crate::world::{World, protocol};
@@ -34,9 +35,7 @@ fn docker(directory: &Path) {
          image) [ -e loaded ] && echo sha256:1 || {{ echo No such image >&2; exit 1; }};;\n*) echo 1;;\nesac\n",
         directory.display()
     );
-    std::fs::write(directory.join("docker"), script).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(directory.join("docker"), mode).unwrap();
+    write_program(&directory.join("docker"), &script);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! The unlock where the `docker` command is podman's, as `podman-docker` installs it.
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use super::unlock::{FRAGMENT, Unlocker, packed, unique};
 use crate::world::docker::saved_images;
+use crate::world::process::write_program;
 use crate::world::resource_api::ResourceApi;
 use crate::world::service::{Service, ServiceBuilder};
 use crate::world::skip;
@@ -23,8 +23,7 @@ impl Podman {
         let script = format!(
             "#!/bin/sh\nexec podman --root {at}/root --runroot {at}/run --tmpdir {at}/tmp --storage-driver vfs \"$@\"\n"
         );
-        std::fs::write(&docker, script).unwrap();
-        std::fs::set_permissions(&docker, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&docker, &script);
         Some(podman)
     }
 

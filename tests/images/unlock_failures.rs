@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::unlock::{FRAGMENT, Unlocker, packed, unique};
 use crate::world::docker::{Engine, engine_or_skip, saved_images};
+use crate::world::process::write_program;
 use crate::world::protocol;
 use crate::world::resource_api::{EMAIL, Fault, ResourceApi};
 use crate::world::service::Service;
@@ -145,8 +146,7 @@ fn a_docker_that_stops_reading_is_killed() {
     use loader::unlock::docker::{Docker, DockerError};
     let directory = tempfile::tempdir().unwrap();
     let fake = directory.path().join("docker");
-    std::fs::write(&fake, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    write_program(&fake, "#!/bin/sh\nexec sleep 1000\n");
     let docker = Docker::new(fake.to_str().unwrap(), Duration::from_millis(500));
     let mut load = docker.load().unwrap();
     let started = Instant::now();

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
 use crate::world::docker::saved_images;
+use crate::world::process::write_program;
 use crate::world::pty::Terminal;
 use crate::world::resource_api::{EMAIL, PASSWORD, ResourceApi};
 use crate::world::service::{Service, ServiceBuilder};
@@ -29,8 +30,7 @@ fn said(output: &Output) -> (i32, String, String) {
 fn with_docker(builder: ServiceBuilder, dir: &Path) -> ServiceBuilder {
     let docker = dir.join("docker");
     let script = "#!/bin/sh\n[ -z \"$ENVIRONMENT\" ] || env >>\"$ENVIRONMENT\"\ncase $1 in\nload) sleep 1; cat >/dev/null; sleep 1;;\nimage) echo sha256:1;;\n*) echo 1;;\nesac\n";
-    fs::write(&docker, script).unwrap();
-    fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&docker, script);
     builder.env("PATH", format!("{}:{}", dir.display(), std::env::var("PATH").unwrap()))
 }
 

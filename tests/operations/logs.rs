@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::world::eventually;
+use crate::world::process::write_program;
 use crate::world::raw::{Reply, exchange, read_reply};
 use crate::world::resource_api::{EMAIL, PASSWORD};
 use crate::world::service::Service;
@@ -208,8 +209,7 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
     let docker = directory.path().join("docker");
     // Reads some, pauses, and reads the rest.
     let script = "#!/bin/sh\ncase $1 in\nload) head -c 1000000 >/dev/null; sleep 10.5; cat >/dev/null;;\n*) echo sha256:1;;\nesac\n";
-    std::fs::write(&docker, script).unwrap();
-    std::fs::set_permissions(&docker, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    write_program(&docker, script);
     let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
     let world = World::with(|builder| builder.env("PATH", path));
     let fragment = b"of the progress test";

@@ -1,10 +1,10 @@
 //! A name server that has no address for the Resource API, or says nothing: the API is unreachable, as if it refused connections.
 
 use std::net::UdpSocket;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::{fs, thread};
 
+use crate::world::process::write_program;
 use crate::world::{World, loader_binary, pattern, skip};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -27,8 +27,7 @@ fn world(test: &str, server: NameServer) -> Option<(World, tempfile::TempDir)> {
         resolv.display(),
         loader_binary().display()
     );
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    write_program(&program, &script);
     let works = Command::new(&program).arg("--version").output().is_ok_and(|output| output.status.success());
     let (true, Ok(socket)) = (works, UdpSocket::bind((address.as_str(), 53))) else {
         skip(test, "it needs a mount namespace and port 53");

@@ -1,7 +1,6 @@
 //! A box: Debian in a container whose process 1 is systemd. It keeps its disk when its power is cut.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -79,8 +78,7 @@ impl Machine {
 
     /// Copies a program onto the disk.
     pub fn add_program(&self, program: &Path, path: &str) {
-        fs::copy(program, self.disk(path)).unwrap();
-        fs::set_permissions(self.disk(path), fs::Permissions::from_mode(0o755)).unwrap();
+        run(Command::new("install").arg("--mode=755").arg(program).arg(self.disk(path)));
     }
 
     /// Installs the program and its units.

@@ -70,6 +70,16 @@ pub fn run_to_end(mut command: Command, args: &[&str], stdin: &[u8], at_most: Du
     })
 }
 
+/// Writes a program that can be run at once, in place of any file or link with this name. Another process writes it: while this
+/// one had it open for writing, a process that another test started meanwhile would inherit the descriptor for a moment, and
+/// then the program cannot be run ("Text file busy").
+pub fn write_program(path: &Path, script: &str) {
+    let mut install = Command::new("install");
+    install.args(["-D", "--mode=755", "/dev/stdin"]).arg(path);
+    let output = run_to_end(install, &[], script.as_bytes(), Duration::from_secs(60));
+    assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
+}
+
 /// Collects a pipe on a thread of its own: a full pipe would block the loader.
 pub fn capture(mut pipe: impl Read + Send + 'static, output: &Captured) {
     let output = output.clone();

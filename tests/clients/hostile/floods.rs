@@ -1,11 +1,11 @@
 //! Attacks that silenced an earlier version of the service, or cost it memory, threads and descriptors.
 
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::scene::{Scene, duration, repeat};
+use crate::world::process::write_program;
 use crate::world::raw::Stream;
 use crate::world::resource_api::{Fault, ResourceApi};
 use crate::world::service::Service;
@@ -157,8 +157,7 @@ fn two_kinds_of_flood_at_1024_descriptors_silence_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let limited = directory.path().join("loader-1024");
     let script = format!("#!/bin/sh\nulimit -n 1024\nexec {} \"$@\"\n", loader_binary().display());
-    std::fs::write(&limited, script).unwrap();
-    std::fs::set_permissions(&limited, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&limited, &script);
     for scene in Scene::both(|builder| builder.binary(&limited)) {
         scene.withstands("resets and unfinished heads", |service| {
             let held = std::sync::Mutex::new(std::collections::VecDeque::new());

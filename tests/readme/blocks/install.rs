@@ -11,7 +11,7 @@ use super::super::{DIST, README, repository};
 use super::scene::Scene;
 use crate::world::client::call;
 use crate::world::loader_binary;
-use crate::world::process::signal;
+use crate::world::process::{signal, write_program};
 use crate::world::skip;
 
 const TOKEN: &str = "a-value-of-the-test";
@@ -99,7 +99,7 @@ pub fn as_a_debian_package(block: &str) {
     let package = concat!("loader_", env!("CARGO_PKG_VERSION"), "_arm64.deb");
     let made =
         format!("mkdir -p target/dist && cd target/dist && echo x >{package} && sha256sum {package} >{package}.sha256");
-    scene.executable(&scene.path(".dist/package"), &format!("#!/bin/sh\n{made}\n"));
+    write_program(&scene.path(".dist/package"), &format!("#!/bin/sh\n{made}\n"));
     scene.program("apt-get", "[ -e \"$3\" ]");
     for program in ["vi", "systemctl", "loader"] {
         scene.program(program, "");

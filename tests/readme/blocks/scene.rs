@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::world::loader_binary;
-use crate::world::process::{command, run_to_end};
+use crate::world::process::{command, run_to_end, write_program};
 use crate::world::service::Service;
 use crate::world::tcp::free_port;
 
@@ -56,16 +55,7 @@ impl Scene {
         let script = format!(
             "#!/usr/bin/env bash\nset -euo pipefail\nroot={dir}/root\nprintf '%s\\n' \"$*\" >>{dir}/calls/{name}\n{body}\n"
         );
-        self.executable(&self.dir.path().join("bin").join(name), &script);
-    }
-
-    /// A file that may be run.
-    pub fn executable(&self, path: &Path, script: &str) {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        // Not through a link, such as that to the program under test.
-        let _ = fs::remove_file(path);
-        fs::write(path, script).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&self.dir.path().join("bin").join(name), &script);
     }
 
     /// How a [`program`](Self::program) was called.

@@ -12,6 +12,7 @@ use super::super::{README, repository};
 use super::scene::Scene;
 use crate::world::client::call;
 use crate::world::loader_binary;
+use crate::world::process::write_program;
 
 fn file(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap()
@@ -53,7 +54,7 @@ pub fn what_can_be_run_is_there(block: &str) {
     for script in [".ci/fuzz", ".ci/slowhttptest", ".ci/openapi", ".ci/packages", ".ci/run"] {
         assert!(block.contains(&format!("\n{script} ")) && repository().join(script).is_file(), "{script}");
         assert!(script == ".ci/run" || file(".ci/run").contains(&format!("check {script}")), "CI leaves {script} out");
-        scene.executable(&scene.path(script), "#!/bin/sh\n");
+        write_program(&scene.path(script), "#!/bin/sh\n");
     }
     scene.run(block);
     let calls = scene.calls("cargo");
@@ -113,7 +114,7 @@ pub fn the_product_is_where_it_is_said_to_be(block: &str) {
 
     let scene = Scene::new();
     let dist = "mkdir -p target/dist\ntouch $DIST $DIST.sha256 target/dist/loader.1";
-    scene.executable(&scene.path(".dist/build"), &format!("#!/bin/bash\n{}\n{dist}\n", constants.join("\n")));
+    write_program(&scene.path(".dist/build"), &format!("#!/bin/bash\n{}\n{dist}\n", constants.join("\n")));
     let listed = scene.run(block);
     // The comment names them, and so do the blocks that install them.
     let product = listed.lines().find(|name| !name.contains('.')).unwrap();
