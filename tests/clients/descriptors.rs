@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::pieces::{FILE, SLACK, UPLOAD, load_head, settles, with_limit};
+use crate::world::process::write_program;
 use crate::world::raw::{self, Stream};
 use crate::world::resource_api;
 use crate::world::service::Service;
@@ -46,8 +47,7 @@ fn a_thousand_idle_connections_cost_a_descriptor_each_and_no_thread() {
 fn limited(directory: &TempDir, descriptors: usize) -> PathBuf {
     let limited = directory.path().join(format!("loader-{descriptors}"));
     let script = format!("#!/bin/sh\nulimit -n {descriptors}\nexec {} \"$@\"\n", loader_binary().display());
-    std::fs::write(&limited, script).unwrap();
-    std::fs::set_permissions(&limited, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&limited, &script);
     limited
 }
 

@@ -15,7 +15,10 @@ fn stalled_clients_give_their_handlers_back_within_the_limit() {
     let world = World::with(|builder| builder.env("CLIENT_STALL_SECONDS", "3"));
     world.upload("small.bin", b"model");
     // More than the socket buffers on both sides hold.
-    world.upload("large.bin", &pattern(24_000_000, 1));
+    let large = pattern(24_000_000, 1);
+    world.upload("large.bin", &large);
+    // A cold load would leave more or fewer idle connections to the CDN.
+    world.loads("large.bin", &large);
     let descriptors = world.service.descriptors();
     let mut stalled = Vec::new();
     for _ in 0..2 {

@@ -1,7 +1,6 @@
 //! `PRUNE_OLD_IMAGES`: after an unlock the images of earlier archives go, and no others.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -12,6 +11,7 @@ use serde_json::Value;
 use super::podman::Podman;
 use super::unlock::{Unlocker, openssl};
 use crate::world::docker::{Engine, engine_or_skip, saved_images};
+use crate::world::process::write_program;
 use crate::world::service::ServiceBuilder;
 
 /// A service, and the engine that it unlocks into.
@@ -153,6 +153,8 @@ fn only_images_of_earlier_archives_go(scene: &Scene) {
     scene.docker(&["rm", &container]);
     assert_eq!(scene.unlocker.start()["state"], "ready");
     scene.logs(4, REMOVED);
+    // Which of the two comes first depends on their ids.
+    scene.logs(2, "stays: it has a name");
     assert!(!scene.has(&stopped));
     scene.remove(&["by-hand"]);
     scene.unlocker.service.restart();
@@ -226,8 +228,7 @@ fn trap(directory: &Path, case: &str) {
     let real = String::from_utf8(real).unwrap();
     let script = format!("#!/bin/sh\ndocker={}\ncase \"$1 $2\" in\n{case}\nesac\nexec $docker \"$@\"\n", real.trim());
     let (new, docker) = (directory.join("new"), directory.join("docker"));
-    fs::write(&new, script).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&new, &script);
     fs::rename(new, docker).unwrap();
 }
 

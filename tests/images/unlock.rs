@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::world::docker::{Engine, GREETING, encrypted, engine_or_skip, saved_images};
+use crate::world::process::write_program;
 use crate::world::resource_api::{EMAIL, Fault, PASSWORD, ResourceApi};
 use crate::world::service::{Service, ServiceBuilder};
 
@@ -267,8 +268,7 @@ fn fifty_concurrent_unlocks_start_one_docker_load() {
     let script =
         format!("#!/bin/sh\n[ \"$1\" = load ] && echo load >> {}\nexec {} \"$@\"\n", counter.display(), real.trim());
     let fake = directory.path().join("docker");
-    std::fs::write(&fake, script).unwrap();
-    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    write_program(&fake, &script);
     let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
     let unlocker = Unlocker::with(engine, |builder| builder.env("PATH", path).env("HANDLER_THREADS", "16"));
     unlocker.archive(&packed(&saved_images(&[&tag], 30_000_000, false)));

@@ -63,7 +63,7 @@ fn promtool(test: &str, arguments: &[&str]) -> Option<String> {
     }
     let mut command = Command::new("promtool");
     command.args(arguments).current_dir(file(""));
-    let output = process::run_to_end(command, &[], b"", Duration::from_secs(120));
+    let output = process::run_to_end(command, &[], b"", Duration::from_secs(600));
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success(), "promtool {arguments:?}: {said}");
     Some(said)

@@ -23,10 +23,10 @@ use super::raw::{Reply, Stream, request_from};
 use super::resource_api::{EMAIL, PASSWORD};
 use super::tcp::lock;
 
-/// How long a start may take.
-const START: Duration = Duration::from_secs(10);
+/// A start that takes longer hangs.
+const START: Duration = Duration::from_secs(60);
 /// How long an orderly stop may take: the 10 s that running transfers get, and a margin.
-const END: Duration = Duration::from_secs(20);
+const END: Duration = Duration::from_secs(25);
 
 /// A running loader; it is killed when dropped.
 pub struct Service {
