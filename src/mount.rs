@@ -2,11 +2,12 @@
 //!
 //! It is a process of its own and a client of the running service, which so needs no privilege for it. A file is one version of a
 //! model: `tree` numbers them, `filesystem` answers the kernel, `file` and `stream` turn its reads into requests for ranges, and
-//! `service` makes those.
+//! `service` makes those. `large_blocks` keeps the memory small.
 
 mod connection;
 mod file;
 mod filesystem;
+mod large_blocks;
 mod listing;
 mod service;
 mod stream;
@@ -30,24 +31,21 @@ use signal_hook::iterator::Signals;
 
 use self::filesystem::{Handles, Models, Permissions};
 use self::service::Service;
+use self::stream::READ_AHEAD;
 use crate::configuration::Configuration;
 use crate::{systemd, threads};
 
 /// What `mount` and `df` show as the device.
 const NAME: &str = "loader";
 
-/// Requests of the kernel that are worked on at once. One that waits for a slow uplink keeps a thread. `fuser` gives each a zeroed
-/// buffer of 16 MiB, for writes that never come; in the static program all of it is resident.
-const THREADS: usize = 4;
+/// Requests of the kernel that are worked on at once. One that waits for a slow uplink keeps a thread.
+const THREADS: usize = 16;
 
 /// How long programs may keep their files after a signal.
 const FINISH_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often responses that nobody reads are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(2);
-
-/// How far the kernel reads ahead, in KiB; by default 128.
-const READ_AHEAD_KIB: &str = "1024";
 
 /// What the command line says.
 pub struct Options {
@@ -184,7 +182,7 @@ fn read_ahead(directory: &Path) {
     let Ok(metadata) = fs::metadata(directory) else { return };
     let device = metadata.dev();
     let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", libc::major(device), libc::minor(device));
-    if let Err(error) = fs::write(&path, READ_AHEAD_KIB) {
+    if let Err(error) = fs::write(&path, (READ_AHEAD >> 10).to_string()) {
         log::debug!("{path} cannot be written: {error}");
     }
 }

@@ -12,11 +12,15 @@ const FIRST_WINDOW: u64 = 1 << 20;
 /// What a request asks for at most.
 const MAX_WINDOW: u64 = 16 << 20;
 
-/// Bytes that were passed on already and are kept: the kernel reads ahead with several requests at once, which come in any order.
-pub(super) const KEPT: u64 = 256 << 10;
+/// How far the kernel is told to read ahead; by default 128 KiB.
+pub(super) const READ_AHEAD: u64 = 1 << 20;
+
+/// Bytes that were passed on already and are kept. The kernel reads ahead with up to three requests at once, and any of them may
+/// come first.
+pub(super) const KEPT: u64 = 2 * READ_AHEAD;
 
 /// A read that begins so far past the last one still follows it.
-pub(super) const SKIPPED: u64 = 512 << 10;
+pub(super) const SKIPPED: u64 = 2 * READ_AHEAD;
 
 /// A response that is being read, and the bytes before its position.
 pub(super) struct Stream {
