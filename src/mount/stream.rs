@@ -17,10 +17,10 @@ pub(super) const READ_AHEAD: u64 = 1 << 20;
 
 /// Bytes that were passed on already and are kept. The kernel reads ahead with up to three requests at once, and any of them may
 /// come first.
-pub(super) const KEPT: u64 = 2 * READ_AHEAD;
+pub(super) const KEPT: u64 = 256 << 10;
 
 /// A read that begins so far past the last one still follows it.
-pub(super) const SKIPPED: u64 = 2 * READ_AHEAD;
+pub(super) const SKIPPED: u64 = 512 << 10;
 
 /// A response that is being read, and the bytes before its position.
 pub(super) struct Stream {
