@@ -16,6 +16,9 @@ use super::tcp::lock;
 /// How long a program may take to show what a test waits for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A byte that no program writes.
+const MARK: &[u8] = b"\0";
+
 /// The terminal and the program at it.
 pub struct Terminal {
     master: File,
@@ -101,8 +104,12 @@ impl Terminal {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
-                // Its last output may still be on the way.
-                thread::sleep(Duration::from_millis(50));
+                // All its output comes before this mark.
+                (&self.slave).write_all(MARK).expect("the terminal takes the mark");
+                self.until("the last output", || lock(&self.shown).ends_with(MARK));
+                let mut shown = lock(&self.shown);
+                let length = shown.len() - MARK.len();
+                shown.truncate(length);
                 return status;
             }
             assert!(Instant::now() < deadline, "it did not end; it showed {:?}", self.shown());
