@@ -20,6 +20,9 @@ use crate::security::Salts;
 
 pub use self::bind_address::BindAddress;
 
+/// Finds the value of a variable. Not generic: each type of lookup would be another copy of the code that reads the whole table.
+type Lookup<'a> = dyn Fn(&str) -> Result<Option<String>, String> + 'a;
+
 /// A row of the table of variables.
 pub struct Variable {
     /// The variable's name.
@@ -42,17 +45,13 @@ impl Variable {
         format!("{}_FILE", self.name)
     }
 
-    fn parse<T>(
-        &self,
-        lookup: &dyn Fn(&str) -> Result<Option<String>, String>,
-        parse: impl Fn(&Value) -> Result<T, String>,
-    ) -> Result<T, String> {
+    fn parse<T>(&self, lookup: &Lookup<'_>, parse: impl Fn(&Value) -> Result<T, String>) -> Result<T, String> {
         let (name, value) = self.value(lookup)?;
         parse(&value).map_err(|reason| format!("{name} {reason}"))
     }
 
     /// The value, and the variable that it is from. Not generic, since there is a [`parse`](Self::parse) for each row.
-    fn value(&self, lookup: &dyn Fn(&str) -> Result<Option<String>, String>) -> Result<(String, Value), String> {
+    fn value(&self, lookup: &Lookup<'_>) -> Result<(String, Value), String> {
         let (mut name, file_variable) = (self.name.to_owned(), self.file_variable());
         let mut set = lookup(self.name)?.map(Zeroizing::new);
         let file = if self.is_secret { lookup(&file_variable)?.filter(|path| !path.is_empty()) } else { None };
@@ -83,9 +82,9 @@ macro_rules! variables {
 
         impl Configuration {
             /// Reads every variable through `lookup`. The error is one line that names the first one that cannot be used.
-            pub fn from_lookup(lookup: impl Fn(&str) -> Result<Option<String>, String>) -> Result<Self, String> {
+            pub fn from_lookup(lookup: &Lookup<'_>) -> Result<Self, String> {
                 Ok(Self {
-                    $($field: Variable::new($name, $default, $help, stringify!($($secret)?)).parse(&lookup, $parse)?,)*
+                    $($field: Variable::new($name, $default, $help, stringify!($($secret)?)).parse(lookup, $parse)?,)*
                 })
             }
         }
@@ -169,13 +168,13 @@ impl Configuration {
     /// Reads the process's environment.
     pub fn from_environment() -> Result<Self, String> {
         // That is for commands: a name in it that cannot be resolved must not stop the service.
-        Self::from_lookup(|name| if name == "LOADER_URL" { Ok(None) } else { variable(name) })
+        Self::from_lookup(&|name| if name == "LOADER_URL" { Ok(None) } else { variable(name) })
     }
 
     /// What a command needs to reach the running service; everything else has its default. A technician may not be able to
     /// read the files that the service reads.
     pub fn for_clients() -> Result<Self, String> {
-        Self::from_lookup(|name| match name {
+        Self::from_lookup(&|name| match name {
             "BIND_ADDR" | "LOADER_URL" | "CLIENT_TOKEN" | "CLIENT_TOKEN_FILE" => variable(name),
             _ => Ok(None),
         })
@@ -223,7 +222,7 @@ mod tests {
     use super::*;
 
     fn with(variables: &[(&str, &str)]) -> Result<Configuration, String> {
-        Configuration::from_lookup(|name| {
+        Configuration::from_lookup(&|name| {
             Ok(variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
         })
     }

@@ -10,7 +10,7 @@ mod line;
 mod panics;
 mod request;
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::thread;
 
@@ -27,15 +27,15 @@ pub use self::request::{Current, RequestId};
 pub fn start(level: LevelFilter, directory: Option<&Path>) {
     let mut loggers: Vec<Box<dyn SharedLogger>> = vec![Box::new(Console {
         level,
-        out: WriteLogger::new(level, config(), io::stdout()),
+        out: lines_to(io::stdout(), level),
         // A line is one write, so that it does not mix with the lines of stdout if both go to the same place.
-        err: WriteLogger::new(level.min(LevelFilter::Warn), config(), io::LineWriter::new(io::stderr())),
+        err: lines_to(io::LineWriter::new(io::stderr()), level.min(LevelFilter::Warn)),
     })];
     let mut unusable = None;
     if let Some(directory) = directory {
         let mut file = DailyFile::new(directory);
         unusable = file.open_today().err();
-        loggers.push(WriteLogger::new(level, config(), file));
+        loggers.push(lines_to(file, level));
     }
     let logger: &'static LineLogger<_> = Box::leak(Box::new(LineLogger::to(*CombinedLogger::new(loggers))));
     // It fails only if a logger has been set before, by an earlier start in this process.
@@ -52,23 +52,27 @@ pub fn start(level: LevelFilter, directory: Option<&Path>) {
     }
 }
 
+/// A writer of lines. Boxed: `simplelog` would be compiled once for each type of writer.
+type LineWriter = WriteLogger<Box<dyn Write + Send>>;
+
 /// `simplelog` writes nothing but the time of a line; [`LineLogger`] makes the rest.
-fn config() -> Config {
-    ConfigBuilder::new()
+fn lines_to(out: impl Write + Send + 'static, level: LevelFilter) -> Box<LineWriter> {
+    let config = ConfigBuilder::new()
         .set_time_format_custom(TIME)
         .set_time_level(LevelFilter::Error)
         .set_max_level(LevelFilter::Off)
         .set_target_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
         .set_thread_level(LevelFilter::Off)
-        .build()
+        .build();
+    WriteLogger::new(level, config, Box::new(out))
 }
 
 /// Writes to stdout or stderr, depending on the level.
 struct Console {
     level: LevelFilter,
-    out: Box<WriteLogger<io::Stdout>>,
-    err: Box<WriteLogger<io::LineWriter<io::Stderr>>>,
+    out: Box<LineWriter>,
+    err: Box<LineWriter>,
 }
 
 impl Log for Console {

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::command::{Command, Failure};
@@ -19,7 +19,7 @@ use super::running_service::{RunningService, until_free};
 use super::transfer::{copy, model};
 use crate::configuration::hide_secrets_from;
 use crate::names::ModelName;
-use crate::threads;
+use crate::threads::{self, Mailbox};
 
 /// The exit status for failures of this command, as of `env` and `docker run`.
 const FAILED: u8 = 125;
@@ -121,31 +121,35 @@ struct Counters {
 fn load_all(models: BTreeMap<String, ModelName>) -> Result<Vec<(String, File)>, Failure> {
     let service = Arc::new(RunningService::from_environment()?);
     let counters = Arc::new(Counters::default());
-    let (sender, receiver) = channel();
-    let count = models.len();
+    let loaded = Arc::new(Mailbox::default());
+    let (count, mut threads) = (models.len(), Vec::new());
     for (variable, model) in models {
-        let (service, counters, sender) = (Arc::clone(&service), Arc::clone(&counters), sender.clone());
-        let load = move || drop(sender.send(load(&service, &model, &counters).map(|file| (variable, file))));
-        threads::spawn("load", load).map_err(|error| Failure::runtime(format!("no thread can be started: {error}")))?;
+        let (service, counters, loaded) = (Arc::clone(&service), Arc::clone(&counters), Arc::clone(&loaded));
+        let waiting = thread::current();
+        let load = move || {
+            loaded.put(load(&service, &model, &counters).map(|file| (variable, file)));
+            waiting.unpark();
+        };
+        let thread = threads::spawn("load", load);
+        threads.push(thread.map_err(|error| Failure::runtime(format!("no thread can be started: {error}")))?);
     }
-    drop(sender);
     let (mut progress, mut files) = (Progress::on(io::stderr()), Vec::new());
     loop {
-        let done = counters.done.load(Ordering::Relaxed);
-        let total = counters.total.load(Ordering::Relaxed);
-        match receiver.recv_timeout(LOOK_EVERY) {
-            Ok(Ok(file)) => files.push(file),
-            Ok(Err(failure)) => {
-                progress.end();
-                return Err(failure);
-            }
-            Err(RecvTimeoutError::Timeout) => progress.show_long("loading", done, total),
-            Err(RecvTimeoutError::Disconnected) if files.len() == count => {
-                progress.finish_bar("loaded", total, total);
-                return Ok(files);
-            }
-            Err(RecvTimeoutError::Disconnected) => return Err(Failure::runtime("a thread that loads has failed")),
+        // Before the mailbox is emptied, so that nothing is put into it later.
+        let have_ended = threads.iter().all(JoinHandle::is_finished);
+        for result in loaded.take_all() {
+            files.push(result.inspect_err(|_| progress.end())?);
         }
+        let total = counters.total.load(Ordering::Relaxed);
+        if files.len() == count {
+            progress.finish_bar("loaded", total, total);
+            return Ok(files);
+        }
+        if have_ended {
+            return Err(Failure::runtime("a thread that loads has failed"));
+        }
+        progress.show_long("loading", counters.done.load(Ordering::Relaxed), total);
+        thread::park_timeout(LOOK_EVERY);
     }
 }
 

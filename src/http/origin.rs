@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     fn configuration(variables: &[(&str, &str)]) -> Configuration {
-        Configuration::from_lookup(|name| {
+        Configuration::from_lookup(&|name| {
             Ok(variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
         })
         .unwrap()

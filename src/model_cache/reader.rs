@@ -33,8 +33,8 @@ pub struct ChunkReader {
     rest: Range<usize>,
     /// The next chunk to send to the prover.
     ahead: usize,
-    /// The chunks that the prover has.
-    pending: VecDeque<usize>,
+    /// The chunks that the prover has, and the hashes that they must have.
+    pending: VecDeque<(usize, ChunkHash)>,
     prover: Option<Prover>,
     /// A buffer for reuse.
     spare: Option<Vec<u8>>,
@@ -106,20 +106,20 @@ impl ChunkReader {
                 self.version.mark_bad(self.ahead);
                 return;
             }
-            if !prover.send(buffer, expected) {
+            if !prover.send(buffer) {
                 return;
             }
-            self.pending.push_back(self.ahead);
+            self.pending.push_back((self.ahead, expected));
             self.ahead += 1;
         }
     }
 
     /// The chunk at `index`, if it was sent to the prover and has its hash.
     fn proven(&mut self, index: usize) -> Option<Vec<u8>> {
-        self.pending.front().filter(|pending| **pending == index)?;
+        let (_, expected) = self.pending.front().copied().filter(|(pending, _)| *pending == index)?;
         self.pending.pop_front();
-        let (bytes, is_right) = self.prover.as_ref()?.receive()?;
-        if is_right {
+        let (bytes, hash) = self.prover.as_ref()?.receive()?;
+        if hash == expected {
             return Some(bytes);
         }
         self.spare = Some(bytes);
@@ -226,9 +226,10 @@ pub(super) fn digest(bytes: &[u8]) -> ChunkHash {
     Sha256::digest(bytes).into()
 }
 
+/// Hashes chunks on another core.
 struct Prover {
-    send: Sender<(Vec<u8>, ChunkHash)>,
-    receive: Receiver<(Vec<u8>, bool)>,
+    send: Sender<Vec<u8>>,
+    receive: Receiver<(Vec<u8>, ChunkHash)>,
 }
 
 impl Prover {
@@ -237,26 +238,26 @@ impl Prover {
         if !threads::has_second_core() {
             return None;
         }
-        let (send, chunks) = channel::<(Vec<u8>, ChunkHash)>();
-        let (proven, receive) = channel();
-        let prove = move || {
-            while let Ok((bytes, expected)) = chunks.recv() {
-                let is_right = digest(&bytes) == expected;
-                if proven.send((bytes, is_right)).is_err() {
+        let (send, chunks) = channel::<Vec<u8>>();
+        let (hashed, receive) = channel();
+        let hash = move || {
+            while let Ok(bytes) = chunks.recv() {
+                let hash = digest(&bytes);
+                if hashed.send((bytes, hash)).is_err() {
                     return;
                 }
             }
         };
-        threads::spawn("hash", prove).ok()?;
+        threads::spawn("hash", hash).ok()?;
         Some(Self { send, receive })
     }
 
     /// False if the thread has panicked.
-    fn send(&self, bytes: Vec<u8>, expected: ChunkHash) -> bool {
-        self.send.send((bytes, expected)).is_ok()
+    fn send(&self, bytes: Vec<u8>) -> bool {
+        self.send.send(bytes).is_ok()
     }
 
-    fn receive(&self) -> Option<(Vec<u8>, bool)> {
+    fn receive(&self) -> Option<(Vec<u8>, ChunkHash)> {
         self.receive.recv().ok()
     }
 }

@@ -56,8 +56,7 @@ impl<H: Absorb> BackgroundHasher<H> {
 
 /// The thread, and the buffers that circulate between it and the caller.
 struct Worker<H> {
-    /// Buffers, with the number of bytes in use.
-    full: SyncSender<(Vec<u8>, usize)>,
+    full: SyncSender<Vec<u8>>,
     empty: Receiver<Vec<u8>>,
     thread: JoinHandle<H>,
 }
@@ -68,15 +67,15 @@ impl<H: Absorb> Worker<H> {
         if !threads::has_second_core() {
             return None;
         }
-        let (full, filled) = sync_channel::<(Vec<u8>, usize)>(BUFFERS);
+        let (full, filled) = sync_channel::<Vec<u8>>(BUFFERS);
         let (emptied, empty) = sync_channel(BUFFERS);
         for _ in 0..BUFFERS {
-            emptied.send(vec![0; CHUNK]).ok()?;
+            emptied.send(Vec::with_capacity(CHUNK)).ok()?;
         }
         let mut hasher = hasher.clone();
         let hash = move || {
-            while let Ok((buffer, count)) = filled.recv() {
-                hasher.absorb(&buffer[..count]);
+            while let Ok(buffer) = filled.recv() {
+                hasher.absorb(&buffer);
                 // Fails if the caller is gone, which does not matter.
                 let _ = emptied.send(buffer);
             }
@@ -89,8 +88,9 @@ impl<H: Absorb> Worker<H> {
         for bytes in bytes.chunks(CHUNK) {
             // Only a panic ends the thread early, and `finish` resumes it.
             let Ok(mut buffer) = self.empty.recv() else { return };
-            buffer[..bytes.len()].copy_from_slice(bytes);
-            let _ = self.full.send((buffer, bytes.len()));
+            buffer.clear();
+            buffer.extend_from_slice(bytes);
+            let _ = self.full.send(buffer);
         }
     }
 
