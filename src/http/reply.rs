@@ -57,7 +57,11 @@ impl Reply {
 
     /// `{"detail": …}`, the body of every error.
     pub(super) fn error(status: u16, detail: impl ToString) -> Self {
-        Self::json(status, &serde_json::json!({ "detail": detail.to_string() }))
+        // Compiled once, not once for each type of detail.
+        fn of_text(status: u16, detail: String) -> Reply {
+            Reply::json(status, &serde_json::json!({ "detail": detail }))
+        }
+        of_text(status, detail.to_string())
     }
 
     /// The body could not be read: the client was too slow (408), sent malformed chunks (400) or left (422).

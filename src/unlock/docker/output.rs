@@ -1,7 +1,9 @@
 //! What is read of a docker command: the end of its output, and from that why it failed.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -64,23 +66,24 @@ pub(super) const KEPT: usize = 1024 * 1024;
 pub(super) struct Tail(JoinHandle<Vec<u8>>);
 
 impl Tail {
-    pub(super) fn of(stream: Option<impl Read + Send + 'static>) -> io::Result<Self> {
-        let read = move || {
-            let mut kept = Vec::new();
-            let mut buffer = [0; 4096];
-            let Some(mut stream) = stream else { return kept };
-            while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                kept.extend_from_slice(&buffer[..count]);
-                let excess = kept.len().saturating_sub(KEPT);
-                kept.drain(..excess);
-            }
-            kept
-        };
-        threads::spawn("docker-output", read).map(Self)
+    pub(super) fn of(stream: Option<impl Into<OwnedFd>>) -> io::Result<Self> {
+        let stream = stream.map(|stream| File::from(stream.into()));
+        threads::spawn("docker-output", move || stream.map(end_of).unwrap_or_default()).map(Self)
     }
 
     /// Waits until the command has closed the stream.
     pub(super) fn finish(self) -> String {
         String::from_utf8_lossy(&self.0.join().unwrap_or_default()).into_owned()
     }
+}
+
+fn end_of(mut stream: File) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        kept.extend_from_slice(&buffer[..count]);
+        let excess = kept.len().saturating_sub(KEPT);
+        kept.drain(..excess);
+    }
+    kept
 }
