@@ -30,8 +30,7 @@ fn health_answers_while_every_handler_waits_for_a_hung_api() {
         while api.count("/login") < 4 {
             thread::sleep(Duration::from_millis(5));
         }
-        let took = service.usual_health();
-        assert!(took < Duration::from_millis(50), "{took:?}");
+        service.is_prompt();
         let started = Instant::now();
         service.get("/status");
         service.get("/unlock/status");
@@ -128,7 +127,7 @@ fn pipelined_requests_are_answered_in_order_and_hold_up_nobody_else() {
     )
     .unwrap();
     thread::sleep(Duration::from_millis(100));
-    assert!(world.service.usual_health() < Duration::from_millis(50));
+    world.service.is_prompt();
     let statuses: Vec<u16> =
         ["POST", "GET", "GET"].iter().map(|method| raw::read_reply(&mut reader, method).unwrap().status).collect();
     assert_eq!(statuses, [200, 200, 404]);

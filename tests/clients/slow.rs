@@ -31,10 +31,9 @@ fn stalled_clients_give_their_handlers_back_within_the_limit() {
     // All four handlers are busy.
     eventually(SLACK, "the uploads arrive", || world.service.spooled() == 2);
     let started = Instant::now();
-    let health = world.service.usual_health();
+    world.service.is_prompt();
     world.loads("small.bin", b"model");
     let took = started.elapsed();
-    assert!(health < Duration::from_millis(50), "{health:?}");
     assert!(took < Duration::from_secs(3) + SLACK, "{took:?}");
     // The service has given all of them up, although this end still holds them open.
     eventually(SLACK, "no handler is busy", || {
@@ -211,6 +210,5 @@ fn a_client_that_pipelines_without_reading_holds_up_nobody() {
         assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
         assert!(flood.join().unwrap() < 400, "the client never filled its sockets");
     });
-    let health = service.usual_health();
-    assert!(health < Duration::from_millis(50), "{health:?}");
+    service.is_prompt();
 }

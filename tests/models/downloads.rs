@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use crate::world::protocol::{self, Salts};
 use crate::world::s3_fault::{Fault, Purpose};
-use crate::world::{World, pattern};
+use crate::world::{World, eventually, pattern};
 
 const MIB: usize = 1 << 20;
+
+/// Only a hang takes longer.
+const HANG: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_warm_load_asks_the_cdn_for_nothing() {
@@ -90,7 +93,7 @@ fn a_download_is_resumed_after_a_restart() {
     proxy.fault("GET", "m.bin", Fault::Trickle(200_000), None);
     thread::scope(|scope| {
         let load = scope.spawn(|| world.service.try_load(&world.folder, "m.bin"));
-        thread::sleep(Duration::from_millis(900));
+        eventually(HANG, "the download begins", || proxy.bytes_sent("GET", ".big") > 0);
         assert!(world.service.terminate().success() || !world.service.is_running());
         // The transfer was running: it was finished within the grace period, or cut.
         let _ = load.join().unwrap();
@@ -99,6 +102,8 @@ fn a_download_is_resumed_after_a_restart() {
     // A client that goes away stops the download; what was there is kept.
     world.service.restart();
     world.login();
+    proxy.clear_faults();
+    proxy.fault("GET", "m.bin", Fault::Trickle(100_000), None);
     proxy.clear_requests();
     let mut client = world.service.connect();
     let body = format!(r#"{{"filename":"m.bin","folder":"{}"}}"#, world.folder);
@@ -107,15 +112,11 @@ fn a_download_is_resumed_after_a_restart() {
         body.len()
     );
     std::io::Write::write_all(&mut client, request.as_bytes()).unwrap();
-    thread::sleep(Duration::from_millis(900));
+    // A client gets bytes of the first chunk once it is stored.
+    std::io::Read::read_exact(&mut client, &mut vec![0; 500_000]).unwrap();
     drop(client);
     let part = world.service.cache_file(&world.folder, "m.bin.big.part").with_extension("");
-    for _ in 0..100 {
-        if world.service.log_text().contains("no client is left") {
-            break;
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
+    eventually(HANG, "the download stops", || !world.service.has_thread("download"));
     assert!(part.exists(), "{part:?}: {}", world.service.log_text());
     proxy.clear_faults();
     world.service.kill();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -15,10 +15,17 @@ use crate::world::{Dice, World, eventually, pattern};
 
 const MIB: usize = 1 << 20;
 
+/// The status, standard output, and standard error without the progress: a line every 10 s.
 fn verify(world: &World) -> (i32, String, String) {
+    let started = Instant::now();
     let Output { status, stdout, stderr } = world.service.run(&["verify"]);
+    let most = started.elapsed().as_secs() / 10;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (status.code().unwrap_or(-1), text(stdout), text(stderr))
+    let stderr = text(stderr);
+    let (progress, errors): (Vec<_>, Vec<_>) =
+        stderr.split_inclusive('\n').partition(|line| line.starts_with("verifying  "));
+    assert!(progress.len() as u64 <= most, "{stderr}");
+    (status.code().unwrap_or(-1), text(stdout), errors.concat())
 }
 
 /// Uploads a model and waits until it is cached: a long upload reaches the cache with its first load.

@@ -220,6 +220,7 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
     world.upload("large.bin", &model);
 
     let (service, folder) = (&world.service, &world.folder);
+    let started = Instant::now();
     let unlock = service.post_json("/unlock", json!({"email": EMAIL, "password": PASSWORD}));
     assert_eq!(unlock.status, 200);
     let (load, upload) = std::thread::scope(|scope| {
@@ -258,7 +259,9 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
     for (reply, stage) in [(&load, "send"), (&upload, "receive"), (&unlock, "unlock")] {
         let lines = lines_of(service, reply);
         let progress: Vec<_> = lines.iter().filter(|line| get(line, "stage") == Some(stage)).collect();
-        assert_eq!(progress.len(), 1, "{stage}: {lines:?}");
+        // A busy machine may take so long that there are more.
+        let most = started.elapsed().as_secs() as usize / 10;
+        assert!((1..=most).contains(&progress.len()), "{stage}: {lines:?}");
         let number = |key: &str| -> u64 { get(progress[0], key).unwrap().parse().unwrap() };
         assert!(number("done") > 0 && number("done") <= number("total"), "{progress:?}");
         assert_eq!(number("percent"), number("done") * 100 / number("total"), "{progress:?}");

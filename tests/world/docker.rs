@@ -168,7 +168,7 @@ impl Sweeper {
         const SCRIPT: &str = "read -r pid; cat >/dev/null
             [ -z \"$pid\" ] || kill \"$pid\"
             for try in $(seq 100); do [ -n \"$pid\" ] && [ -e \"/proc/$pid\" ] || break; sleep 0.1; done
-            umount -l \"$1\"; rm -rf -- \"$1\"";
+            umount -l \"$1/exec/netns/default\" \"$1\"; rm -rf -- \"$1\"";
         let mut command = Command::new("sh");
         command.args(["-c", SCRIPT, "sh"]).arg(directory).stdin(Stdio::piped());
         // Ctrl-C in a terminal is for this process.

@@ -1,6 +1,7 @@
 //! The real `loader` program in its own process and its own directories.
 
 mod builder;
+mod prompt;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use builder::ServiceBuilder;
+pub use prompt::Promptness;
 
 use super::client::{self, Download};
 use super::multipart::Form;
@@ -82,17 +84,9 @@ impl Service {
         self.expect(self.call("GET", path, &[], b""))
     }
 
-    /// The median of 15 times of `/health`: the machine that runs the tests may pause during one.
-    pub fn usual_health(&self) -> Duration {
-        let mut took: Vec<Duration> = (0..15)
-            .map(|_| {
-                let started = Instant::now();
-                assert_eq!(self.get("/health").status, 200);
-                started.elapsed()
-            })
-            .collect();
-        took.sort();
-        took[took.len() / 2]
+    /// Fails unless `/health` is answered at once.
+    pub fn is_prompt(&self) {
+        Promptness::new().judge(self, "/health");
     }
 
     /// `POST` with a JSON body.
