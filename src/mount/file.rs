@@ -83,3 +83,85 @@ impl OpenFile {
         stream
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::SystemTime;
+
+    use super::super::service::VersionInfo;
+    use super::super::stream::READ_AHEAD;
+    use super::*;
+    use crate::configuration::Configuration;
+    use crate::names::ModelName;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    fn byte(offset: u64) -> u8 {
+        (offset % 251) as u8
+    }
+
+    /// A service whose only model has this size, and how many requests it got.
+    fn service(size: u64) -> (OpenFile, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&requests);
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map(Result::unwrap) {
+                let requests = Arc::clone(&counted);
+                thread::spawn(move || {
+                    let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                    for range in lines.filter_map(|line| Some(line.strip_prefix("Range: bytes=")?.to_owned())) {
+                        requests.fetch_add(1, Ordering::Relaxed);
+                        let (first, last) = range.split_once('-').unwrap();
+                        let body: Vec<u8> = (first.parse().unwrap()..=last.parse().unwrap()).map(byte).collect();
+                        let length = body.len();
+                        let head = format!(
+                            "HTTP/1.1 206 Partial Content\r\nETag: \"a\"\r\nContent-Range: bytes {range}/{size}\r\n\
+                             Content-Length: {length}\r\n\r\n"
+                        );
+                        // The mount leaves when it has enough.
+                        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+                    }
+                });
+            }
+        });
+        let configuration =
+            Configuration::from_lookup(&|name| Ok((name == "BIND_ADDR").then(|| address.clone()))).unwrap();
+        let version = Version {
+            model: ModelName::new("models", "m.bin").unwrap(),
+            info: VersionInfo { tag: "\"a\"".into(), size, modified: None },
+            modified: SystemTime::now(),
+            checked_at: Mutex::default(),
+            is_reported: AtomicBool::new(false),
+        };
+        (OpenFile::new(Arc::new(Service::new(&configuration)), Arc::new(version)), requests)
+    }
+
+    /// Reads pieces of the file, which are numbered, and returns how many requests that took.
+    fn requests_for(pieces: impl Iterator<Item = u64>, size: u64) -> usize {
+        let (file, requests) = service(size);
+        for piece in pieces {
+            let offset = piece * READ_AHEAD;
+            file.read(offset, READ_AHEAD as u32, LIMIT, |bytes| {
+                assert!(bytes.unwrap().iter().copied().eq((offset..offset + READ_AHEAD).map(byte)), "piece {piece}");
+            });
+        }
+        requests.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn reads_that_overtake_each_other_stay_on_one_stream() {
+        const SIZE: u64 = 16 << 20;
+        let pieces = SIZE / READ_AHEAD;
+        // 1, 2, 4 and 8 MiB, and the last one.
+        assert_eq!(requests_for(0..pieces, SIZE), 5);
+        // Each second one comes first. Before the first of all there is no stream that it could follow.
+        assert_eq!(requests_for((0..pieces).map(|piece| piece ^ 1), SIZE), 6);
+        assert_eq!(requests_for((0..1).chain((1..pieces - 1).map(|piece| ((piece - 1) ^ 1) + 1)), SIZE), 5);
+    }
+}
