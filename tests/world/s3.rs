@@ -21,6 +21,9 @@ use super::{hex, sha256_hex};
 /// The region that all requests name.
 pub const REGION: &str = "us-east-1";
 
+/// Only a hang takes longer.
+const HANG: Duration = Duration::from_secs(300);
+
 /// An access key with its secret.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -55,7 +58,7 @@ impl Keys {
 impl S3 {
     /// The server of `TEST_S3_URL`, or one in this process that ends when dropped.
     pub fn start() -> Self {
-        let agent = agent(Duration::from_secs(60));
+        let agent = agent(HANG);
         if let Ok(url) = std::env::var("TEST_S3_URL") {
             let (downloader, uploader) = (Keys::from_env("TEST_S3_DOWNLOADER"), Keys::from_env("TEST_S3_UPLOADER"));
             return Self { endpoint: url.trim_end_matches('/').to_owned(), downloader, uploader, agent, server: None };
@@ -69,13 +72,7 @@ impl S3 {
 
     /// A client of a server that runs already.
     pub fn at(endpoint: &str, downloader: Keys, uploader: Keys) -> Self {
-        Self {
-            endpoint: endpoint.to_owned(),
-            downloader,
-            uploader,
-            agent: agent(Duration::from_secs(60)),
-            server: None,
-        }
+        Self { endpoint: endpoint.to_owned(), downloader, uploader, agent: agent(HANG), server: None }
     }
 
     /// URL of the server.

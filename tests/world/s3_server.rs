@@ -46,7 +46,10 @@ impl S3Server {
                 let _ = socket.set_nodelay(true);
                 let service = service.clone();
                 tokio::spawn(async move {
-                    let builder = Builder::new(TokioExecutor::new());
+                    let mut builder = Builder::new(TokioExecutor::new());
+                    // What a client began is finished although it goes away, as other stores do. Without this, hyper drops
+                    // a completion halfway, which `s3s-fs` can neither repeat nor abort.
+                    builder.http1().half_close(true);
                     let connection = builder.serve_connection(TokioIo::new(socket), service);
                     // If a client breaks off, its test made it do so.
                     let _ = connection.await;

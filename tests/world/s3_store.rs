@@ -220,6 +220,8 @@ impl S3 for S3Store {
 
         fn complete_multipart_upload(store, request: CompleteMultipartUploadInput) -> CompleteMultipartUploadOutput {
             let id = request.input.upload_id.clone();
+            // A repeated completion waits for the first one. `s3s-fs` would answer AccessDenied to an upload that is gone.
+            let _alone = store.change.write().await;
             store.upload_exists(&id)?;
             let named = request.input.multipart_upload.iter().flat_map(|upload| upload.parts.iter().flatten());
             for part in named {
@@ -229,7 +231,6 @@ impl S3 for S3Store {
                     return Err(s3_error!(InvalidPart));
                 }
             }
-            let _alone = store.change.write().await;
             let answer = store.files.complete_multipart_upload(request).await?;
             lock(&store.uploads).remove(&id);
             Ok(answer)
@@ -237,6 +238,7 @@ impl S3 for S3Store {
 
         fn abort_multipart_upload(store, request: AbortMultipartUploadInput) -> AbortMultipartUploadOutput {
             let id = request.input.upload_id.clone();
+            let _alone = store.change.write().await;
             store.upload_exists(&id)?;
             let answer = store.files.abort_multipart_upload(request).await?;
             lock(&store.uploads).remove(&id);
