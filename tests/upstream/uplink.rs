@@ -303,7 +303,8 @@ fn every_call_of_an_upload_in_parts_meets_every_fault() {
     let key = loader::cdn_manager::generation_key("m.bin", small);
     // Which request it is: the beginning, the second part, the end, and the same of a copy in ranges.
     let calls = [("POST", "uploads="), ("PUT", "partNumber=2"), ("POST", "uploadId=")];
-    at_once(calls, |(method, query)| {
+    let lines = calls.into_iter().flat_map(|call| [(call, false), (call, true)]);
+    at_once(lines, |((method, query), copying)| {
         let s3 = S3::start();
         let bucket = s3.new_bucket("models");
         let model = ModelName::new(&*bucket, "m.bin").unwrap();
@@ -311,30 +312,31 @@ fn every_call_of_an_upload_in_parts_meets_every_fault() {
         let config = CdnConfig::from_yaml(s3.cdn_yaml_at(&proxy.url()).as_bytes()).unwrap();
         let limits = Limits { part: 5 * MIB as u64, copy: 6 * MIB as u64 };
         let cdn = CdnManager::new(loader::http_client::HttpClient::new(None).unwrap(), &config).with_limits(limits);
+        if copying {
+            cdn.put_generation(&model, part).unwrap();
+        }
         for trouble in OF_ALL_CALLS.into_iter().filter(|trouble| *trouble != Refused) {
             // For half a minute; it takes too long to outlast it with every one of them.
             for times in if trouble.passes() { [Some(1), Some(3)] } else { [Some(1), None] } {
-                for copying in [false, true] {
-                    let what = format!("{method} {query} under {trouble:?} ({times:?}), copying: {copying}");
-                    let target = if copying { "m.bin.big" } else { &key };
-                    s3.delete(&bucket, target);
-                    proxy.fault(method, query, trouble.of_cdn(), times);
-                    let store = || {
-                        if copying { cdn.set_plain(&model, small) } else { cdn.put_generation(&model, part) }
-                    };
-                    let result = store();
-                    let stored = s3.get(&bucket, target);
-                    assert!(stored.as_ref().is_none_or(|stored| *stored == bytes), "{what}: half an object is there");
-                    if trouble.is_harmless() || (times.is_some() && trouble.passes()) {
-                        result.unwrap_or_else(|why| panic!("{what}: {why}"));
-                    } else if let Err(why) = result {
-                        let why = why.to_string();
-                        assert!(why.contains("CDN"), "{what}: {why}");
-                    }
-                    proxy.clear_faults();
-                    store().unwrap_or_else(|why| panic!("after {what}: {why}"));
-                    assert!(s3.get(&bucket, target).is_some_and(|stored| stored == bytes), "after {what}");
+                let what = format!("{method} {query} under {trouble:?} ({times:?}), copying: {copying}");
+                let target = if copying { "m.bin.big" } else { &key };
+                s3.delete(&bucket, target);
+                proxy.fault(method, query, trouble.of_cdn(), times);
+                let store = || {
+                    if copying { cdn.set_plain(&model, small) } else { cdn.put_generation(&model, part) }
+                };
+                let result = store();
+                let stored = s3.get(&bucket, target);
+                assert!(stored.as_ref().is_none_or(|stored| *stored == bytes), "{what}: half an object is there");
+                if trouble.is_harmless() || (times.is_some() && trouble.passes()) {
+                    result.unwrap_or_else(|why| panic!("{what}: {why}"));
+                } else if let Err(why) = result {
+                    let why = why.to_string();
+                    assert!(why.contains("CDN"), "{what}: {why}");
                 }
+                proxy.clear_faults();
+                store().unwrap_or_else(|why| panic!("after {what}: {why}"));
+                assert!(s3.get(&bucket, target).is_some_and(|stored| stored == bytes), "after {what}");
             }
         }
     });
