@@ -151,14 +151,19 @@ impl CdnManager {
         }
     }
 
-    /// Step 4 of an upload: deletes the generations older than `previous`, the version that was in force before.
+    /// Step 4 of an upload: deletes the generations older than `previous`, the version that was in force before, and than
+    /// `uploaded`, which another box may have overtaken: its upload was stored later, and was in force earlier.
     ///
     /// A newer one may belong to another box that is about to commit it. If it does not, the upload after the next deletes it.
-    pub fn prune(&self, model: &ModelName, previous: SmallHash) -> Result<(), CdnError> {
+    pub fn prune(&self, model: &ModelName, previous: SmallHash, uploaded: SmallHash) -> Result<(), CdnError> {
         let file = &model.file;
         let found = self.destination(model).list(&format!("{file}."), |key| is_generation_of(key, file))?;
-        let previous = generation_key(file, previous);
-        let Some((_, limit)) = found.iter().find(|(key, _)| *key == previous) else { return Ok(()) };
+        let time_of = |small| {
+            let key = generation_key(file, small);
+            found.iter().find(|(found, _)| *found == key).map(|(_, time)| time)
+        };
+        let (Some(previous), Some(uploaded)) = (time_of(previous), time_of(uploaded)) else { return Ok(()) };
+        let limit = previous.min(uploaded);
         for (key, _) in found.iter().filter(|(_, time)| time < limit) {
             // Another model may be named like a generation of this one. Only a real generation has the hash in its metadata.
             if let Some(small) = self.downloads.describe(&model.folder, key, TRIES)?.small

@@ -150,7 +150,7 @@ impl ApiClient {
         publication.commit()?;
         publication.serve_old_readers(self.old_readers).map_err(UploadError::Plain)?;
         if let Some(previous) = previous
-            && let Err(error) = cdn.prune(model, previous)
+            && let Err(error) = cdn.prune(model, previous, upload.hash)
         {
             log::warn!("old generations of {model} remain in the CDN: {error}");
         }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
 
@@ -29,6 +29,8 @@ struct Fleet {
     /// Loads that ended without a whole body.
     failed_loads: AtomicUsize,
     whole_loads: AtomicUsize,
+    /// Loads that each reader has ended.
+    loads: [AtomicUsize; 2],
 }
 
 /// A box with its own proxy in front of the CDN.
@@ -95,6 +97,7 @@ impl Fleet {
             tried: AtomicU64::new(0),
             failed_loads: AtomicUsize::new(0),
             whole_loads: AtomicUsize::new(0),
+            loads: Default::default(),
         };
         // Two generations at first, so that the next upload has one to delete.
         for _ in 0..2 {
@@ -155,11 +158,14 @@ impl Fleet {
     fn while_reading(&self, act: impl FnOnce()) {
         let ended = AtomicBool::new(false);
         thread::scope(|scope| {
-            for (service, forget) in [(&self.world.service, false), (&self.cold, true)] {
+            for (service, forget, loads) in
+                [(&self.world.service, false, &self.loads[0]), (&self.cold, true, &self.loads[1])]
+            {
                 let ended = &ended;
                 scope.spawn(move || {
                     while !ended.load(Ordering::SeqCst) {
                         self.read(service, forget);
+                        loads.fetch_add(1, Ordering::SeqCst);
                         thread::sleep(Duration::from_millis(10));
                     }
                 });
@@ -171,6 +177,17 @@ impl Fleet {
                 std::panic::resume_unwind(panic);
             }
         });
+    }
+
+    /// Waits until no reader is in a load that began before this call. A load can outlive one pair of uploads, but not two: a
+    /// generation is kept until the upload after the next.
+    fn wait_for_readers(&self) {
+        let before = self.loads.each_ref().map(|loads| loads.load(Ordering::SeqCst));
+        let deadline = Instant::now() + Duration::from_secs(240);
+        while self.loads.iter().zip(before).any(|(loads, before)| loads.load(Ordering::SeqCst) == before) {
+            assert!(Instant::now() < deadline, "a load does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn hold_at(&self, point: Point) {
@@ -323,6 +340,7 @@ fn two_boxes_that_upload_at_once_leave_one_version_for_new_and_old_readers() {
             let newest = fleet.tried.load(Ordering::SeqCst);
             let version = [newest - 1, newest].into_iter().find(|version| bytes == pattern(SIZE, *version));
             fleet.certain.store(version.expect("it is one of the two"), Ordering::SeqCst);
+            fleet.wait_for_readers();
         }
         // The first one's copy comes after all that the second one does.
         fleet.uploader.proxy.fault_on(Purpose::Copy, NAME, Fault::Delay(Duration::from_millis(900)), Some(1));
@@ -337,6 +355,28 @@ fn two_boxes_that_upload_at_once_leave_one_version_for_new_and_old_readers() {
         fleet.heals("uploads at once");
     });
     assert_eq!(fleet.failed_loads.load(Ordering::SeqCst), 0);
+}
+
+/// The first box stores its generation, the second one uploads, and then the first one commits: the version that was in force
+/// before is newer than the one in force.
+#[test]
+fn an_upload_that_another_box_overtook_is_not_deleted_as_old() {
+    let fleet = Fleet::new();
+    let other = Uploader::new(&fleet.world);
+    // A box that has had a manifest of the model takes no version without one.
+    assert!(fleet.read(&fleet.world.service, false));
+    fleet.uploader.proxy.fault("PUT", ".manifest", Fault::HangBeforeResponse, Some(1));
+    let first = thread::scope(|scope| {
+        let first = scope.spawn(|| fleet.upload_with_others(&fleet.uploader.service).unwrap());
+        while fleet.uploader.proxy.awaits_a_request() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        fleet.upload_with_others(&other.service).unwrap();
+        fleet.uploader.proxy.cut();
+        first.join().unwrap()
+    });
+    assert!(fleet.read(&fleet.world.service, false));
+    assert!(fleet.in_force() == pattern(SIZE, first));
 }
 
 /// A failed upload left a newer generation, so a second box's generation looks unused.

@@ -246,8 +246,10 @@ fn an_endless_listing_is_abandoned() {
     });
     let yaml = S3::at(&format!("http://{}", server.host_port()), keys(), keys()).cdn_yaml();
     let cdn = CdnManager::new(HttpClient::new(None).unwrap(), &CdnConfig::from_yaml(yaml.as_bytes()).unwrap());
-    let error =
-        cdn.prune(&ModelName::new("models", "m.bin").unwrap(), SmallHash::of(b"small")).unwrap_err().to_string();
+    let error = cdn
+        .prune(&ModelName::new("models", "m.bin").unwrap(), SmallHash::of(b"small"), SmallHash::of(b"new"))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the listing does not end"), "{error}");
     assert!(asked.load(Ordering::SeqCst) <= 100);
 }
