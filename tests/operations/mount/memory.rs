@@ -180,20 +180,28 @@ fn a_large_model_costs_little_memory_and_not_much_time() {
     fs::read(world.service.cache_file(&world.folder, "model.bin")).unwrap();
     let file = File::open(&path).unwrap();
     let mut bytes = vec![0; 64 << 10];
-    let mut took: Vec<Duration> = (0..101)
-        .map(|index| {
-            let offset = index * 37 % 101 * (size / 101);
-            let took = time_of(|| file.read_exact_at(&mut bytes, offset as u64).unwrap());
-            assert!(bytes == plain[offset..offset + bytes.len()]);
-            took
-        })
-        .collect();
+    let form = format!(r#"{{"folder":"{}"}}"#, world.folder);
+    // In turns with the same bytes over HTTP.
+    let turns = (0..101).map(|index| {
+        let offset = index * 37 % 101 * (size / 101);
+        let took = time_of(|| file.read_exact_at(&mut bytes, offset as u64).unwrap());
+        assert!(bytes == plain[offset..offset + bytes.len()]);
+        let range = format!("bytes={offset}-{}", offset + bytes.len() - 1);
+        let headers = [("Range", &*range), ("Content-Type", "application/json")];
+        let by_http = time_of(|| {
+            let reply = world.service.call("POST", "/load/model.bin", &headers, form.as_bytes()).unwrap();
+            assert_eq!((reply.status, reply.body.len()), (206, bytes.len()));
+        });
+        (took, by_http)
+    });
+    let (mut took, mut range_by_http): (Vec<Duration>, Vec<Duration>) = turns.unzip();
     took.sort();
+    range_by_http.sort();
     let grown = (world.service.vm_hwm_kib() + mount.memory_kib("VmHWM")).saturating_sub(idle_mount + idle_service);
     println!(
-        "{size} bytes: /load {by_http:?}, cat {by_cat:?}; 64 KiB anywhere {:?} (median), {:?} (worst); idle {idle_mount} KiB \
-         and the service's {idle_service} KiB, {grown} KiB more while it is read",
-        took[50], took[100]
+        "{size} bytes: /load {by_http:?}, cat {by_cat:?}; 64 KiB anywhere {:?} (median), {:?} (worst), by HTTP {:?} (median); idle \
+         {idle_mount} KiB and the service's {idle_service} KiB, {grown} KiB more while it is read",
+        took[50], took[100], range_by_http[50]
     );
     assert!(idle_mount <= IDLE, "{idle_mount} KiB");
     assert!(grown <= READING, "{grown} KiB over idle");
@@ -201,7 +209,8 @@ fn a_large_model_costs_little_memory_and_not_much_time() {
     if std::env::var_os("MOUNT_STRICT").is_some() {
         assert!(idle_mount <= IDLE_PRODUCT, "{idle_mount} KiB");
         assert!(by_http.as_secs_f64() >= 0.3 * by_cat.as_secs_f64(), "cat {by_cat:?}, /load {by_http:?}");
-        assert!(took[50] <= Duration::from_millis(3), "{:?} for 64 KiB", took[50]);
+        // A request of its own asks the Resource API each time; an open file does so every 10 s.
+        assert!(took[50] <= range_by_http[50], "64 KiB: {:?}, by HTTP {:?}", took[50], range_by_http[50]);
     }
     mount.kill();
 }
