@@ -33,7 +33,8 @@
 //! - a limit on request heads: `http/wire/head.rs`
 //!
 //! Modules are public only if the tests or the fuzz targets use them, so that the compiler finds dead code. Unsafe code is
-//! denied except in two places: `cli::terminal` changes the modes of a terminal, and `systemd` takes over descriptors.
+//! denied except in three places: `cli::terminal` changes the modes of a terminal, `systemd` takes over descriptors, and
+//! `mount::large_blocks` gives out memory.
 
 pub mod api_client;
 pub mod binary_split;

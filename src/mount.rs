@@ -2,11 +2,12 @@
 //!
 //! It is a process of its own and a client of the running service, which so needs no privilege for it. A file is one version of a
 //! model: `tree` numbers them, `filesystem` answers the kernel, `file` and `stream` turn its reads into requests for ranges, and
-//! `service` makes those.
+//! `service` makes those. `large_blocks` keeps the memory small.
 
 mod connection;
 mod file;
 mod filesystem;
+mod large_blocks;
 mod listing;
 mod service;
 mod stream;
