@@ -151,8 +151,8 @@ impl CdnManager {
         }
     }
 
-    /// Step 4 of an upload: deletes the generations older than `previous`, the version that was in force before, and than
-    /// `uploaded`, which another box may have overtaken: its upload was stored later, and was in force earlier.
+    /// Step 4 of an upload: deletes the generations that are older than both `previous`, the version that was in force before,
+    /// and `uploaded`. `previous` can be the newer one, if another box stored its upload later but committed it first.
     ///
     /// A newer one may belong to another box that is about to commit it. If it does not, the upload after the next deletes it.
     pub fn prune(&self, model: &ModelName, previous: SmallHash, uploaded: SmallHash) -> Result<(), CdnError> {

@@ -52,11 +52,11 @@ pub fn start(level: LevelFilter, directory: Option<&Path>) {
     }
 }
 
-/// A writer of lines. Boxed: `simplelog` would be compiled once for each type of writer.
-type LineWriter = WriteLogger<Box<dyn Write + Send>>;
+/// The writer is boxed, because `simplelog` would be compiled again for each type of writer.
+type Output = WriteLogger<Box<dyn Write + Send>>;
 
 /// `simplelog` writes nothing but the time of a line; [`LineLogger`] makes the rest.
-fn lines_to(out: impl Write + Send + 'static, level: LevelFilter) -> Box<LineWriter> {
+fn lines_to(out: impl Write + Send + 'static, level: LevelFilter) -> Box<Output> {
     let config = ConfigBuilder::new()
         .set_time_format_custom(TIME)
         .set_time_level(LevelFilter::Error)
@@ -71,8 +71,8 @@ fn lines_to(out: impl Write + Send + 'static, level: LevelFilter) -> Box<LineWri
 /// Writes to stdout or stderr, depending on the level.
 struct Console {
     level: LevelFilter,
-    out: Box<LineWriter>,
-    err: Box<LineWriter>,
+    out: Box<Output>,
+    err: Box<Output>,
 }
 
 impl Log for Console {

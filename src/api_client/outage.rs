@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::http_client::HttpClientError;
 use crate::threads::lock;
 
-/// This long after a failed call the Resource API still counts as away: to ask it may take a while each time.
+/// This long after a failed call the Resource API still counts as away, because each new attempt may take a while.
 const AWAY_FOR: Duration = Duration::from_secs(60);
 
 /// The last call to the Resource API, if it found it away.
