@@ -34,7 +34,7 @@ pub fn serve(service: Arc<Service>, listeners: Vec<Listener>, stop: Arc<AtomicBo
     };
     let handlers = Handlers::new(limits.handlers);
     let heartbeat = Arc::new(Heartbeat::default());
-    let (gate, mut requests) = gate::open(listeners, &limits, Arc::clone(&handlers), Arc::clone(&heartbeat), stop)?;
+    let (gate, requests) = gate::open(listeners, &limits, Arc::clone(&handlers), Arc::clone(&heartbeat), stop)?;
     let mut watchdog = Watchdog::new("the gate thread", Arc::clone(&gate.heartbeat));
     let dispatcher = Dispatcher { service, gate, handlers };
     let mut notifier = systemd::Notifier::ready();

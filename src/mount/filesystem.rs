@@ -134,7 +134,7 @@ impl Models {
                 Ok((number, Node::File(version)))
             }
             Some(Node::File(_)) => Err(Errno::ENOTDIR),
-            None => Err(Errno::ENOENT),
+            None => Err(stale()),
         }
     }
 
@@ -210,9 +210,9 @@ fn errno(error: &CallError) -> Errno {
 
 /// The same, after a line in the log.
 fn failed(model: &ModelName, error: &CallError) -> Errno {
-    if !matches!(error, CallError::Missing) {
-        log::warn!("{model}: {error}");
-    }
+    // Programs try names that may not exist.
+    let level = if let CallError::Missing = error { log::Level::Debug } else { log::Level::Warn };
+    log::log!(level, "{model}: {error}");
     errno(error)
 }
 
@@ -245,12 +245,16 @@ impl Filesystem for Models {
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.tree.get(number.0) {
             Some(node) => reply.attr(&ATTRIBUTES_TTL, &self.attributes(number.0, &node)),
-            None => reply.error(Errno::ENOENT),
+            None => reply.error(stale()),
         }
     }
 
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let Some(Node::File(version)) = self.tree.get(number.0) else { return reply.error(Errno::EISDIR) };
+        let version = match self.tree.get(number.0) {
+            Some(Node::File(version)) => version,
+            Some(_) => return reply.error(Errno::EISDIR),
+            None => return reply.error(stale()),
+        };
         let file = OpenFile::new(Arc::clone(&self.service), Arc::clone(&version));
         let held = self.check_current(&version).and_then(|()| {
             patiently(self.limit, |deadline| file.hold(deadline)).map_err(|error| match error {
@@ -306,7 +310,7 @@ impl Filesystem for Models {
     }
 
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let entries = self.tree.get(number.0).ok_or(Errno::ENOENT).and_then(|node| self.entries(&node));
+        let entries = self.tree.get(number.0).ok_or_else(stale).and_then(|node| self.entries(&node));
         match entries {
             Ok(entries) => {
                 let handle = self.handles.next();

@@ -69,11 +69,11 @@ fn pages_of_other_sites_cannot_make_a_browser_do_anything() {
     let headers = [("Origin", "http://evil.example"), ("Sec-Fetch-Site", "cross-site")];
     let reply = world.service.call("GET", "/status", &headers, b"").unwrap();
     assert_eq!(reply.status, 200);
-    // Without this header a browser does not show the answer to the page.
+    // Without this header the browser does not let the page read the answer.
     assert_eq!(reply.header("access-control-allow-origin"), None);
 }
 
-/// Its requests are same-origin, so over plain HTTP only `Host` distinguishes them from a program's.
+/// The browser takes the page's requests for same-origin ones; over plain HTTP only `Host` gives them away.
 #[test]
 fn a_page_reads_nothing_by_dns_rebinding() {
     let private = ["/status", "/unlock/status", "/metrics"];

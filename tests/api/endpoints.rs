@@ -63,11 +63,11 @@ fn status_shows_who_is_logged_in_and_what_is_cached() {
     world.upload("a.bin", &[1; 20_000]);
     let both = [cached("a.bin", 20_000), cached("b.bin", 50_000)];
     assert_eq!(status(), expected(user.clone(), &both));
-    // What is cached is found again at the start.
+    // After a restart the service finds what is in its cache.
     world.service.restart();
     assert_eq!(status(), expected(json!(null), &both));
     world.login();
-    // What was removed by hand, or fetched again, is noticed by the next load.
+    // The next load notices a file that somebody has deleted or replaced.
     world.forget("a.bin");
     for key in world.keys().iter().filter(|key| key.starts_with("a.bin")) {
         world.s3.delete(&world.folder, key);
@@ -80,7 +80,7 @@ fn status_shows_who_is_logged_in_and_what_is_cached() {
     while status() != expected(user.clone(), &both[1..]) {
         assert!(std::time::Instant::now() < deadline, "{}", status());
     }
-    // One whose bytes have decayed is repaired.
+    // A file that has rotted is repaired.
     let file = world.service.cache_file(&world.folder, "b.bin");
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[100] ^= 1;
@@ -264,7 +264,7 @@ fn upload_beyond_the_limit_is_413() {
     let world = World::with(|builder| builder.env("MAX_UPLOAD_BYTES", "1000"));
     world.upload("just.bin", &[1; 1000]);
     assert!(detail_of(&world.service.upload(&world.folder, "over.bin", &[1; 1001]), 413).contains("1000"));
-    // Refused by its length alone.
+    // The declared length is enough to refuse it.
     assert!(detail_of(&world.service.upload(&world.folder, "over.bin", &vec![1; 10_000_000]), 413).contains("1000"));
     assert!(!world.keys().iter().any(|key| key.starts_with("over")));
     world.loads("just.bin", &[1; 1000]);
@@ -299,7 +299,7 @@ fn upload_goes_to_the_folder_models_by_default() {
     assert_eq!(service.login().status, 200);
     let body = b"--b\r\nContent-Disposition: form-data; name=data; filename=x\r\n\r\nDATA\r\n--b--\r\n";
     let detail = detail_of(&form(&service, "m", "multipart/form-data; boundary=b", body), 500);
-    // There is no CDN here; that it cannot be reached is said only when the folder was known.
+    // No CDN runs here. The service only tries to reach it once it has read the folder.
     assert!(detail.contains("is unreachable"), "{detail}");
 }
 

@@ -83,7 +83,7 @@ fn names_inject_nothing_anywhere() {
         world.loads(name, name.as_bytes());
         assert!(world.api.file(&world.folder, &format!("{name}.small")).is_some(), "{name}");
         assert!(world.keys().contains(&format!("{name}.big")), "{name}: {:?}", world.keys());
-        // It gets its name when the load has been answered.
+        // The file gets its final name a moment after the load was answered.
         let deadline = Instant::now() + Duration::from_secs(5);
         while !world.service.cache_file(&world.folder, name).is_file() {
             assert!(Instant::now() < deadline, "{name}");

@@ -39,7 +39,7 @@ impl Document {
         assert!(reply.header("x-request-id").is_some(), "{what}");
     }
 
-    /// As much of JSON Schema as the document uses; a word that is not known here is a failure.
+    /// The part of JSON Schema that the document uses; any other keyword fails the test.
     fn fits(&self, schema: &Value, value: &Value, what: &str) {
         let schema = self.resolved(schema);
         for (word, rule) in schema.as_object().unwrap() {
@@ -115,7 +115,7 @@ fn every_answer_is_one_that_the_document_has() {
         let method = operations.as_object().unwrap().keys().next().unwrap();
         let target = path.replace("{filename}", "m.bin").replace("{folder}", folder);
         document.has(method, path, &service.call("PATCH", &target, &[], b"").unwrap());
-        // Refused by the gate.
+        // The gate refuses these.
         let method_name = method.to_uppercase();
         let long = "x".repeat(20_000);
         for (request, status) in [
@@ -159,7 +159,7 @@ fn busy_handlers_answer_as_the_document_says() {
     let document = Document::of(&service);
     api.fault("/login", Fault::Hang, None);
     std::thread::scope(|scope| {
-        // One handler, sixteen places, and some more.
+        // More than one handler and its queue of sixteen can take.
         let calls: Vec<_> = (0..24).map(|_| scope.spawn(|| service.login())).collect();
         eventually(std::time::Duration::from_secs(20), "some are refused", || {
             !service.get("/metrics").text().contains("\nloader_queue_full_total 0\n")

@@ -50,7 +50,7 @@ fn the_page_logs_in_and_unlocks_by_keyboard_and_shows_every_state() {
     std::fs::write(world.service.images_path(), protocol::encrypt(&archive, FRAGMENT)).unwrap();
     world.upload("detector-v2.onnx", &[1; 3_000_000]);
     world.upload("<img src=x onerror=alert(1)>.bin", &[1; 70_000]);
-    // Nobody is logged in then, and what is cached is found at the start.
+    // After a restart nobody is logged in, and the cached models are listed.
     world.service.restart();
 
     browser.open(&world.service.url("/"));
@@ -58,12 +58,12 @@ fn the_page_logs_in_and_unlocks_by_keyboard_and_shows_every_state() {
     assert_eq!(browser.text("#account"), "Not logged in");
     assert_eq!(browser.text("#state"), "Locked");
     assert!(browser.text("#about").contains(concat!("Version ", env!("CARGO_PKG_VERSION"), " · up ")));
-    // A name is text, whatever is in it.
+    // Markup in a name is shown as text.
     assert!(browser.text("#models").contains("<img src=x onerror=alert(1)>.bin"));
     assert!(browser.text("#models").contains("3.00 MB") && browser.text("#cache").starts_with("2 models · 3.06 MB"));
     picture(&browser, "idle");
 
-    // Everything has a name for those who do not see it.
+    // Every control has a name for screen readers.
     assert_eq!(
         browser.script("return [...document.querySelectorAll('input')].every(input => input.labels.length)"),
         json!(true)
@@ -71,7 +71,7 @@ fn the_page_logs_in_and_unlocks_by_keyboard_and_shows_every_state() {
     let live = "return ['health', 'account', 'state'].every(id => document.getElementById(id).role === 'status')";
     assert_eq!(browser.script(live), json!(true));
 
-    // A wrong password first.
+    // First with a wrong password.
     browser.tab_to("#login [name=email]");
     browser.keys(EMAIL);
     browser.keys(TAB);
@@ -81,7 +81,7 @@ fn the_page_logs_in_and_unlocks_by_keyboard_and_shows_every_state() {
     browser.wait("!document.querySelector('#login-error').hidden");
     assert!(browser.text("#login-error").contains("Passwords do not match"), "{}", browser.text("#login-error"));
     picture(&browser, "refused");
-    // Back into the password, which the browser selects.
+    // Back to the password field.
     browser.script("document.querySelector('#login [name=password]').select()");
     browser.keys(PASSWORD);
     browser.keys(ENTER);
@@ -109,7 +109,7 @@ fn the_page_logs_in_and_unlocks_by_keyboard_and_shows_every_state() {
     assert_eq!(browser.script("return bar.hidden && error.hidden"), json!(true));
     picture(&browser, "ready");
 
-    // The images are gone, and the key is another.
+    // The images have been removed, and the key fragment has changed.
     std::fs::remove_file(directory.path().join("loaded")).unwrap();
     world.api.set_key_fragment(b"another");
     browser.script("document.querySelector('#unlock-more summary').focus()");
@@ -132,7 +132,7 @@ fn the_page_logs_in_and_unlocks_by_keyboard_and_shows_every_state() {
     picture(&browser, "narrow");
     browser.devtools("Emulation.clearDeviceMetricsOverride", json!({}));
 
-    // Nothing but the service was asked, and the policy had nothing to stop.
+    // The page asked nobody but the service, and nothing violated its Content-Security-Policy.
     let asked = browser.script("return performance.getEntriesByType('resource').map(entry => entry.name)");
     let own = world.service.url("/");
     assert!(asked.as_array().unwrap().iter().all(|url| url.as_str().unwrap().starts_with(&own)), "{asked}");
@@ -161,11 +161,11 @@ fn the_page_asks_for_the_client_token() {
     browser.keys(ENTER);
     browser.wait("health.textContent === 'Healthy' && document.querySelector('#token').hidden");
     assert_eq!(browser.text("#state"), "Locked");
-    // It lives as long as the tab, and nowhere else.
+    // The token is kept for the life of the tab, and nowhere else.
     browser.open(&service.url("/"));
     browser.wait("health.textContent === 'Healthy'");
     assert_eq!(browser.script("return localStorage.length + document.cookie.length"), json!(0));
-    // A wrong password is not a wrong token.
+    // The 401 for a wrong password must not ask for the token again.
     browser.tab_to("#login [name=email]");
     browser.keys("a@b.c");
     browser.keys(TAB);
@@ -175,7 +175,7 @@ fn the_page_asks_for_the_client_token() {
     assert_eq!(browser.script("return document.querySelector('#token').hidden"), json!(true));
 }
 
-/// Text that somebody got into a page must not become a script.
+/// Text that somebody gets into the page must not run as a script.
 #[test]
 fn the_policy_stops_scripts_that_are_not_the_pages_own() {
     let Some(browser) = Browser::or_skip("the status page's policy") else { return };

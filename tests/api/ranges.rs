@@ -54,7 +54,7 @@ fn ranges_are_the_bytes_of_the_whole_at_every_border() {
         ends.retain(|end| *end < size);
         ends.sort_unstable();
         ends.dedup();
-        // First from a cache that this process has not read yet, then from one that it has.
+        // The first ranges are from chunks that this process has not verified yet, the rest from chunks that it has.
         for (index, first) in ends.iter().enumerate() {
             let last = ends[(index + 1).min(ends.len() - 1)];
             world.gives(&name, &format!("bytes={first}-{last}"), &whole, *first, last + 1);
@@ -82,14 +82,14 @@ fn a_cold_range_is_right_and_fills_the_cache() {
         proxy.clear_requests();
         world.gives("m.bin", range, &whole, first, end);
         assert_eq!(proxy.count("GET", ".big"), 0, "{range}: it was downloaded again");
-        // The rest of it costs the chunks that are not there, each once.
+        // Loading the whole then downloads only the missing chunks, each once.
         world.loads("m.bin", &whole);
         assert!(proxy.bytes_sent("GET", ".big") <= 3 * MIB as u64, "{range}: {:?}", proxy.requests());
         proxy.clear_requests();
         world.loads("m.bin", &whole);
         assert!(proxy.requests().is_empty(), "{range}: it was downloaded again");
     }
-    // A CDN without ranges.
+    // From a CDN that does not serve ranges.
     world.forget("m.bin");
     proxy.fault("GET", "m.bin", Fault::IgnoreRange, None);
     world.gives("m.bin", "bytes=100-", &whole, 100, 3 * MIB);
@@ -117,7 +117,7 @@ fn anything_but_one_range_is_the_whole_and_a_range_past_the_end_is_416() {
         assert_eq!(reply.header("content-range"), Some(format!("bytes */{length}").as_str()));
         assert!(reply.detail().contains(&length.to_string()), "{}", reply.detail());
     }
-    // HEAD works as elsewhere; this endpoint has none.
+    // HEAD works where GET does, which this endpoint does not have.
     let head = world.service.call("HEAD", "/load/m.bin", &[("Range", "bytes=0-1")], b"").unwrap();
     assert_eq!((head.status, head.header("allow")), (405, Some("POST, OPTIONS")));
     let head = world.service.call("HEAD", "/health", &[("Range", "bytes=0-1")], b"").unwrap();
@@ -143,7 +143,7 @@ fn the_entity_tag_names_the_version() {
         let reply = conditional(&other);
         assert!(reply.status == 200 && reply.body == whole, "{other}");
     }
-    // The same bytes uploaded again are another version, of which half a file must not be completed.
+    // The same bytes uploaded again are a new version: half a file of the old one must not be completed with it.
     world.upload("m.bin", &whole);
     let reply = conditional(&tag);
     assert!(reply.status == 200 && reply.header("etag") != Some(tag.as_str()));
@@ -187,10 +187,10 @@ fn a_damaged_byte_never_makes_a_complete_range() {
         world.loads("m.bin", &whole);
         world.gives("m.bin", range, &whole, first, end);
         flip_byte(&path, damaged);
-        // Whether the range needs the damaged byte or not.
+        // The range is right whether it covers the damaged byte or not.
         world.gives("m.bin", range, &whole, first, end);
     }
-    // Without the CDN it breaks off, but only where the byte is needed.
+    // Without the CDN a range breaks off only if it covers the damaged byte.
     world.loads("m.bin", &whole);
     flip_byte(&path, 15_000_000);
     proxy.down();
@@ -226,7 +226,7 @@ fn curl_resumes_a_transfer_that_broke() {
     assert!(resumed.status.success(), "{resumed:?}");
     assert_eq!(String::from_utf8_lossy(&resumed.stdout), format!("206 {}", whole.len() - beginning.len()));
     assert!(fs::read(&out).unwrap() == whole);
-    // What is whole already is left as it is.
+    // A file that is complete is left alone.
     let again = curl(&resume).output().unwrap();
     assert!(String::from_utf8_lossy(&again.stdout).starts_with("416 "), "{again:?}");
     assert!(fs::read(&out).unwrap() == whole);

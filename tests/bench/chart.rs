@@ -6,7 +6,7 @@ use crate::report::Growth;
 const LOADER: &str = "#1f6feb";
 const PEER: &str = "#d9480f";
 
-/// Of one panel.
+/// The size of a panel.
 const WIDTH: f64 = 380.0;
 const HEIGHT: f64 = 280.0;
 const MARGIN: f64 = 60.0;
@@ -60,7 +60,7 @@ fn panel(svg: &mut String, left: f64, title: &str, lines: &[Line]) {
         x = (x.0.min(point.0), x.1.max(point.0));
         y = (y.0.min(point.1), y.1.max(point.1));
     }
-    // Whole powers of ten, and at least one of them.
+    // The axis spans whole powers of ten, at least one.
     let low = y.0.max(1e-6).log10().floor();
     let high = y.1.max(1e-6).log10().ceil().max(low + 1.0);
     let across = |value: f64| left + 10.0 + (value / x.0).ln() / (x.1 / x.0).ln().max(1e-9) * (WIDTH - 20.0);

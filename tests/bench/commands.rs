@@ -43,7 +43,7 @@ pub fn decrypt_into_pipe(big: &Path, small: &[u8]) -> f64 {
     started.elapsed().as_secs_f64()
 }
 
-/// Seconds to encrypt a file into another, and to send that away.
+/// Seconds to encrypt a file into another one and upload that.
 pub fn encrypt_and_send(plain: &Path, encrypted: &Path, address: &str) -> f64 {
     let started = Instant::now();
     let mut command = openssl(&["-K", &resource_key(), "-iv", &hex(&[7; BLOCK])]);
@@ -65,7 +65,7 @@ pub fn curl(arguments: &[&str]) -> (f64, u64) {
     understand_curl(&said)
 }
 
-/// As [`curl`], all at once; the seconds of the whole.
+/// Runs several [`curl`]s at once; the seconds are those of all together.
 pub fn curls(all: &[Vec<&str>]) -> (f64, u64) {
     let started = Instant::now();
     let running: Vec<Child> = all.iter().map(|arguments| start_curl(arguments)).collect();

@@ -14,10 +14,10 @@ use crate::world::service::Service;
 
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-/// For somebody who comes once, as a monitor does: on a connection of its own.
+/// A request on a connection of its own, as a monitor sends it.
 const HEALTH_ONCE: &[u8] = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
-/// How often `/health` is asked.
+/// The number of requests for `/health`.
 const ASKED: usize = 1_000;
 
 /// Descriptors for everything but the idle connections, here and in the service.
@@ -50,7 +50,7 @@ pub fn measure(plan: &Plan, report: &mut Report) {
 }
 
 fn row(wanted: usize, limit: usize) -> Vec<String> {
-    // Nobody is to be closed for having been idle.
+    // So long that no idle connection is closed.
     let builder = Service::builder().env("MAX_CONNECTIONS", limit.to_string()).env("CLIENT_STALL_SECONDS", "600");
     let service = builder.start();
     service.get("/health");

@@ -19,17 +19,17 @@ const NAME: &str = "far.bin";
 
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
-/// A good line to another country: 800 Mbit/s, of which a window of 1 MiB gives one connection a fifth.
+/// A good line to another country: 800 Mbit/s. A window of 1 MiB limits one connection to a fifth of it.
 const GOOD: link::Properties =
     link::Properties { round_trip: ROUND_TRIP, bandwidth: 100.0 * 1024.0 * 1024.0, window: 1 << 20 };
 
-/// A bad one. No bandwidth is set: the loss leaves each connection some hundred kilobytes a second.
+/// A bad line without a set bandwidth: the loss limits each connection to some hundred kilobytes a second.
 const LOSSY: tunnel::Properties = tunnel::Properties { round_trip: ROUND_TRIP, loss: 0.01 };
 
 /// In how many ranges `curl` is tried.
 const RANGES: [u64; 4] = [1, 4, 8, 16];
 
-/// The same over the bad line, where each connection is slow by itself, so that the most are the fastest.
+/// The same over the bad line, where more connections are always faster.
 const LOSSY_RANGES: [u64; 1] = [16];
 
 /// Measures both.
@@ -46,7 +46,7 @@ pub fn measure(plan: &Plan, weed: &Weed, report: &mut Report) {
         Ok(tunnel) => {
             let name = format!("cold load at 50 ms round trip and 1 % loss, {}", size(plan.lossy));
             let figure = Figure::new(name, "s", Better::Low);
-            // Thousands of packets are drawn in each round, so that few rounds differ little.
+            // Each round has thousands of packets, so two rounds are enough.
             let rounds = plan.rounds.min(2);
             let scene = Scene { weed, url: tunnel.url(), bytes: plan.lossy, ranges: &LOSSY_RANGES, rounds };
             report.add(scene.loads(figure));
@@ -67,11 +67,11 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// The same row with the times of the loader, and of `curl` in the number of ranges that suits the link best.
+    /// Adds the times of the loader, and of `curl` with the number of ranges that is fastest on this link.
     fn loads(self, figure: Figure) -> Figure {
         let bucket = self.weed.s3.new_bucket("bench");
         let api = ResourceApi::start();
-        // The upload goes the short way.
+        // The upload does not use the link.
         api.put_file("", "cdn.yaml", self.weed.s3.cdn_yaml());
         let near = Service::builder().api(&api).timeout(Duration::from_secs(600)).start();
         assert_eq!(near.login().status, 200);

@@ -2,23 +2,23 @@
 
 use serde_json::{Value, json};
 
-/// Which numbers are good.
+/// Which values are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
-    /// Times and memory.
+    /// Lower ones: times and memory.
     Low,
-    /// Rates.
+    /// Higher ones: rates.
     High,
 }
 
-/// What the loader must come to.
+/// A goal for the loader.
 #[derive(Clone, Copy, Debug)]
 pub enum Goal {
-    /// So many times as good as the peer.
+    /// At least this many times as good as the peer.
     TimesPeer(f64),
-    /// So many times as good as the limit.
+    /// At least this many times as good as the limit.
     TimesLimit(f64),
-    /// This value at most.
+    /// At most this value.
     AtMost(f64),
 }
 
@@ -27,17 +27,17 @@ pub enum Goal {
 pub struct Figure {
     /// What is measured.
     pub name: String,
-    /// Of the values.
+    /// The unit of the values.
     pub unit: &'static str,
-    /// Which numbers are good.
+    /// Which values are better.
     pub better: Better,
-    /// The loader's values, a round each.
+    /// The loader's values, one per round.
     pub loader: Vec<f64>,
-    /// The peer's.
+    /// The peer's values.
     pub peer: Vec<f64>,
-    /// The limit's.
+    /// The limit's values.
     pub limit: Vec<f64>,
-    /// What the limit is.
+    /// The name of the limit.
     pub limit_is: String,
     /// All of them must be met.
     pub goals: Vec<Goal>,
@@ -58,13 +58,13 @@ impl Figure {
         }
     }
 
-    /// The same with a limit in words.
+    /// Names the limit.
     pub fn limited_by(mut self, what: impl Into<String>) -> Self {
         self.limit_is = what.into();
         self
     }
 
-    /// The same with one more goal.
+    /// Adds a goal.
     pub fn goal(mut self, goal: Goal) -> Self {
         self.goals.push(goal);
         self
@@ -119,7 +119,7 @@ impl Figure {
     }
 }
 
-/// At most two decimals.
+/// Rounds to two decimals.
 fn rounded(factor: f64) -> f64 {
     (factor * 100.0).round() / 100.0
 }

@@ -82,7 +82,7 @@ pub fn under_loads(threads: usize, address: &str, load: impl Fn() + Sync) -> Opt
 
 struct Asked {
     requests_a_second: f64,
-    /// Milliseconds.
+    /// In milliseconds.
     p99: f64,
 }
 

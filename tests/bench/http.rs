@@ -15,12 +15,12 @@ use crate::world::raw::{Framing, Head, Stream, request_from};
 /// A single call may take long: the peer at 1 GiB does.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// When the bytes of an answer came.
+/// When the bytes of an answer arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// The first byte of the body, in seconds from the request.
     pub first_byte: f64,
-    /// The last.
+    /// The last byte, in the same way.
     pub total: f64,
 }
 
@@ -29,7 +29,7 @@ pub fn load(address: &str, folder: &str, name: &str, length: u64) -> Arrival {
     receive(address, folder, name, "", 200, length)
 }
 
-/// The same of a range.
+/// The same for a range.
 pub fn load_range(address: &str, folder: &str, name: &str, range: Range<u64>) -> Arrival {
     let header = format!("Range: bytes={}-{}\r\n", range.start, range.end - 1);
     receive(address, folder, name, &header, 206, range.end - range.start)

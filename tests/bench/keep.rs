@@ -59,7 +59,7 @@ pub fn measure(plan: &Plan, weed: &Weed, report: &mut Report) {
     weed.delete_bucket(&bucket);
 }
 
-/// Milliseconds.
+/// Milliseconds from the start until `/ready` is answered with 200.
 fn until_ready(dir: &TempDir, env: &[(OsString, OsString)], cached: &Path) -> f64 {
     let loader = Started::in_dir(dir.path(), env);
     loader.until("/health");

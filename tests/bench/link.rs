@@ -17,15 +17,15 @@ use crate::world::tcp::{TcpServer, lock};
 /// What a sender may have in flight at first: ten segments (RFC 6928).
 const FIRST_WINDOW: usize = 10 * 1460;
 
-/// What is sent at a time.
+/// The most bytes that are sent in one go.
 const PIECE: usize = 16 * 1024;
 
 /// The properties of a link.
 #[derive(Clone, Copy, Debug)]
 pub struct Properties {
-    /// There and back.
+    /// The round-trip time.
     pub round_trip: Duration,
-    /// Of all connections together, in bytes a second.
+    /// Bytes per second of all connections together.
     pub bandwidth: f64,
     /// The most that one connection may have in flight, in bytes.
     pub window: usize,
@@ -45,7 +45,7 @@ impl Link {
         let server = TcpServer::start(0, move |client| {
             let Ok(server) = TcpStream::connect(&upstream) else { return };
             let _ = server.set_nodelay(true);
-            // The handshake, which the kernel has done in no time.
+            // The time of the handshake, which takes none on loopback.
             thread::sleep(properties.round_trip);
             thread::scope(|scope| {
                 scope.spawn(|| Way::new(properties, Arc::clone(&up)).carry(&client, &server));
@@ -64,7 +64,7 @@ impl Link {
 /// One direction of a connection.
 struct Way {
     properties: Properties,
-    /// When the wire is free again.
+    /// When the wire becomes free.
     wire: Arc<Mutex<Instant>>,
     flight: Arc<Flight>,
 }
@@ -78,7 +78,7 @@ struct Flight {
 #[derive(Default)]
 struct InFlight {
     bytes: usize,
-    /// When acknowledgements arrive, and of how many bytes.
+    /// When acknowledgements arrive, and for how many bytes.
     acknowledgements: VecDeque<(Instant, usize)>,
     broken: bool,
 }
@@ -124,7 +124,7 @@ impl Way {
         }
     }
 
-    /// Waits until the window has room, and answers how much.
+    /// Waits until the window has room; returns how much.
     fn wait_for_room(&self, window: &mut usize) -> usize {
         let mut state = lock(&self.flight.state);
         loop {
@@ -142,7 +142,7 @@ impl Way {
         }
     }
 
-    /// Waits for its turn on the wire; answers when the last byte has left.
+    /// Waits for its turn on the wire; returns when the last byte will have left.
     fn occupy_wire(&self, count: usize) -> Instant {
         let time = Duration::from_secs_f64(count as f64 / self.properties.bandwidth);
         let sent = {
@@ -150,7 +150,7 @@ impl Way {
             *free = (*free).max(Instant::now()) + time;
             *free
         };
-        // Shorter waits cost more than they are exact.
+        // Shorter sleeps are too inexact to be worth it.
         let ahead = sent.saturating_duration_since(Instant::now());
         if ahead > Duration::from_millis(1) {
             thread::sleep(ahead);

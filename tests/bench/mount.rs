@@ -21,10 +21,10 @@ use crate::world::{PatternReader, sha256_hex_of};
 
 const NAME: &str = "mounted.bin";
 
-/// Of the random reads.
+/// The size of a random read, in bytes.
 const READ: usize = 64 * 1024;
 
-/// How many there are in a round.
+/// Random reads per round.
 const READS: usize = 200;
 
 /// Measures both kinds of reads.
@@ -70,7 +70,7 @@ pub fn measure(plan: &Plan, weed: &Weed, report: &mut Report) {
     weed.delete_bucket(&bucket);
 }
 
-/// The error is why not.
+/// The error says why not.
 fn can_mount() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() || File::options().read(true).write(true).open("/dev/fuse").is_err() {
         return Err("only root can mount, with /dev/fuse".to_owned());

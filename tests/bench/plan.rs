@@ -27,15 +27,15 @@ pub struct Plan {
     pub record: bool,
     /// The parts to measure; all if none is named.
     only: Vec<&'static str>,
-    /// Turns of every contestant.
+    /// Rounds of every contestant.
     pub rounds: usize,
-    /// The same for the unlock, where the engine's share differs much from round to round.
+    /// Rounds of the unlock. The engine's time varies a lot, so there are more.
     pub unlock_rounds: usize,
-    /// The file that goals are about, in bytes.
+    /// The file size that the goals are for, in bytes.
     pub main: u64,
-    /// File sizes to see growth by, in bytes, `main` among them.
+    /// All file sizes of the chart, in bytes; `main` is one of them.
     pub sizes: Vec<u64>,
-    /// The peer holds files in memory four times; beyond this size it is left alone.
+    /// The peer holds four copies of a file in memory, so larger files are not measured with it.
     pub peer_up_to: u64,
     /// Larger files are measured once.
     pub rounds_up_to: u64,

@@ -15,15 +15,15 @@ use crate::table::{markdown, number};
 /// What the loader and the peer need for one file size: seconds, and MiB over idle.
 #[derive(Clone, Copy, Debug)]
 pub struct Growth {
-    /// Of the file.
+    /// The length of the file.
     pub bytes: u64,
-    /// Seconds.
+    /// Seconds of an upload: loader, peer.
     pub upload: [Option<f64>; 2],
-    /// Seconds.
+    /// Seconds of a cold load.
     pub cold: [Option<f64>; 2],
-    /// Seconds.
+    /// Seconds of a warm load.
     pub warm: [Option<f64>; 2],
-    /// MiB.
+    /// Peak memory over idle, in MiB.
     pub memory: [Option<f64>; 2],
 }
 
@@ -39,7 +39,7 @@ pub struct Report {
 
 /// A table of its own, whose rows are no figures with a peer and a limit.
 struct Table {
-    /// The part that it is about.
+    /// The part of the run that it belongs to.
     part: &'static str,
     rows: Vec<Vec<String>>,
     /// How it was measured.
@@ -47,7 +47,7 @@ struct Table {
 }
 
 impl Report {
-    /// An empty one.
+    /// An empty report.
     pub fn new(plan: &Plan) -> Self {
         Self {
             plan: plan.clone(),
@@ -101,7 +101,7 @@ impl Report {
         self.peaks.push(peak);
     }
 
-    /// All peaks.
+    /// The peaks of all sizes.
     pub fn all_peaks(&self) -> Vec<f64> {
         self.peaks.iter().map(|(_, peak)| *peak).collect()
     }
@@ -114,7 +114,7 @@ impl Report {
     /// Prints the table and writes the files; with `record`, into the repository as well.
     pub fn finish(self, took: Duration, record: bool) {
         let machine = Machine::look();
-        // The mark of the README that each belongs to, and the text.
+        // Texts for the README, each with its mark there.
         let mut tables = Vec::new();
         if !self.figures.is_empty() {
             tables.push(("cargo bench".to_owned(), self.figures(&machine)));
@@ -199,7 +199,7 @@ impl Report {
     }
 }
 
-/// Where the numbers are from.
+/// The machine that the numbers are from.
 struct Machine {
     cpu: String,
     cores: usize,

@@ -22,7 +22,7 @@ pub struct Started {
 }
 
 impl Started {
-    /// With its directories under `dir`.
+    /// Starts a loader with its directories under `dir`.
     pub fn in_dir(dir: &Path, env: &[(OsString, OsString)]) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
         let at = Instant::now();

@@ -17,7 +17,7 @@ pub fn markdown(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A value with as many digits as say something, and its unit.
+/// A value with its significant digits and its unit.
 pub fn number(value: f64, unit: &str) -> String {
     match unit {
         "1/s" => format!("{value:.0}/s"),

@@ -53,12 +53,12 @@ pub fn measure(plan: &Plan, weed: &Weed, python: bool, report: &mut Report) {
     )
     .goal(Goal::AtMost(16.0));
     peak.loader = report.all_peaks();
-    // The most that any size needed, not the usual.
+    // The largest of all sizes, not the median.
     peak.loader = peak.loader.iter().copied().reduce(f64::max).into_iter().collect();
     report.add(peak);
 }
 
-/// Everybody who takes turns at files of one size, freshly started.
+/// The contestants for one file size, freshly started.
 struct Scene<'a> {
     weed: &'a Weed,
     api: ResourceApi,
@@ -74,7 +74,7 @@ struct Scene<'a> {
     _dir: tempfile::TempDir,
 }
 
-/// What came of it, a value each round.
+/// The results, one value per round.
 #[derive(Default)]
 struct Measured {
     upload: [Vec<f64>; 3],
@@ -165,7 +165,7 @@ impl<'a> Scene<'a> {
             },
             &mut || {
                 if let Some(peer) = &self.peer {
-                    // Under another name: the two would replace each other's parts.
+                    // Under another name: otherwise they would replace each other's parts.
                     peers.push(http::upload(peer.address(), bucket, "peer.bin", &self.plain));
                 }
             },
@@ -180,10 +180,10 @@ impl<'a> Scene<'a> {
 
         commands::settle();
         measured.lean_upload.push(http::upload(self.lean.address(), bucket, "lean.bin", &self.plain));
-        // Room for the others: nobody loads it.
+        // Makes room on the disk; nobody loads this copy.
         let _ = fs::remove_dir_all(self.lean.cache_dir().join(bucket));
 
-        // One that was never loaded, not even in part.
+        // This model was never loaded, not even in part.
         let middle = self.bytes / 2 - RANGE / 2;
         let range = http::load_range(loader, bucket, "lean.bin", middle..middle + RANGE);
         measured.cold_range.push(range.first_byte * 1000.0);
@@ -243,7 +243,7 @@ impl<'a> Scene<'a> {
         measured.at_once[0].push(started.elapsed().as_secs_f64());
     }
 
-    /// Cold for everybody.
+    /// Empties the caches of all contestants.
     fn forget(&self, bucket: &str) {
         let big = self.loader.cache_file(bucket, NAME);
         for suffix in ["", ".json"] {
@@ -256,7 +256,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// The end of a download reaches the client a moment before it counts as cached.
+    /// A model is cached a moment after the client has the whole body.
     fn wait_until_cached(&self, bucket: &str) {
         let mut record = self.loader.cache_file(bucket, NAME).into_os_string();
         record.push(".json");
@@ -267,7 +267,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// What is only counted in the rounds is compared once.
+    /// Compares the bytes once; the rounds only count them.
     fn bytes_are_right(&self, bucket: &str) {
         let expected = sha256_hex_of(File::open(&self.plain).expect("the file is there")).expect("it can be read");
         let got = self.loader.load_to(bucket, NAME, &mut io::sink());

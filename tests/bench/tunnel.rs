@@ -23,21 +23,21 @@ use rustix::net::sockopt::set_tcp_congestion;
 const NEAR: &str = "198.18.0.1";
 const FAR: &str = "198.18.0.2";
 
-/// What most servers on Linux use. Kernels may have another default, such as BBR, which does not take loss for congestion.
+/// The default of most Linux servers. A kernel may have another one, such as BBR, which does not treat loss as congestion.
 const CONGESTION_CONTROL: &str = "cubic";
 
 /// As on Ethernet.
 const PACKET: usize = 1500;
 
-/// Packets that wait for the device: none is to be lost there.
+/// The length of the device's queue, so long that no packet is lost there.
 const QUEUE: &str = "10000";
 
 /// The properties of a link.
 #[derive(Clone, Copy, Debug)]
 pub struct Properties {
-    /// There and back.
+    /// The round-trip time.
     pub round_trip: Duration,
-    /// Of all packets, in each direction.
+    /// The probability that a packet is lost, in each direction.
     pub loss: f64,
 }
 
@@ -63,7 +63,7 @@ impl Tunnel {
         ip(&["link", "set", &name, "mtu", &PACKET.to_string(), "txqueuelen", QUEUE, "up"])?;
         let failed = |error: io::Error| format!("no server at {NEAR}: {error}");
         let listener = TcpListener::bind((NEAR, 0)).map_err(failed)?;
-        // Accepted connections inherit it.
+        // Accepted connections inherit the setting.
         set_tcp_congestion(&listener, CONGESTION_CONTROL)
             .map_err(|error| format!("the kernel has no {CONGESTION_CONTROL}: {error}"))?;
         let address = listener.local_addr().map_err(failed)?;
@@ -90,7 +90,7 @@ impl Tunnel {
         format!("http://{FAR}:{}", self.port)
     }
 
-    /// Which part of the packets has been lost so far.
+    /// The share of packets lost so far.
     pub fn loss(&self) -> f64 {
         let [lost, all] = [&self.counts.lost, &self.counts.all].map(|count| count.load(Ordering::Relaxed));
         lost as f64 / all.max(1) as f64
@@ -150,7 +150,7 @@ fn take_packets(
         let mut packet = vec![0; PACKET];
         let Ok(length) = device.read(&mut packet) else { continue };
         packet.truncate(length);
-        // Only IPv4 is anybody's here; the kernel looks for routers of IPv6 by itself.
+        // Only IPv4 is used here; the kernel itself sends IPv6 router solicitations.
         if length < 20 || packet[0] >> 4 != 4 {
             continue;
         }
@@ -175,7 +175,7 @@ fn deliver(arriving: &Receiver<(Instant, Vec<u8>)>, mut device: &File) {
     }
 }
 
-/// The far end: what comes there goes on to the upstream, as from a proxy beside it.
+/// The far end: passes connections on to the upstream, as a proxy beside it would.
 fn serve(listener: &TcpListener, upstream: &str, stop: &AtomicBool) {
     while let Ok((client, from)) = listener.accept() {
         if stop.load(Ordering::SeqCst) {

@@ -52,7 +52,7 @@ pub fn measure(plan: &Plan, python: bool, report: &mut Report) {
 
     let mut figure = Figure::new(format!("unlock, {megabytes} MB"), "s", Better::Low)
         .limited_by("openssl enc -d piped into docker load")
-        // In time, 1.05 of the limit's at most.
+        // At most 1.05 times the limit's time.
         .goal(Goal::TimesLimit(1.0 / 1.05));
     for round in 0..plan.unlock_rounds {
         for turn in 0..3 {

@@ -32,7 +32,7 @@ fn a_declared_length_costs_nothing() {
         let status = raw::read_reply(&mut reader, "POST").unwrap().status;
         assert!(matches!(status, 404 | 405 | 413 | 500 | 422), "{path}: {status}");
     }
-    // A body that ends early is the same hazard by another way.
+    // A body that ends early must not be read as a request either.
     for _ in 0..20 {
         let mut stream = service.connect();
         write!(
@@ -143,7 +143,7 @@ fn fails_half_way(mut stream: Stream, folder: &str, size: usize) {
     assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.len() - head_end < size);
 }
 
-/// Damages a byte of the second chunk, and then of whatever is asked for in its place.
+/// Damages a byte of the second chunk, in the first download and in every repair.
 fn damage_half_way(proxy: &crate::world::s3_proxy::S3Proxy) {
     use crate::world::s3_fault::{Fault, Purpose};
     proxy.fault_on(Purpose::Whole, ".big", Fault::CorruptByteAt(1_500_000), None);
@@ -229,7 +229,7 @@ fn chunked_uploads_work_with_trailers_and_end_at_the_limit() {
     world.loads("chunked.bin", &[b'D'; 100_000]);
 }
 
-/// What a person sees who uses the README's commands.
+/// What a person sees who runs the README's `curl` lines.
 #[test]
 fn curl_fails_at_once_when_a_transfer_breaks_off() {
     if Command::new("curl").arg("--version").output().is_err() {
@@ -254,7 +254,7 @@ fn curl_fails_at_once_when_a_transfer_breaks_off() {
     for version in ["--http1.1", "--http1.0"] {
         proxy.clear_faults();
         assert_eq!((curl(version).0, curl(version).1.as_str()), (0, "200 3000000"));
-        // A byte of the second chunk, and then of whatever is asked for in its place.
+        // Damages a byte of the second chunk, in the first download and in every repair.
         proxy.fault_on(Purpose::Whole, ".big", Fault::CorruptByteAt(1_500_000), None);
         proxy.fault_on(Purpose::Rest, ".big", Fault::CorruptByteAt(100), None);
         let (status, said, took) = curl(version);

@@ -31,7 +31,7 @@ fn a_thousand_idle_connections_cost_a_descriptor_each_and_no_thread() {
         stream.write_all(beginning.as_bytes()).unwrap();
         open.push(stream);
     }
-    // The first request's connection may have been counted before it was closed.
+    // `descriptors` may include a connection of the start that has been closed since.
     eventually(Duration::from_secs(60), "all are held", || service.descriptors() >= descriptors + 995);
     service.is_prompt();
     assert!(service.threads() <= threads, "{} threads, {threads} before", service.threads());
@@ -72,7 +72,7 @@ fn it_recovers_when_descriptors_run_out() {
         let mut took = Vec::new();
         for connections in [120, 24, 25, 26, 27, 28, 40] {
             let open = take_descriptors(&world.service, connections);
-            // While they hold what they got.
+            // While these connections stay open.
             let started = Instant::now();
             eventually(Duration::from_secs(9), "somebody else gets an answer", || {
                 world.service.call("GET", "/health", &[], b"").is_ok_and(|reply| reply.status == 200)
@@ -80,7 +80,7 @@ fn it_recovers_when_descriptors_run_out() {
             took.push(started.elapsed());
             drop(open);
             eventually(SLACK, "descriptors return", || world.service.descriptors() <= descriptors + 4);
-            // It is the same process, still logged in.
+            // The process has not been restarted: it is still logged in.
             assert!(world.service.is_running());
             world.loads("m.bin", b"model");
         }
@@ -97,7 +97,7 @@ fn somebody_is_served_while_every_descriptor_is_taken() {
     let directory = tempfile::tempdir().unwrap();
     let limit = 64;
     let service = Service::builder().binary(limited(&directory, limit)).timeout(Duration::from_secs(10)).start();
-    // The connections of the start have been closed by then.
+    // Until the connections of the start are closed.
     thread::sleep(Duration::from_secs(1));
     let descriptors = service.descriptors();
     let mut took = Vec::new();
@@ -165,7 +165,7 @@ fn a_connection_is_not_taken_for_the_one_before_it_from_the_same_port() {
     assert_eq!(ask(), 200);
     let first = started.elapsed();
     assert!(first < Duration::from_secs(1), "it waited {first:?} for the request of another connection");
-    // The answer to the client that has gone cannot be sent, which ends its connection, and not this one.
+    // The answer to the client that left cannot be sent. That ends its connection, not this one.
     while started.elapsed() < Duration::from_secs(3) {
         assert_eq!(ask(), 200);
         thread::sleep(Duration::from_millis(20));

@@ -17,7 +17,7 @@ fn stalled_clients_give_their_handlers_back_within_the_limit() {
     // More than the socket buffers on both sides hold.
     let large = pattern(24_000_000, 1);
     world.upload("large.bin", &large);
-    // A cold load would leave more or fewer idle connections to the CDN.
+    // Warm, because a cold load leaves idle connections to the CDN, which count as descriptors.
     world.loads("large.bin", &large);
     let descriptors = world.service.descriptors();
     let mut stalled = Vec::new();
@@ -130,7 +130,7 @@ fn a_connection_that_is_used_does_not_end() {
     let mut reader = BufReader::new(world.service.connect());
     let form = format!("{FILE}\r\n--b\r\nContent-Disposition: form-data; name=folder\r\n\r\n{}\r\n--b--", world.folder);
     let started = Instant::now();
-    // Longer than the limit in all; the bodies together are far larger than a head may be.
+    // For longer than the time limit of one request, with more bytes than a head may have.
     while started.elapsed() < Duration::from_secs(5) {
         let large = form.replace("DATA", &"D".repeat(300_000));
         let requests = [

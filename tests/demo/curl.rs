@@ -37,7 +37,7 @@ pub fn commands(session: &Session) -> String {
     )
 }
 
-/// A shell's word.
+/// Quotes a word for the shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -18,7 +18,7 @@ pub struct Interrupt {
 #[derive(Default)]
 struct Shared {
     asked: AtomicBool,
-    /// Not an `Arc`: the service must end with the session.
+    /// Weak, because the service must end with the session.
     service: OnceLock<Weak<Service>>,
 }
 
@@ -43,7 +43,7 @@ impl Interrupt {
         self.shared.asked.load(Ordering::SeqCst)
     }
 
-    /// A signal from now on ends this service, and so the transfer that the demo is waiting for.
+    /// From now on a signal ends this service, and with it the transfer that the demo is waiting for.
     pub fn reaches(&self, service: &Arc<Service>) {
         let _ = self.shared.service.set(Arc::downgrade(service));
         if self.asked() {

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     let interrupt = Interrupt::default();
     match run(serve, file, &interrupt) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whatever failed, this is why.
+        // Whatever failed, the interrupt was the cause.
         Err(_) if interrupt.asked() => {
             eprintln!("demo: interrupted");
             ExitCode::from(130)
@@ -92,7 +92,7 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Request, String> {
     Ok(Request::Run { serve, file })
 }
 
-/// An `io::Error` is one of writing to standard output; all others are sentences.
+/// An `io::Error` comes from writing to standard output; all other errors are sentences.
 fn run(serve: bool, file: Option<PathBuf>, interrupt: &Interrupt) -> Result<(), Box<dyn Error>> {
     interrupt.listen()?;
     let model = file.map_or_else(|| Ok(Model::test_data()), Model::file)?;
@@ -128,7 +128,7 @@ fn run(serve: bool, file: Option<PathBuf>, interrupt: &Interrupt) -> Result<(), 
     Ok(())
 }
 
-/// Until Ctrl-C.
+/// Waits for Ctrl-C.
 fn wait(session: &Session, interrupt: &Interrupt) -> Result<(), String> {
     while !interrupt.asked() {
         thread::sleep(Duration::from_millis(100));
@@ -160,7 +160,7 @@ fn silence_caught_panics() {
     }));
 }
 
-/// The first line, and of what a program said, which follows a colon, the last.
+/// The first line; if it ends with a colon, also the last line of what a program said.
 fn one_sentence(text: &str) -> String {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or("something failed");

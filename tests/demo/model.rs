@@ -8,14 +8,14 @@ use sha2::{Digest, Sha256};
 
 use crate::world::{PatternReader, hex};
 
-/// Bytes of test data, without a file.
+/// Bytes of test data if there is no file.
 const TEST_DATA: u64 = 32 << 20;
 
 /// A model on its way to the loader.
 pub struct Model {
     /// Its name in the loader's API.
     pub name: String,
-    /// Bytes.
+    /// Length in bytes.
     pub size: u64,
     file: Option<PathBuf>,
 }
@@ -26,7 +26,7 @@ impl Model {
         Self { name: "demo.bin".to_owned(), size: TEST_DATA, file: None }
     }
 
-    /// A file of the user's, under its own name.
+    /// A file of the user, under its own name.
     pub fn file(path: PathBuf) -> Result<Self, String> {
         let failed = |why: &dyn std::fmt::Display| format!("{} cannot be read: {why}", path.display());
         let metadata = File::open(&path).and_then(|file| file.metadata()).map_err(|error| failed(&error))?;
@@ -34,7 +34,7 @@ impl Model {
             return Err(failed(&"it is not a regular file"));
         }
         let name = path.file_name().and_then(|name| name.to_str());
-        // The name goes into a form's header, and into commands to copy; whatever is special there is not worth a demo.
+        // The name goes into a form's header and into commands to copy; names that would need escaping are replaced.
         let plain = |name: &&str| !name.contains(|c: char| c.is_control() || matches!(c, '"' | '\\'));
         let name = name.filter(plain).unwrap_or("demo.bin").to_owned();
         Ok(Self { name, size: metadata.len(), file: Some(path) })
@@ -48,7 +48,7 @@ impl Model {
         }
     }
 
-    /// Its bytes.
+    /// Opens it for reading.
     pub fn open(&self) -> io::Result<Box<dyn Read + Send>> {
         Ok(match &self.file {
             // If the file grows in the meantime, only the announced length is sent.
@@ -66,7 +66,7 @@ pub struct HashReader<R> {
 }
 
 impl<R: Read> HashReader<R> {
-    /// Around a reader.
+    /// Wraps a reader.
     pub fn new(inner: R) -> Self {
         Self { inner, hash: Sha256::new(), count: 0 }
     }

@@ -19,13 +19,13 @@ pub fn cargo_arguments() -> Result<Vec<String>, String> {
     Ok(arguments)
 }
 
-/// Runs Cargo; where the loader is up to date that takes no time.
+/// Builds the loader with Cargo, which takes no time if it is up to date.
 pub fn build(arguments: &[String]) -> Result<(), String> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
     command.args(arguments).arg("--quiet").stdin(Stdio::null());
     command.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
-    // What `cargo run` sets for this program are reasons for build scripts to run again, now and at the next build.
+    // `cargo run` sets these for this program; passed on, they would make build scripts run again.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
             command.env_remove(name);

@@ -9,16 +9,16 @@ use crate::world::resource_api::ResourceApi;
 use crate::world::s3::S3;
 use crate::world::service::Service;
 
-/// What one demo has. The loader is the first to end.
+/// Everything that a demo has started. The loader ends first.
 pub struct Session {
     service: Arc<Service>,
     /// Accounts, keys and small parts.
     pub api: ResourceApi,
     /// The CDN.
     pub s3: S3,
-    /// Where the model is kept, and so the CDN's bucket.
+    /// The model's folder, which is also the CDN's bucket.
     pub folder: String,
-    /// What is uploaded.
+    /// The model that is uploaded.
     pub model: Model,
     /// SHA-256 of it, once it was uploaded.
     pub sha256: String,
@@ -35,7 +35,7 @@ impl Session {
         s3.create_bucket(&folder);
         let api = ResourceApi::start();
         api.put_file("", "cdn.yaml", s3.cdn_yaml());
-        // Nothing here is as slow as 1 MB/s for long.
+        // Time for 1 MB/s, which nothing here falls below for long.
         let timeout = Duration::from_secs(60 + model.size / 1_000_000);
         let service = Service::builder().api(&api).timeout(timeout).try_start()?;
         Ok(Self { service: Arc::new(service), api, s3, folder, model, sha256: String::new(), timeout })
@@ -46,7 +46,7 @@ impl Session {
         &self.service
     }
 
-    /// What is about to happen, for somebody who sees it for the first time.
+    /// What is about to happen, for a newcomer.
     pub fn introduction(&self) -> String {
         let (api, s3, loader) = (self.api.url(), self.s3.endpoint(), self.service.url(""));
         let width = [&api, s3, &loader].map(str::len).into_iter().max().unwrap_or_default();
@@ -70,7 +70,7 @@ impl Session {
         )
     }
 
-    /// What has come of it.
+    /// What the demo has shown.
     pub fn conclusion(&self) -> String {
         let peak = self.service.vm_hwm_kib() as f64 * 1024.0 / 1e6;
         let build = if cfg!(debug_assertions) { "; a debug build, so try --release" } else { "" };

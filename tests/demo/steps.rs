@@ -103,7 +103,7 @@ fn stored_parts(session: &Session) -> Result<Vec<(&'static str, u64)>, String> {
 }
 
 fn load_cold(session: &mut Session) -> Result<Done, String> {
-    // What was uploaded here is in the cache already.
+    // The upload has left the model in the cache.
     let cache = session.service().cache_dir().join(&session.folder);
     match fs::remove_dir_all(&cache) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(format!("the cache cannot be emptied: {error}")),

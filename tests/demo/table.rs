@@ -9,11 +9,11 @@ const TITLE: usize = 46;
 /// What a step has done.
 #[derive(Clone, Debug, Default)]
 pub struct Done {
-    /// Bytes that passed, where a step moves any.
+    /// Bytes moved, if the step moves any.
     pub bytes: Option<u64>,
     /// How long it took.
     pub time: Duration,
-    /// Where bytes have come to lie: rows without a time.
+    /// Where the bytes are now: rows without a time.
     pub parts: Vec<(&'static str, u64)>,
 }
 
@@ -35,7 +35,7 @@ impl<W: Write> Table<W> {
         self.out.flush()
     }
 
-    /// Says what has come of it.
+    /// Prints the result of a step.
     pub fn finish_row(&mut self, done: &Done) -> io::Result<()> {
         let bytes = done.bytes.map_or_else(|| "-".to_owned(), grouped);
         let time = format!("{:.3} s", done.time.as_secs_f64());
@@ -52,7 +52,7 @@ impl<W: Write> Table<W> {
     }
 }
 
-/// Of a few bytes a speed would say nothing.
+/// The speed; none for a few bytes, where it would say nothing.
 fn speed(done: &Done) -> String {
     match done.bytes {
         Some(bytes @ 100_000..) => format!("{:.1}", bytes as f64 / 1e6 / done.time.as_secs_f64().max(1e-9)),

@@ -19,7 +19,7 @@ struct Scene<'a> {
     unlocker: Unlocker,
     /// A `docker` command for the engine, without arguments.
     command: Box<dyn Fn() -> Command + 'a>,
-    /// The beginning of every tag, which no other test has.
+    /// The prefix of all tags, which no other test uses.
     name: String,
 }
 
@@ -63,7 +63,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// A `docker save` tar with an image for each of these, which are named so, or as `renamed` says.
+    /// A `docker save` tar with one image for each of these names; `renamed` gives some of them other tags.
     fn tar(&self, shorts: &[&str], renamed: &[(&str, &[&str])]) -> Vec<u8> {
         let tags: Vec<String> = shorts.iter().map(|short| self.tag(short)).collect();
         let tar = saved_images(&tags.iter().map(String::as_str).collect::<Vec<_>>(), 100_000, false);
@@ -93,7 +93,7 @@ impl<'a> Scene<'a> {
         self.unlocker.unlocks();
     }
 
-    /// The log files, in which each line is once.
+    /// The log files; standard error would have each line a second time.
     fn log(&self) -> String {
         let files = fs::read_dir(self.unlocker.service.log_dir()).unwrap();
         files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
@@ -117,7 +117,7 @@ const REMOVED: &str = "removed the old image";
 
 /// The life of a box, in any engine.
 fn only_images_of_earlier_archives_go(scene: &Scene) {
-    // Somebody has this one already, and the first archive has it as well.
+    // A person has loaded this image already; the first archive has it as well.
     let by_hand = tempfile::NamedTempFile::new().unwrap();
     fs::write(by_hand.path(), scene.tar(&["theirs"], &[])).unwrap();
     scene.docker(&["load", "-i", by_hand.path().to_str().unwrap()]);
@@ -130,11 +130,11 @@ fn only_images_of_earlier_archives_go(scene: &Scene) {
         ["plain", "moving", "two", "shared", "old-name", "stopped", "tagged", "theirs"].map(|short| scene.id(short));
     let container = scene.docker(&["create", &stopped]);
     scene.docker(&["tag", &tagged, &scene.tag("by-hand")]);
-    // Takes a tag away from an image of the archive, and gives it to another.
+    // Moves a tag of the archive to another image.
     scene.docker(&["tag", &shared, &scene.tag("plain")]);
     scene.logs(0, "old image");
 
-    // Its tag `moving` names another image, and an old image has another tag.
+    // In this archive `moving` is the tag of another image, and an image of the old archive has a new tag.
     scene.unlocks(&["shared", "old-name", "next"], &[("old-name", &["new-name"]), ("next", &["moving"])]);
     scene.logs(1, "stays: a container uses it");
     scene.logs(1, "stays: it has a name that no unlock gave to it");
@@ -149,11 +149,11 @@ fn only_images_of_earlier_archives_go(scene: &Scene) {
         assert!(scene.has(&scene.tag(tag)), "{tag}");
     }
 
-    // An unlock that finds its images there tries again, and so does a start.
+    // An unlock that finds its images in the engine tries the removals again, and so does a start.
     scene.docker(&["rm", &container]);
     assert_eq!(scene.unlocker.start()["state"], "ready");
     scene.logs(4, REMOVED);
-    // Which of the two comes first depends on their ids.
+    // The order of the two lines depends on the ids.
     scene.logs(2, "stays: it has a name");
     assert!(!scene.has(&stopped));
     scene.remove(&["by-hand"]);
@@ -162,7 +162,7 @@ fn only_images_of_earlier_archives_go(scene: &Scene) {
     assert!(!scene.has(&tagged));
     assert_eq!(scene.unlocker.finish()["state"], "ready");
 
-    // An archive that is all new removes the rest; what the box had before the first one stays for ever.
+    // An archive of new images only removes all the others, but never what the box had before the first unlock.
     scene.unlocks(&["last"], &[]);
     scene.logs(7, REMOVED);
     scene.logs(3, "stays: it has a name");
@@ -196,7 +196,7 @@ fn nothing_is_removed_unless_it_is_asked_for() {
     scene.unlocker.service.restart();
     assert_eq!(scene.unlocker.finish()["state"], "ready");
     assert!(scene.has(&scene.tag("a")) && scene.has(&scene.tag("b")));
-    // What was unlocked meanwhile is known.
+    // The record was kept while the setting was off.
     scene.unlocker.service.set_env("PRUNE_OLD_IMAGES", "true");
     scene.unlocker.service.restart();
     scene.logs(1, REMOVED);
@@ -222,7 +222,7 @@ fn the_record_of_an_older_version_is_read() {
     scene.remove(&["b", "tagged", "by-hand"]);
 }
 
-/// A `docker` command that does what `case` in the shell says for `$1`, or else what the real one does.
+/// A `docker` that handles `$1` by these branches of a shell `case`, and leaves the rest to the real one.
 fn trap(directory: &Path, case: &str) {
     let real = Command::new("sh").args(["-c", "command -v docker"]).output().unwrap().stdout;
     let real = String::from_utf8(real).unwrap();
@@ -253,7 +253,7 @@ fn failures_and_power_cuts_lose_no_old_image() {
         service.restart();
     };
 
-    // The engine has the images, and the record is not written yet.
+    // The power fails when the engine has the images and the record has not been written.
     let wait = format!("touch {at}; while [ -e {at} ]; do sleep 0.05; done; exit 1");
     trap(directory.path(), &format!("load*) $docker \"$@\"; {wait};;"));
     scene.unlocker.archive(&openssl(&scene.tar(&["a"], &[])));

@@ -16,7 +16,7 @@ use crate::world::service::{Promptness, Service, ServiceBuilder};
 
 pub(super) const FRAGMENT: &[u8] = b"the key fragment of these tests";
 
-/// Nothing here asks a CDN, but a login needs its configuration.
+/// No test here needs a CDN, but every login reads its configuration.
 const UNUSED_CDN: &str = "host: http://127.0.0.1:1\ndownloader_access_key: a\ndownloader_access_secret: b\n\
                           uploader_access_key: c\nuploader_access_secret: d\n";
 
@@ -55,7 +55,7 @@ impl Unlocker {
         reply.json()
     }
 
-    /// Waits for the end; checks on the way that the status is answered at once and that progress never goes back.
+    /// Waits for the end. Meanwhile the status must be answered at once, and progress must never go back.
     pub(super) fn finish(&self) -> Value {
         let (mut done, mut promptness) = (0, Promptness::new());
         let deadline = Instant::now() + Duration::from_secs(240);
@@ -87,7 +87,7 @@ impl Unlocker {
         status["error"].as_str().unwrap().to_owned()
     }
 
-    /// No child process, and no file but the archive, the logs and the record.
+    /// Checks that no child process is left, and no tar.
     pub(super) fn left_nothing(&self) {
         let children =
             std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.service.pid())).unwrap_or_default();
@@ -206,11 +206,11 @@ fn a_restart_is_ready_at_once_while_the_images_are_there() {
     unlocker.archive(&archive);
     unlocker.unlocks();
     unlocker.service.restart();
-    // It finds out by itself, without the Resource API.
+    // The service finds the images by itself, without the Resource API.
     unlocker.api.clear_requests();
     assert_eq!(unlocker.finish()["state"], "ready");
     assert!(unlocker.api.requests().is_empty());
-    // Whoever unlocks wants to load next.
+    // The unlock logs in all the same: the caller will want to load models.
     unlocker.api.put_file("", "cdn.yaml", UNUSED_CDN);
     assert_eq!(unlocker.start(), json!({"state": "ready"}));
     assert_eq!(unlocker.service.get("/status").json()["authenticated"], json!(true));
@@ -220,7 +220,7 @@ fn a_restart_is_ready_at_once_while_the_images_are_there() {
     assert_eq!(unlocker.start(), json!({"state": "authenticating"}));
     assert_eq!(unlocker.finish()["state"], "ready");
     assert!(engine.has(&other));
-    // The archive is another one.
+    // The same bytes, but a new file.
     unlocker.archive(&archive);
     assert_eq!(unlocker.start(), json!({"state": "authenticating"}));
     assert_eq!(unlocker.finish()["state"], "ready");
@@ -247,11 +247,11 @@ fn with_unlock_at_start_the_images_come_without_a_person() {
     };
     waiting("there is no archive at IMAGES_PATH");
     let tag = unique("at-start");
-    // The copy of the archive to a new box may come after the start.
+    // The archive may be copied to a new box after the service was started.
     unlocker.archive(&packed(&saved_images(&[&tag], 1_000_000, false)));
     waiting(r#"{"ready":true}"#);
     assert!(engine.has(&tag));
-    // The engine has them: the next start needs neither the key nor the Resource API for its images.
+    // The engine has the images, so the next start needs neither the key nor the Resource API for them.
     unlocker.api.down();
     unlocker.service.restart();
     assert_eq!(unlocker.finish()["state"], "ready");

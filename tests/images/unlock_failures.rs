@@ -59,7 +59,7 @@ fn every_failure_says_which_and_leaves_nothing_and_a_good_unlock_follows() {
     engine.remove(&tag);
 }
 
-/// It takes the three tries of 30 seconds each that any call to the API takes.
+/// This takes 90 s: every call to the API is tried three times, for 30 s each.
 #[test]
 fn an_api_that_hangs_ends_in_error() {
     let Some(engine) = engine_or_skip("unlock with a hung API") else { return };
@@ -77,7 +77,7 @@ fn half_an_archive_of_images_is_not_left_behind() {
     let (first, second) = (unique("half-a"), unique("half-b"));
     let tar = saved_images(&[&first, &second], 5_000_000, false);
     let mut encrypted = packed(&tar);
-    // In the second image's layer: docker has taken the first one by then.
+    // The cut is in the second image's layer, after docker has loaded the first image.
     let at = encrypted.len() * 3 / 4 / 16 * 16;
     encrypted[at] ^= 0xff;
     unlocker.archive(&encrypted);
@@ -134,7 +134,7 @@ fn an_engine_that_dies_in_the_middle_or_is_full_ends_in_error() {
     }
     crate::world::process::signal(own.pid.unwrap(), libc::SIGKILL);
     let status = unlocker.finish();
-    // It may just have been done.
+    // The load may have ended just before the engine died.
     assert!(status["state"] == "error" || status["state"] == "ready", "{status}");
     let error = status["error"].as_str().unwrap_or("docker");
     assert!(error.contains("docker") || error.contains("Docker"), "{error}");

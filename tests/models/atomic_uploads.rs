@@ -23,7 +23,7 @@ struct Fleet {
     readers_proxy: S3Proxy,
     uploader: Uploader,
     cold: Service,
-    /// Version whose upload succeeded last, and the one that was tried last.
+    /// The last version whose upload succeeded, and the last one that was tried.
     certain: AtomicU64,
     tried: AtomicU64,
     /// Loads that ended without a whole body.
@@ -106,14 +106,14 @@ impl Fleet {
         fleet
     }
 
-    /// Uploads the next version, while nobody else uploads; the error is the sentence, or how the connection broke.
+    /// Uploads the next version while nobody else uploads. The error is the answer's sentence, or how the connection broke.
     fn upload_by(&self, service: &Service) -> Result<(), String> {
         let version = self.upload_with_others(service)?;
         self.certain.store(version, Ordering::SeqCst);
         Ok(())
     }
 
-    /// Uploads the next version, and answers its number.
+    /// Uploads the next version and returns its number.
     fn upload_with_others(&self, service: &Service) -> Result<u64, String> {
         self.wait_for_the_clock();
         let version = self.tried.fetch_add(1, Ordering::SeqCst) + 1;
@@ -129,7 +129,7 @@ impl Fleet {
         }
     }
 
-    /// One load: a whole body must be a version that was in force while it ran. Whether there was one.
+    /// Loads once. A complete body must be a version that was in force during the load. Returns whether the body was complete.
     fn read(&self, service: &Service, forget: bool) -> bool {
         if forget {
             let _ = std::fs::remove_dir_all(service.cache_dir().join(&self.world.folder));
@@ -217,14 +217,14 @@ impl Fleet {
                 assert!(!upload.is_finished(), "{point:?} was not reached");
                 thread::sleep(Duration::from_millis(5));
             }
-            // For what is served before it hangs.
+            // Time for what is served before it hangs.
             thread::sleep(Duration::from_millis(100));
             match victim {
                 Victim::Uploader => service.kill(),
                 Victim::Cdn => {
                     proxy.down();
                     self.readers_proxy.down();
-                    // Requests that hang at the other server end: its connections are cut, and it listens again.
+                    // Ends the requests that hang at the other server; it keeps listening.
                     api.cut();
                 }
                 Victim::ResourceApi => {
@@ -232,7 +232,7 @@ impl Fleet {
                     proxy.cut();
                 }
             }
-            // An uploader waits half a minute for a CDN that is away. Where that would be too little is tested once.
+            // An uploader waits half a minute for a CDN that is away. Only at one point is the CDN away for longer.
             let is_short = victim == Victim::Cdn && point != Point::AfterGeneration;
             if is_short {
                 thread::sleep(Duration::from_millis(700));
@@ -273,7 +273,7 @@ impl Fleet {
         assert!(self.in_force() == bytes, "after {after}");
         let generations = self.generations();
         assert!(generations.len() <= 2, "after {after}: {generations:?}");
-        // Each goes with its generation.
+        // Each manifest is removed with its generation.
         let keys = self.world.keys();
         let manifests = keys.iter().filter_map(|key| key.strip_suffix(".manifest")).collect::<Vec<_>>();
         let of: Vec<_> = generations.iter().filter_map(|key| key.strip_suffix(".big")).collect();
@@ -310,7 +310,7 @@ impl Fleet {
 fn a_killed_uploader_leaves_the_old_version_or_the_new_one() {
     let fleet = Fleet::new();
     fleet.cut_everywhere(Victim::Uploader);
-    // The servers were there all the time, so no reader may have noticed anything.
+    // No server was away, so no load may have failed.
     assert_eq!(fleet.failed_loads.load(Ordering::SeqCst), 0);
 }
 
@@ -342,7 +342,7 @@ fn two_boxes_that_upload_at_once_leave_one_version_for_new_and_old_readers() {
             fleet.certain.store(version.expect("it is one of the two"), Ordering::SeqCst);
             fleet.wait_for_readers();
         }
-        // The first one's copy comes after all that the second one does.
+        // The first upload makes its copy after the second one has done everything.
         fleet.uploader.proxy.fault_on(Purpose::Copy, NAME, Fault::Delay(Duration::from_millis(900)), Some(1));
         thread::scope(|scope| {
             scope.spawn(|| fleet.upload_with_others(&fleet.uploader.service).unwrap());
@@ -363,7 +363,7 @@ fn two_boxes_that_upload_at_once_leave_one_version_for_new_and_old_readers() {
 fn an_upload_that_another_box_overtook_is_not_deleted_as_old() {
     let fleet = Fleet::new();
     let other = Uploader::new(&fleet.world);
-    // A box that has had a manifest of the model takes no version without one.
+    // From now on this box refuses versions without a manifest.
     assert!(fleet.read(&fleet.world.service, false));
     fleet.uploader.proxy.fault("PUT", ".manifest", Fault::HangBeforeResponse, Some(1));
     let first = thread::scope(|scope| {

@@ -18,7 +18,7 @@ use crate::world::{PatternReader, World, eventually, in_ci, pattern, sha256_hex,
 
 const MIB: usize = 1 << 20;
 
-/// What all files below a directory take: their lengths or their blocks, whichever is more.
+/// The size of all files below a directory: lengths or blocks, whichever is more.
 fn taken(directory: &Path) -> u64 {
     let mut sum = 0;
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -31,7 +31,7 @@ fn taken(directory: &Path) -> u64 {
     sum
 }
 
-/// The models that are whole in the cache.
+/// The models that are complete in the cache.
 fn cached(service: &Service) -> Vec<String> {
     let status: Value = service.get("/status").json();
     let models = status["cache"]["models"].as_array().unwrap();
@@ -59,7 +59,7 @@ fn load_all(world: &World, size: usize, models: &[(&str, u64)]) {
     }
 }
 
-/// A world with models of one size: the pattern of each has its place in the alphabet as seed.
+/// A world with models of one size; the byte of each model's name is the seed of its pattern.
 fn world_with(names: &str, size: usize, limit: &str) -> World {
     let world = World::with(|builder| builder.env("CACHE_MAX_BYTES", limit));
     let uploader = world.another_box();
@@ -112,7 +112,7 @@ fn the_models_used_longest_ago_go_also_after_a_restart_and_with_a_clock_that_is_
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     assert!(model["lastUsed"].as_u64().unwrap() > now + 364 * 86_400);
 
-    // A model that was used goes with all its files but one: it was proven once.
+    // All files of a removed model go but one: the record that it was verified once.
     let files: Vec<String> = fs::read_dir(world.service.cache_dir().join(&world.folder))
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())
@@ -133,12 +133,12 @@ fn what_does_not_fit_is_loaded_without_the_cache_and_nothing_goes_for_it() {
     assert_eq!(metric(&world.service, "loader_uncached_loads_total"), 1);
     assert!(world.service.log_text().contains("large is loaded without the cache: it needs "));
     assert!(world.service.log_text().contains("; raise CACHE_MAX_BYTES"));
-    // An upload that waits in the cache's directory has to fit as well.
+    // So must an upload that is spooled in the cache's directory.
     let reply = world.service.upload(&world.folder, "large", &large);
     assert_eq!(reply.status, 500);
     assert!(reply.text().contains("CACHE_MAX_BYTES (4194304) leaves "), "{}", reply.text());
     assert_eq!((cached(&world.service), world.service.spooled()), (vec!["a".into(), "b".into()], 0));
-    // A smaller one makes room like a download.
+    // A smaller upload makes room as a download does.
     loads(&world, MIB, "a");
     world.upload("upload", &pattern(2 * MIB, 1));
     assert_eq!(cached(&world.service), ["a", "upload"]);
@@ -147,7 +147,7 @@ fn what_does_not_fit_is_loaded_without_the_cache_and_nothing_goes_for_it() {
 
 #[test]
 fn a_model_that_is_being_read_stays() {
-    // Too long for the sockets' buffers.
+    // More than the socket buffers hold.
     const SIZE: usize = 16 * MIB;
     let world = world_with("abc", SIZE, "40M");
     loads(&world, SIZE, "a");
@@ -189,7 +189,7 @@ fn what_keep_names_stays_although_it_was_used_longest_ago() {
     }
     assert_eq!(cached(&service), ["c", "d", "keep"]);
     assert_eq!(service.get("/status").json()["cache"]["models"][2]["kept"], true);
-    // A new version has no room: the old one is still served, and nothing is removed for it.
+    // There is no room for a new version: the old one is still served, and nothing is removed for the new one.
     let (old, new) = (pattern(MIB, u64::from(b'k')), pattern(3 * MIB, 1));
     world.upload("keep", &new);
     assert!(service.load(&world.folder, "keep").body == old);
@@ -268,14 +268,14 @@ fn so_much_of_the_file_system_stays_free() {
     });
     assert_eq!(cached(&service), ["c", "d", "e"]);
 
-    // What others write leaves no room, and to remove models would not help.
+    // Other files fill the disk, so removing models would not help.
     disk.fill_but(1024);
     load(0);
     assert_eq!(cached(&service), ["c", "d", "e"]);
     assert!(service.log_text().contains("lower CACHE_MIN_FREE_BYTES"));
 }
 
-/// Loads in parallel, uploads and kills, while somebody counts.
+/// Parallel loads, uploads and kills, while the size is measured all the time.
 #[test]
 fn the_limit_holds_to_the_byte_whatever_happens() {
     let (unit, limit, rounds) = if in_ci() { (10 * MIB, "1G", 200) } else { (640 * 1024, "64M", 60) };
@@ -329,7 +329,7 @@ fn the_limit_holds_to_the_byte_whatever_happens() {
                                 world.login();
                             }
                             _ => {
-                                // A kill cuts loads off, and after it somebody has to log in.
+                                // A kill cuts loads off, and somebody has to log in again.
                                 let load = || {
                                     let reply = world.service.try_load(&world.folder, name);
                                     let reply = reply.ok().filter(|reply| reply.status == 200);

@@ -32,7 +32,7 @@ fn downloads_together_keep_to_the_rate() {
     let rate = (24 * MIB) as f64 / all.as_secs_f64();
     println!("{:.2} MiB a second; the loads took {took:.1?}", rate / MIB as f64);
     assert!(rate <= 5.5 * MIB as f64, "{rate} bytes a second");
-    // A machine that is busy may be slower, but no load waits for another to end.
+    // A busy machine may be slower, but no load waits for another one to end.
     assert!(rate >= 0.5 * MIB as f64, "{rate} bytes a second");
     let first = *took.iter().min().unwrap();
     assert!(first >= all / 2, "{took:?}");
@@ -54,7 +54,7 @@ fn a_load_overtakes_a_download_in_the_background() {
     let reply = service.load(&world.folder, "wanted");
     let during = stored() - before;
     assert!(reply.status == 200 && reply.body == wanted);
-    // Half as much would be its fair share.
+    // With equal shares it would have half of what the load had.
     println!("{during} bytes came in the background meanwhile");
     assert!(during < 4 * MIB as u64, "{during} bytes");
     assert_eq!(service.get("/ready").status, 503);

@@ -74,7 +74,7 @@ fn a_broken_download_continues_where_it_stopped() {
     for fault in [Fault::CutAtHalf, Fault::CutResponseAt(1_000_000), Fault::Reset, Fault::Status(503), Fault::Garbage] {
         world.forget("m.bin");
         proxy.clear_requests();
-        // The first request asks for the tail only; some of these hit it, some the transfer.
+        // The faults hit the request for the object's last bytes, the transfer, or both.
         proxy.fault("GET", "m.bin", fault.clone(), Some(2));
         world.loads("m.bin", &bytes);
         proxy.clear_faults();
@@ -95,7 +95,7 @@ fn a_download_is_resumed_after_a_restart() {
         let load = scope.spawn(|| world.service.try_load(&world.folder, "m.bin"));
         eventually(HANG, "the download begins", || proxy.bytes_sent("GET", ".big") > 0);
         assert!(world.service.terminate().success() || !world.service.is_running());
-        // The transfer was running: it was finished within the grace period, or cut.
+        // The load was either finished within the grace period or cut off.
         let _ = load.join().unwrap();
     });
     world.forget("m.bin");
@@ -112,7 +112,7 @@ fn a_download_is_resumed_after_a_restart() {
         body.len()
     );
     std::io::Write::write_all(&mut client, request.as_bytes()).unwrap();
-    // A client gets bytes of the first chunk once it is stored.
+    // Bytes of the first chunk reach the client after it is stored.
     std::io::Read::read_exact(&mut client, &mut vec![0; 500_000]).unwrap();
     drop(client);
     let part = world.service.cache_file(&world.folder, "m.bin.big.part").with_extension("");
@@ -148,7 +148,7 @@ fn a_cdn_that_is_far_away_is_asked_for_several_ranges_at_once() {
     for fault in [None, Some(Fault::CutResponseAt(1_000_000)), Some(Fault::Reset)] {
         world.forget("m.bin");
         proxy.clear_requests();
-        // The first request shows how far away it is.
+        // The delay of the first answer tells the loader that the CDN is far away.
         proxy.fault("GET", "m.bin", Fault::Delay(Duration::from_millis(60)), Some(1));
         if let Some(fault) = &fault {
             proxy.fault_on(Purpose::Rest, "m.bin", fault.clone(), Some(3));
@@ -161,7 +161,7 @@ fn a_cdn_that_is_far_away_is_asked_for_several_ranges_at_once() {
         assert!(sent < bytes.len() as u64 + 300_000, "{fault:?}: {sent} bytes were sent");
         world.loads("m.bin", &bytes);
     }
-    // A near CDN is not; but a slow machine may delay its answer.
+    // A near CDN gets one request. A slow machine may delay an answer, hence ten tries.
     let near = (0..10).any(|_| {
         world.forget("m.bin");
         proxy.clear_requests();
@@ -175,21 +175,21 @@ fn a_cdn_that_is_far_away_is_asked_for_several_ranges_at_once() {
 fn a_model_that_is_replaced_while_its_ranges_are_downloaded_is_no_mixture() {
     let (world, proxy) = World::behind_proxy();
     let (old, new) = (pattern(20 * MIB, 1), pattern(20 * MIB, 2));
-    // Without generations, as the peer uploads: both versions have one key.
+    // As the peer uploads, without generations: both versions have the same key.
     let put = |bytes: &[u8]| {
         let (small, big) = protocol::split(bytes, &Salts::default());
         world.api.put_file(&world.folder, "m.bin.small", small);
         world.s3.put(&world.folder, "m.bin.big", &big, &[]);
     };
     put(&old);
-    // Two requests, for the generation and for the plain key, and then slow ranges.
+    // Delays both `HEAD`s, for the generation and for the plain key; then slow ranges.
     proxy.fault("HEAD", "m.bin", Fault::Delay(Duration::from_millis(60)), Some(2));
     proxy.fault("GET", "m.bin", Fault::Trickle(200_000), Some(3));
     thread::scope(|scope| {
         let load = scope.spawn(|| world.service.try_load(&world.folder, "m.bin"));
         thread::sleep(Duration::from_millis(1500));
         put(&new);
-        // What was under way when the object changed may arrive whole; then it is the old one.
+        // Ranges that were under way when the object changed may all arrive; then the load is the old version.
         if let Ok(reply) = load.join().unwrap() {
             assert!(reply.status != 200 || reply.body == old, "a mixture was loaded");
         }

@@ -64,7 +64,7 @@ fn openssl_verifies_both_lines_and_the_payload_is_that_of_the_specification() {
     let verify = ["pkeyutl", "-verify", "-pubin", "-inkey", &public, "-rawin", "-in", &signed, "-sigfile", &signature];
     let output = run("openssl", &verify, b"");
     assert!(output.status.success(), "{output:?}");
-    // Keys that OpenSSL makes are as good.
+    // Keys made by OpenSSL work as well.
     let own = keys.path().join("openssl.pem");
     let made = run("openssl", &["genpkey", "-algorithm", "ed25519", "-out", own.to_str().unwrap()], b"");
     assert!(made.status.success(), "{made:?}");
@@ -74,7 +74,7 @@ fn openssl_verifies_both_lines_and_the_payload_is_that_of_the_specification() {
     world.upload("n.bin", b"model");
 }
 
-/// PyJWT makes a manifest that is accepted, and accepts ours.
+/// PyJWT accepts our manifest, and the loader accepts one that PyJWT made.
 #[test]
 fn pyjwt_understands_manifests_and_makes_them() {
     let python = |script: &str, stdin: &[u8]| run("python3", &["-c", script], stdin);
@@ -100,7 +100,7 @@ fn pyjwt_understands_manifests_and_makes_them() {
     let payload: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&payload["filename"], &payload["plain_length"]), (&json!("m.bin"), &json!(SIZE)));
 
-    // A model that no program of ours has uploaded.
+    // A model uploaded without the loader.
     let bytes = pattern(SIZE, 2);
     let (small, big) = protocol::split(&bytes, &Salts::default());
     let make = format!(

@@ -18,7 +18,7 @@ const MIB: usize = 1 << 20;
 /// Four chunks, the last one short.
 pub(super) const SIZE: usize = 3 * MIB + 200_000;
 
-/// The keys of a version in the CDN.
+/// The keys of the objects of a version.
 pub(super) struct Keys {
     pub(super) generation: String,
     pub(super) manifest: String,
@@ -53,20 +53,20 @@ fn load(service: &Service, folder: &str, name: &str, range: Option<(usize, usize
     (status, answer[end + 4..].to_vec())
 }
 
-/// Forgets a model, but not that it was proven.
+/// Empties the cache of a model, but keeps the record that it was verified once.
 fn forget(service: &Service, folder: &str, name: &str) {
     for kind in ["", ".json", ".part", ".part.json", ".part.source.json"] {
         let _ = fs::remove_file(format!("{}{kind}", service.cache_file(folder, name).display()));
     }
 }
 
-/// The objects in the CDN before they are altered, and other objects to exchange them with.
+/// The original objects in the CDN, and others to exchange them with.
 struct Cdn<'a> {
     world: &'a World,
     keys: Keys,
     generation: Vec<u8>,
     manifest: Vec<u8>,
-    /// Of the version before, of another model, and of the model of the same name in another folder: manifest and generation.
+    /// Manifest and generation of the previous version, of another model, and of the model of the same name in another folder.
     others: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -80,7 +80,7 @@ impl Cdn<'_> {
         self.put(&self.keys.manifest, &self.manifest);
     }
 
-    /// Alters something; says what.
+    /// Alters something and says what.
     fn alter(&self, dice: &mut Dice) -> String {
         let Keys { generation, manifest } = &self.keys;
         let mut bytes = self.generation.clone();
@@ -113,7 +113,7 @@ impl Cdn<'_> {
                 self.world.s3.delete(&self.world.folder, manifest);
                 let at = dice.below(bytes.len());
                 bytes[at] ^= 1;
-                // As an old upload, with the metadata that makes it fit.
+                // Made to look like an old upload, with matching metadata or without.
                 let small = sha256_hex(&self.world.api.file(&self.world.folder, "m.bin.small").unwrap());
                 let metadata = [("small-sha256", small.as_str()), ("sha256", &sha256_hex(&bytes))];
                 self.world.s3.put(&self.world.folder, "m.bin.big", &bytes, &metadata[..dice.below(3)]);
@@ -166,7 +166,7 @@ fn an_altering_cdn_never_causes_a_wrong_byte() {
         ("TRUSTED_KEYS_PATH", Service::builder().api(&world.api).env("TRUSTED_KEYS_PATH", &public).start()),
     ];
     let elsewhere = world.s3.new_bucket("elsewhere");
-    // All of the same length, so that they differ in their bytes only.
+    // All have the same length, so that only the bytes differ.
     let (before, whole) = (pattern(SIZE, 1), pattern(SIZE, 2));
     let mut others = Vec::new();
     let mut remember = |folder: &str, name: &str, seed: u64| {

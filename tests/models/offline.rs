@@ -31,7 +31,7 @@ impl World {
         self.service.cache_dir().join(".clock.json")
     }
 
-    /// Changes numbers in a record by so much.
+    /// Adds `seconds` to fields of a record.
     pub fn shift(&self, path: &PathBuf, fields: &[&str], seconds: i64) {
         let mut record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         for field in fields {
@@ -40,7 +40,7 @@ impl World {
         fs::write(path, record.to_string()).unwrap();
     }
 
-    /// Uploads a model and loads it, so that it may be loaded again.
+    /// Uploads a model and loads it, so that it can be loaded offline.
     pub fn keeps(&self, name: &str) -> Vec<u8> {
         let bytes = pattern(200_000, name.len() as u64);
         self.upload(name, &bytes);
@@ -75,7 +75,7 @@ fn a_model_that_was_loaded_is_loaded_again_without_the_api_also_after_a_restart(
     assert_eq!(fs::metadata(world.clock()).unwrap().mode() & 0o777, 0o600);
     let small = world.api.file(&world.folder, "warm.bin.small").unwrap();
     let kept: Value = serde_json::from_slice(&fs::read(world.kept("warm.bin")).unwrap()).unwrap();
-    // 16 bytes of initialization vector, the padding, and all in base64; nothing of the plain bytes.
+    // Nothing but an initialization vector of 16 bytes and the padded ciphertext, in base64.
     assert_eq!(kept["encrypted"].as_str().unwrap().len(), (16 + (small.len() / 16 + 1) * 16).div_ceil(3) * 4);
     assert_eq!(kept.as_object().unwrap().len(), 2, "{kept}");
 
@@ -92,7 +92,7 @@ fn a_model_that_was_loaded_is_loaded_again_without_the_api_also_after_a_restart(
     world.refuses("never-loaded.bin", "nothing is stored");
     assert!(world.service.log_text().contains("is loaded offline"));
 
-    // The API is asked again, with the credentials of the login: at once for what cannot be loaded offline.
+    // What cannot be loaded offline asks the API at once, with the credentials of the login.
     world.api.up();
     world.api.clear_requests();
     world.loads("never-loaded.bin", b"model");
@@ -111,7 +111,7 @@ fn nothing_is_kept_unless_asked_for() {
     let detail = world.service.load(&world.folder, "m.bin").detail();
     assert!(detail.contains("unreachable") && !detail.contains("offline"), "{detail}");
     world.login_refused(PASSWORD, "unreachable");
-    // What was kept goes when it is switched off.
+    // Kept parts are deleted once `OFFLINE_HOURS` is switched off.
     world.api.up();
     world.service.set_env("OFFLINE_HOURS", "1");
     world.service.restart();
@@ -150,7 +150,7 @@ fn kept_parts_that_are_too_old_are_deleted() {
     world.refuses("old.bin", "OFFLINE_HOURS have passed");
     assert!(!world.kept("old.bin").exists());
     world.loads("young.bin", &young);
-    // The box was off for a day: nothing is left at its start.
+    // The box was off for a day: at the start nothing may be left.
     world.service.kill();
     world.shift(&world.clock(), &["wall", "now"], -DAY);
     world.shift(&world.kept("young.bin"), &["fetched"], -DAY);
@@ -164,18 +164,18 @@ fn setting_the_clock_back_does_not_lengthen_it() {
     let world = world();
     let bytes = world.keeps("m.bin");
     world.api.down();
-    // A clock that is earlier now and a record that is later have the same effect.
+    // Shifting the record forward has the same effect as setting the clock back.
     let wall = ["wall", "wall_of_boot"];
     world.shift(&world.clock(), &wall, 1000);
     world.refuses("m.bin", "was set back");
     world.login_refused(PASSWORD, "was set back");
     world.shift(&world.clock(), &wall, -1000);
     world.loads("m.bin", &bytes);
-    // A part with a time in the future was written under another clock.
+    // A part from the future was written under another clock.
     world.shift(&world.kept("m.bin"), &["fetched"], 1000);
     world.refuses("m.bin", "nothing is stored");
     assert!(!world.kept("m.bin").exists());
-    // Without the clock's record no age is known. Once the API has answered, a wrong clock no longer matters.
+    // Without the clock's record the age of a part is unknown. After an answer of the API it does not matter.
     world.api.up();
     world.login();
     world.loads("m.bin", &bytes);
@@ -196,12 +196,12 @@ fn a_board_that_starts_in_1970_loads_offline_for_what_is_left_of_the_hours() {
     let bytes = world.keeps("m.bin");
     world.api.down();
     world.service.kill();
-    // The record of the boot before this one.
+    // Makes the record the previous boot's.
     let mut record: Value = serde_json::from_slice(&fs::read(world.clock()).unwrap()).unwrap();
     let known = record["now"].as_i64().unwrap();
     record["boot"] = json!("00000000-0000-0000-0000-000000000000");
     fs::write(world.clock(), record.to_string()).unwrap();
-    // This boot began when the machine's did.
+    // As if the part had been fetched before this boot.
     let uptime = fs::read_to_string("/proc/uptime").unwrap().split('.').next().unwrap().parse().unwrap();
     world.shift(&world.kept("m.bin"), &["fetched"], uptime);
     let (name, value) = clock.variable();
@@ -212,7 +212,7 @@ fn a_board_that_starts_in_1970_loads_offline_for_what_is_left_of_the_hours() {
     let record: Value = serde_json::from_slice(&fs::read(world.clock()).unwrap()).unwrap();
     let now = record["now"].as_i64().unwrap();
     assert!(record["wall_of_boot"].as_u64().unwrap() < 1000 && now >= known + uptime, "{record}");
-    // Restarts, and a clock that is set when its turn comes.
+    // After a restart the clock is set.
     world.service.restart();
     world.login();
     clock.set_right();
@@ -246,7 +246,7 @@ fn a_user_whom_the_api_refuses_is_refused_and_the_kept_part_is_deleted() {
         // A call that reaches the API ends the time in which it counts as away.
         world.login();
     }
-    // 503 is an answer, too.
+    // An answer of 503 counts as away, too.
     world.api.fault("/resources/get/", Fault::Status(429, String::new()), None);
     world.refuses("m.bin", "429");
     assert!(world.kept("m.bin").exists());
@@ -281,7 +281,7 @@ fn another_version_is_taken_from_the_api_and_kept_in_place_of_the_old_one() {
     world.loads("m.bin", &new);
 }
 
-/// As long as the API does not answer, a load could wait for its stall limit three times.
+/// If each load asked a silent API first, it would wait for the stall limit three times.
 #[test]
 fn an_api_that_was_away_a_moment_ago_is_asked_in_the_background() {
     let world = world();
@@ -297,7 +297,7 @@ fn an_api_that_was_away_a_moment_ago_is_asked_in_the_background() {
         world.loads("m.bin", &old);
     }
     eventually(PATIENCE, "the question", || world.api.count("/resources/get/") == 1);
-    // What cannot be loaded offline waits for the API, as does a login.
+    // A load that is not possible offline waits for the API, and so does a login.
     world.api.clear_faults();
     world.refuses("never-loaded.bin", "error 70");
     world.loads("m.bin", &new);
@@ -309,7 +309,7 @@ fn loads_at_once_share_a_renewal_that_fails() {
     let bytes = world.keeps("m.bin");
     world.api.revoke_tokens();
     world.api.clear_requests();
-    // A renewal takes its three tries and at least four seconds, in which all loads come.
+    // The renewal makes three tries in at least four seconds; all loads come within that time.
     world.api.fault("/login", Fault::StatusWithRetryAfter(429, 2), None);
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -330,7 +330,7 @@ fn an_account_that_is_refused_at_a_renewal_loses_all_of_its_offline_access() {
         let (a, b) = (world.keeps("a.bin"), world.keeps("bb.bin"));
         world.api.revoke_tokens();
         world.api.fault("/login", Fault::Status(status, body.into()), None);
-        // Whichever call finds it out.
+        // Any call may find out.
         let why = if status == 409 { "Passwords" } else { "does not accept" };
         if status == 403 {
             assert_eq!(world.service.upload(&world.folder, "c.bin", b"model").status, 500);

@@ -18,12 +18,12 @@ fn old_uploads_load_with_a_warning_unless_they_are_refused() {
     world.loads("old.bin", &bytes);
     assert!(world.service.log_text().contains("is an old upload without a manifest"));
     assert!(world.service.get("/metrics").text().contains("\nloader_old_uploads_total 1\n"));
-    // The manifest that the box has made is its own, and marked so.
+    // The box has made a manifest for its own use, which is marked so.
     let record = fs::read(format!("{}.json", world.service.cache_file(&world.folder, "old.bin").display()));
     let record: Value = serde_json::from_slice(&record.unwrap_or_default()).unwrap_or_default();
     if let Some(text) = record["manifest"].as_str() {
         assert!(record["old"].is_object(), "{record}");
-        // A manifest that a box made is not an uploader's, even if it comes from the CDN.
+        // A manifest made by a box is refused if it comes from the CDN.
         world.s3.put(&world.folder, &world.keys_of(&world.folder, "old.bin").manifest, text.as_bytes(), &[]);
         world.forget("old.bin");
         let refused = world.service.load(&world.folder, "old.bin");
@@ -31,7 +31,7 @@ fn old_uploads_load_with_a_warning_unless_they_are_refused() {
         world.s3.delete(&world.folder, &world.keys_of(&world.folder, "old.bin").manifest);
         world.loads("old.bin", &bytes);
     }
-    // Also what is in the cache already.
+    // This also holds for what is in the cache already.
     world.service.set_env("REQUIRE_MANIFEST", "true");
     world.service.restart();
     world.login();
@@ -43,14 +43,14 @@ fn old_uploads_load_with_a_warning_unless_they_are_refused() {
     world.loads("old.bin", &bytes);
 }
 
-/// An old uploader replaces one part after the other. What was loaded between the two must not last.
+/// An old uploader replaces one part after the other. A torn pair that was loaded in between must not stay in the cache.
 #[test]
 fn a_torn_pair_without_metadata_is_fetched_again() {
     let world = World::new();
     let bytes = pattern(SIZE, 1);
     let (small, big) = protocol::split(&bytes, &Salts::default());
     let mut torn = big.clone();
-    // Not in the last blocks: the padding fits.
+    // Not in the last blocks, so the padding is still valid.
     torn[1_000_000] ^= 1;
     world.api.put_file(&world.folder, "old.bin.small", small);
     world.s3.put(&world.folder, "old.bin.big", &torn, &[]);

@@ -30,7 +30,7 @@ fn version_two_of_an_old_uploader_replaces_the_generation_of_a_new_one() {
     let (small, big) = protocol::split(&new, &Salts::default());
     world.s3.put(&world.folder, "m.bin.big", &big, &[]);
     world.api.put_file(&world.folder, "m.bin.small", small);
-    // Once a verified version was loaded, nothing less is accepted.
+    // A box that has loaded a verified version accepts none without a manifest.
     let refused = world.service.load(&world.folder, "m.bin");
     assert_eq!(refused.status, 500);
     assert!(refused.detail().contains("this box has had a version of it with one"), "{}", refused.detail());
@@ -42,7 +42,7 @@ fn version_two_of_an_old_uploader_replaces_the_generation_of_a_new_one() {
 fn a_torn_pair_is_refused() {
     let world = World::new();
     world.upload("m.bin", &pattern(50_000, 1));
-    // Only the small part of another upload arrives, and its generation does not exist.
+    // The small part of another upload arrives, but not its generation.
     let (small, _) = protocol::split(&pattern(50_000, 2), &Salts::default());
     world.api.put_file(&world.folder, "m.bin.small", small);
     let reply = world.service.load(&world.folder, "m.bin");
@@ -81,7 +81,7 @@ fn big_parts_that_were_swapped_in_the_cache_are_noticed() {
     swap(&path_a, &path_b);
     world.loads("a.bin", &a);
     world.loads("b.bin", &b);
-    // With their records.
+    // Their records are swapped as well.
     swap(&path_a, &path_b);
     let record = |path: &std::path::Path| path.with_extension("big.json");
     swap(&record(&path_a), &record(&path_b));
@@ -154,7 +154,7 @@ fn an_object_that_is_replaced_while_it_is_read_is_not_mixed() {
     let (new_small, new_big) = protocol::split(&new, &Salts::default());
     world.api.put_file(&world.folder, "m.bin.small", old_small);
     world.s3.put(&world.folder, "m.bin.big", &old_big, &[]);
-    // Cut after half; while the loader pauses before it goes on, the object becomes another one.
+    // The response is cut half-way, and the object is replaced while the loader waits to continue.
     proxy.fault("GET", "m.bin.big", Fault::CutResponseAt(400_000), Some(2));
     std::thread::scope(|scope| {
         let load = scope.spawn(|| world.service.try_load(&world.folder, "m.bin"));
@@ -175,7 +175,7 @@ fn an_object_that_is_replaced_while_it_is_read_is_not_mixed() {
 fn a_wrong_resource_key_is_a_clean_error() {
     let world = World::with(|builder| builder.env("RESOURCE_KEY_SALT", "another-salt"));
     let wrong = Salts { resource_key: "another-salt".into(), ..Salts::default() };
-    // Each encryption has its own initialization vector, and under a wrong key one in 256 looks padded. This one does not.
+    // One in 256 encryptions has a valid padding under the wrong key as well; this takes one that does not.
     let (small, big) = iter::repeat_with(|| protocol::split(&pattern(100_000, 7), &Salts::default()))
         .find(|(small, big)| protocol::join(small, big, &wrong).is_err())
         .unwrap();

@@ -13,7 +13,7 @@ use crate::world::peer::{Peer, why_missing};
 use crate::world::{PatternReader, World, pattern, sha256_hex_of};
 
 const MIB: u64 = 1 << 20;
-/// How long one call may take in all; the peer does one thing after the other, and other tests run at the same time.
+/// The longest time for a call: the peer serves one call at a time, and other tests run beside this one.
 const CALL: Duration = Duration::from_secs(300);
 
 #[test]
@@ -72,7 +72,7 @@ fn version_two_of_the_peer_replaces_version_one_of_the_loader() {
     world.upload("m.bin", &old);
     world.loads("m.bin", &old);
     upload(&peer, &world, "m.bin", 200_000, 2);
-    // A box that had a verified version accepts no other kind; a box that never had one does.
+    // A box that has had a verified version refuses this one; another box does not.
     let refused = world.service.load(&world.folder, "m.bin");
     assert!(refused.status == 500 && refused.detail().contains("a version of it with one"), "{}", refused.text());
     world.forget("m.bin");
@@ -95,7 +95,7 @@ fn version_two_of_the_loader_replaces_version_one_of_the_peer() {
     world.upload("m.bin", &new);
     world.loads("m.bin", &new);
     assert!(world.another_box().load(&world.folder, "m.bin").body == new, "another box loaded other bytes");
-    // The first peer keeps its own copy for ever and mistakes it for the new one, so a second one checks what was stored.
+    // The first peer never gives up its stale copy, so a second one checks what was stored.
     drop(peer);
     is_pattern(&start(&world).load(&world.folder, "m.bin"), 200_000, 2, "a peer without a copy");
 }
@@ -109,7 +109,7 @@ fn upload(peer: &Peer, world: &World, name: &str, size: u64, seed: u64) {
     peer.upload(&world.folder, name, size, PatternReader::new(size, seed));
 }
 
-/// Whether this machine cannot run the peer; says so once, and fails where that must not be.
+/// Whether this machine cannot run the peer. Says so once; in CI it fails.
 fn is_missing() -> bool {
     static WHY: OnceLock<Option<String>> = OnceLock::new();
     let Some(why) = WHY.get_or_init(|| {
@@ -132,7 +132,7 @@ fn largest() -> u64 {
     20 * MIB
 }
 
-/// A line that is seen even though the test passes: libtest captures what the macros print, and not this.
+/// Prints a line even if the test passes: libtest does not capture this.
 #[allow(clippy::explicit_write)]
 fn say(line: &str) {
     writeln!(io::stderr(), "{line}").unwrap();
@@ -147,7 +147,7 @@ fn is_pattern(download: &Download, size: u64, seed: u64, by: &str) {
     );
 }
 
-/// The end of a download reaches the client a moment before it counts as cached.
+/// A model is cached a moment after the client has the whole body.
 fn wait_until_cached(world: &World, name: &str) {
     let mut record = world.service.cache_file(&world.folder, name).into_os_string();
     record.push(".json");

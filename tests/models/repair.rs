@@ -26,7 +26,7 @@ fn flipped_bits_all_over_a_cached_model_cost_their_chunks_and_nothing_else() {
     let reply = world.service.upload_reader(&world.folder, "m.bin", size as u64, PatternReader::new(size as u64, 1));
     assert_eq!(reply.status, 200, "{}", reply.text());
     let expected = sha256_hex_of(PatternReader::new(size as u64, 1)).unwrap();
-    // An upload in parts goes past the cache.
+    // An upload in parts does not fill the cache, so this load does.
     assert_eq!(world.service.load_to(&world.folder, "m.bin", &mut std::io::sink()).sha256, expected);
     let path = world.service.cache_file(&world.folder, "m.bin");
     crate::world::eventually(std::time::Duration::from_secs(60), "the model is cached", || path.exists());
@@ -53,7 +53,7 @@ fn flipped_bits_all_over_a_cached_model_cost_their_chunks_and_nothing_else() {
     }
 }
 
-/// Followers read what another load has downloaded; it was right when it came, and need not be any more.
+/// Loads that join a download read its file, which may have rotted since the bytes arrived.
 #[test]
 fn a_part_file_that_decays_while_it_is_filled_never_makes_a_wrong_body() {
     let (world, proxy) = World::behind_proxy();
@@ -100,7 +100,7 @@ fn damage_on_a_file_system_that_became_read_only_is_bypassed() {
 fn the_cache_is_listed_although_part_of_it_cannot_be_read() {
     let world = World::new();
     world.upload("m.bin", b"model");
-    // A directory where only a file can be.
+    // Directories where files belong.
     fs::create_dir_all(world.service.cache_dir().join("aaa/x.big.part")).unwrap();
     fs::create_dir_all(world.service.cache_dir().join("zzz/x.big.part")).unwrap();
     fs::create_dir_all(world.service.cache_dir().join(&world.folder).join("a.big.part")).unwrap();

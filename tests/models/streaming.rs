@@ -14,11 +14,11 @@ use crate::world::s3_proxy::S3Proxy;
 use crate::world::{PatternReader, World, eventually, pattern, sha256_hex};
 
 const MIB: u64 = 1 << 20;
-/// What an upload is stored in.
+/// The size of a part in the CDN.
 const PART: u64 = 16 * MIB;
 const LONG: u64 = 5 * PART;
 
-/// A body that runs a check when this much of it has been read.
+/// A body that runs a check once when `at` bytes of it have been read.
 struct Watched<R, F> {
     from: R,
     at: u64,
@@ -40,7 +40,7 @@ impl<R: Read, F: FnOnce()> Read for Watched<R, F> {
     }
 }
 
-/// `POST /upload` with the folder where it is said to be.
+/// `POST /upload` with the folder in the query, a header or the form.
 fn upload(
     world: &World,
     query: &str,
@@ -81,7 +81,7 @@ fn parts_are_stored_while_the_rest_is_received_and_few_of_them_wait() {
             from: PatternReader::new(LONG, version),
             at: LONG - MIB,
             look: Some(|| {
-                // Nothing more is sent until the part before is where it should be.
+                // Sends nothing more until the earlier parts are stored.
                 eventually(Duration::from_secs(30), "parts are stored", || parts(&proxy) >= 4);
                 stored.store(parts(&proxy) as u64, Ordering::SeqCst);
             }),
@@ -159,7 +159,7 @@ fn a_client_that_goes_away_leaves_nothing_in_the_cdn() {
     assert!(world.keys().is_empty(), "{:?}", world.keys());
 }
 
-/// Giving up costs the whole transfer, and a client cannot always send it again.
+/// If the service gave up, the whole transfer would be lost, and not every client can send it again.
 #[test]
 fn an_outage_in_the_second_part_costs_time_only() {
     let (world, proxy) = World::behind_proxy();
@@ -196,8 +196,7 @@ fn a_generation_whose_commit_was_refused_is_deleted() {
     world.loads("m.bin", b"model");
 }
 
-/// An uncommitted generation is newer than the one that readers use, and may belong to another box that is about
-/// to commit it; so it goes with the upload after the next.
+/// An uncommitted generation may belong to another box that is about to commit it, so it is removed with the upload after the next.
 #[test]
 fn the_generation_in_use_outlives_a_failed_upload_before_the_next_one() {
     for old_readers in ["true", "false"] {
@@ -224,7 +223,7 @@ fn the_generation_in_use_outlives_a_failed_upload_before_the_next_one() {
     }
 }
 
-/// Another box deleted it as unused, and without the copy under the plain key nothing shows that.
+/// Another box has deleted the generation as unused. With old readers, the failing copy to the plain key would show that.
 #[test]
 fn without_old_readers_a_generation_that_was_deleted_before_its_commit_is_stored_again() {
     let world = World::with(|builder| builder.env("OLD_READERS", "false"));

@@ -22,7 +22,7 @@ fn what_is_uploaded_is_loaded_cold_and_warm() {
         world.forget(&name);
         world.loads(&name, &bytes);
         world.loads(&name, &bytes);
-        // The parts are what the protocol says, by another implementation.
+        // An independent implementation of the protocol can join the parts.
         let small = world.api.file(&world.folder, &format!("{name}.small")).unwrap();
         let big = world.s3.get(&world.folder, &format!("{name}.big")).unwrap();
         assert_eq!(small.len(), protocol::split_point(small.len() + big.len()), "size {size}");
@@ -71,7 +71,7 @@ fn an_upload_records_its_hashes_and_its_generation() {
 #[test]
 fn generations_older_than_the_previous_one_are_deleted() {
     let world = World::new();
-    // A model whose name looks like a generation of the other is not one.
+    // This is another model, although its name looks like a generation.
     world.upload("m.bin.0123456789abcdef", b"another model");
     for version in 1..=4_u64 {
         world.upload("m.bin", &pattern(20_000, version));
@@ -104,7 +104,7 @@ fn cache_files_are_for_this_user_only() {
 #[test]
 fn a_large_object_is_uploaded_in_parts_and_damage_on_the_way_is_repaired() {
     let (world, proxy) = World::behind_proxy();
-    // Three parts of at most 64 MiB; the second is broken off once.
+    // Three parts of at most 64 MiB; the second one breaks off once.
     let size = 130 * MIB as u64;
     proxy.fault("PUT", "partNumber=2", Fault::CutRequestAt(10_000_000), Some(1));
     let reply = world.service.upload_reader(&world.folder, "m.bin", size, PatternReader::new(size, 1));
@@ -140,7 +140,7 @@ fn an_upload_is_refused_as_a_whole_when_the_client_goes_away() {
 
 #[test]
 fn memory_does_not_grow_with_the_size_of_files() {
-    // The arenas of glibc keep what the program has freed, more or less of it by chance. The product's libc has none.
+    // The arenas of glibc keep a varying amount of freed memory. The product's libc has no arenas.
     let (world, proxy) = World::behind_proxy_with(|builder| {
         let builder = builder.env("MALLOC_ARENA_MAX", "1").env("MALLOC_MMAP_THRESHOLD_", "131072");
         builder.timeout(Duration::from_secs(300))
@@ -168,7 +168,7 @@ fn memory_does_not_grow_with_the_size_of_files() {
             }
         });
     }
-    // On a busy machine the CDN answers as slowly as a distant one. Only then is it asked for 8 MiB at a time, over eight
+    // On a busy machine the CDN may seem far away. Only then is it asked for 8 MiB at a time, over eight
     // connections, each of which has a chunk of 1 MiB.
     let is_piece = |range: &str| {
         let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
@@ -205,7 +205,7 @@ fn an_upload_in_the_middle_of_others_stays_whole() {
     assert!((0..4).any(|version| reply.body == pattern(100_000, version)));
     world.forget("m.bin");
     assert!(world.service.load(&world.folder, "m.bin").body == reply.body);
-    // The plain key and the small part are of the same upload.
+    // The plain key and the small part belong together.
     let small = world.api.file(&world.folder, "m.bin.small").unwrap();
     let big = world.s3.get(&world.folder, "m.bin.big").unwrap();
     assert!(protocol::join(&small, &big, &Salts::default()).unwrap() == reply.body);

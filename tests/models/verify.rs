@@ -28,7 +28,7 @@ fn verify(world: &World) -> (i32, String, String) {
     (status.code().unwrap_or(-1), text(stdout), errors.concat())
 }
 
-/// Uploads a model and waits until it is cached: a long upload reaches the cache with its first load.
+/// Uploads a model, loads it, and waits until it is cached: a long upload does not fill the cache.
 fn cached(world: &World, name: &str, bytes: &[u8]) -> PathBuf {
     world.upload(name, bytes);
     world.loads(name, bytes);
@@ -61,7 +61,7 @@ fn damaged_chunks_all_over_the_cache_are_fetched_again_and_nothing_else() {
         flip_chunks(&path, flips);
         files.push((path, right));
     }
-    // Half of a file may be gone as well.
+    // A file may have lost its second half.
     let (path, right) = &files[2];
     fs::File::options().write(true).open(path).unwrap().set_len(right.len() as u64 / 2).unwrap();
     proxy.clear_requests();
@@ -96,7 +96,7 @@ fn what_cannot_be_repaired_is_one_sentence_and_the_next_verify_repairs_it() {
     assert!(fs::read(&path).unwrap() == right);
     world.loads("m.bin", &bytes);
 
-    // An intact cache needs no login, the repair of a damaged one does.
+    // Verifying an intact cache needs no login; repairing a damaged one does.
     world.service.restart();
     assert_eq!(verify(&world).0, 0);
     flip_chunks(&path, 1);

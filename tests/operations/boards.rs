@@ -52,7 +52,8 @@ type Change = fn(&Board, &Machine);
 /// Changes to a box that leave it the same box.
 const CHANGES: [(&str, Change); 6] = [
     ("a disk added", |board, machine| {
-        // The kind that counts least, in a later slot. A box without disks is known by its board until it gets one.
+        // A disk of the kind that counts least, in a later slot. The string of a box without disks would change, so those are
+        // left out.
         if !board.disks().is_empty() {
             machine.write("sys/devices/zzz/mmc_host/mmc9/mmc9:aaaa/block/mmcblk9/device/type", "SD\n");
             machine.write("sys/devices/zzz/mmc_host/mmc9/mmc9:aaaa/block/mmcblk9/device/cid", "ADDED\n");
@@ -60,7 +61,7 @@ const CHANGES: [(&str, Change); 6] = [
         }
     }),
     ("a disk gone", |board, machine| {
-        // All but the one that the string names.
+        // All disks but the one in the string.
         let explanation = machine.explanation();
         for disk in board.disks().iter().filter(|disk| !explanation.contains(&format!("/sys/block/{disk}/"))) {
             fs::remove_file(machine.path(&format!("sys/block/{disk}"))).unwrap();

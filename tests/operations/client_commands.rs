@@ -122,7 +122,7 @@ fn ctrl_c_at_the_password_gives_the_terminal_its_echo_back() {
         assert_eq!(terminal.wait().signal(), Some(signal), "{}", terminal.shown());
         assert!(terminal.echoes());
     }
-    // The end of input is no password, and also turns the echo on again.
+    // At the end of input there is no password; the echo is turned on again as well.
     let mut command = world.service.command();
     command.args(["login", EMAIL]);
     let mut terminal = Terminal::run(command);
@@ -161,7 +161,7 @@ fn unlock_is_followed_with_lines_elsewhere_and_fails_with_its_error() {
     let steps: Vec<&str> = out.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert!(steps.ends_with(&["loading_images", "ready"]), "{out}");
     assert!(out.is_ascii() && !out.contains(['\r', '\u{1b}']) && out.lines().count() <= 5, "{out:?}");
-    // Loaded already.
+    // The images are loaded already.
     assert_eq!(unlock(), (0, "ready\n".into(), String::new()));
 
     let (_api, service) = unlocker(dir.path(), b"another fragment");

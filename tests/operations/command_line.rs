@@ -31,7 +31,7 @@ fn help_names_the_commands_in_lines_that_fit_a_terminal() {
 }
 
 #[test]
-fn version_is_the_package_s() {
+fn version_is_that_of_the_package() {
     assert_eq!(run(&["--version"]), (0, format!("loader {}\n", env!("CARGO_PKG_VERSION")), String::new()));
 }
 

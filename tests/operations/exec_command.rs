@@ -77,13 +77,13 @@ fn several_models_each_have_their_variable_and_can_be_read_again() {
 }
 
 #[test]
-fn standard_streams_exit_status_and_signals_are_the_program_s() {
+fn standard_streams_exit_status_and_signals_are_those_of_the_program() {
     let world = World::new();
     world.upload("m.bin", b"a model");
     let models = [("m.bin", "M")];
     let output = run_to_end(exec(&world, &models, &["cat", "/dev/stdin"]), &[], b"typed", AT_MOST);
     assert_eq!(said(&output), (Some(0), "typed".into(), String::new()));
-    // The program's own `--help` is the program's.
+    // `--help` after the program's name is the program's.
     let (_, out, _) = run(&world, &models, &["sh", "-c", "echo \"$0\"; exit 7", "--help"]);
     assert_eq!(out, "--help\n");
     assert_eq!(run(&world, &models, &["sh", "-c", "exit 7"]).0, Some(7));

@@ -53,7 +53,7 @@ fn a_load_streams_uncached_while_the_cache_is_full() {
         loads(&service, &world.folder, &bytes);
         assert!(warned(), "{left}");
     }
-    // An unfinished part takes no space a moment after its load; a finished one is whole, with its record.
+    // A moment after its load an unfinished part takes no space; a finished one is complete and has its record.
     eventually(Duration::from_secs(2), "nothing unfinished is on the disk", || {
         let files = files(disk.path());
         files.is_empty() || files == ["m.bin.big", "m.bin.big.json"]
@@ -84,13 +84,13 @@ fn a_load_streams_uncached_while_the_cache_is_full() {
 /// There is room for the bytes, but no inode for the file of their record.
 #[test]
 fn a_load_streams_while_no_record_can_be_written() {
-    // The root, the spool's directory that never comes, the folder and the part.
+    // Of the root, the spool's directory, the folder and the part, some do not fit.
     for inodes in 2..=6 {
         let Some(disk) = SmallDisk::mount_or_skip("a cache without inodes", 8192, inodes) else { return };
         let (world, proxy) = World::behind_proxy();
         let bytes = pattern(2 * MIB, 1);
         world.upload("m.bin", &bytes);
-        // Long enough that the record of the part is due.
+        // So slow that the record of the part is due before the end.
         proxy.fault("GET", "m.bin", Fault::Trickle(150_000), None);
         let service = Service::builder().api(&world.api).env("MODEL_CACHE_DIR", disk.path()).start();
         assert_eq!(service.login().status, 200);

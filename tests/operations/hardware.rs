@@ -165,7 +165,7 @@ fn board_model_comes_from_the_device_tree_where_nothing_else_has_it() {
     let machine = Machine::copy_of("emmc-only");
     machine.remove_directory("sys/devices/soc0");
     assert_eq!(machine.fingerprint(), EMMC_ONLY);
-    // Without the link in /proc, and then without the device tree.
+    // First without the link in /proc, then without the device tree.
     fs::remove_file(machine.path("proc/device-tree")).unwrap();
     assert_eq!(machine.fingerprint(), EMMC_ONLY);
     machine.remove_directory("sys/firmware");

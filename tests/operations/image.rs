@@ -76,12 +76,12 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as
     made.images.push(image.clone());
     let context = context.path().to_str().unwrap();
     let mut build = engine.command(&["build", "--build-arg", "PROGRAM=loader-here", "--build-arg"]);
-    // The builder that every engine has; BuildKit is a plugin.
+    // Every engine has the old builder; BuildKit is a plugin.
     let build = build.env("DOCKER_BUILDKIT", "0").arg(format!("BASE={base}")).args(["--tag", &image, context]);
     let built = build.output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 
-    // The image with the health check that compose gives it.
+    // The image with the health check of the compose example.
     let checked = format!("loader-test-ready-{number}:1");
     made.images.push(checked.clone());
     let dockerfile = format!("FROM {image}\nHEALTHCHECK --interval=1s CMD {}\n", readiness_check());
@@ -160,7 +160,7 @@ fn the_image_unlocks_through_the_mounted_docker_socket_without_being_root_and_as
         let said = engine.run(&tag);
         assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), GREETING, "{said:?}");
 
-        // It can write into its volumes: they hold the record of the unlock, and this run's log.
+        // It could write into its volumes, which hold the record of the unlock and this run's log.
         let directory =
             |volume: &str| PathBuf::from(engine.docker(&["volume", "inspect", "--format", "{{.Mountpoint}}", volume]));
         assert_eq!(fs::metadata(directory(&volumes[0]).join(".unlock.json")).unwrap().uid(), user);

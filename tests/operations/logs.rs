@@ -96,7 +96,7 @@ fn every_answer_has_a_line_with_its_id_endpoint_status_bytes_and_milliseconds() 
         let _: u64 = get(line, "ms").unwrap().parse().unwrap();
         assert!(get(line, "time").unwrap().ends_with('Z'), "{line:?}");
     }
-    // What was logged before the answer has its id, so that the reason can be found.
+    // Lines logged before the answer have its id, so the reason can be found.
     let reasons = lines_of(&world.service, &missing);
     assert!(reasons.iter().any(|line| get(line, "level") == Some("warn")), "{reasons:?}");
     let ids: Vec<_> = [&upload, &load, &missing, &unknown].iter().map(|reply| reply.header("x-request-id")).collect();
@@ -161,7 +161,7 @@ fn a_flood_is_written_as_one_line_a_second_with_the_number_left_out() {
         let written = single + counts.len() as u64;
         assert!(written <= 11 * seconds, "{message}: {written} lines in {seconds} s");
     }
-    // stdout and stderr have the same lines as the file.
+    // Standard output and standard error have the same lines as the file.
     eventually(Duration::from_secs(10), "stderr has the same lines", || {
         service.log_text().matches("omitted=").count()
             == 2 * lines.iter().flatten().filter(|(key, _)| key == "omitted").count()
@@ -173,7 +173,7 @@ fn a_board_whose_clock_starts_in_1970_keeps_todays_lines() {
     let directory = tempfile::tempdir().unwrap();
     let logs = directory.path().join("logs");
     std::fs::create_dir(&logs).unwrap();
-    // All of them are later than today, whenever this test runs.
+    // These days are all in the future, whenever this test runs.
     for day in 1..=9 {
         std::fs::write(logs.join(format!("loader-9999-01-0{day}.log")), "").unwrap();
     }
@@ -193,7 +193,7 @@ fn probes_are_logged_at_level_debug_only() {
     assert!(!service.log_text().contains("endpoint=/status") && !service.log_text().contains("endpoint=/health"));
     let service = Service::builder().env("LOG_LEVEL", "debug").start();
     service.get("/status");
-    // The line comes after the answer.
+    // The line is written after the answer.
     let deadline = Instant::now() + Duration::from_secs(5);
     while !service.log_text().contains("endpoint=/status") {
         assert!(Instant::now() < deadline, "{}", service.log_text());
@@ -207,7 +207,7 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
     const LONG: Duration = Duration::from_millis(10_500);
     let directory = tempfile::tempdir().unwrap();
     let docker = directory.path().join("docker");
-    // Reads some, pauses, and reads the rest.
+    // This `docker load` reads some, pauses, and reads the rest.
     let script = "#!/bin/sh\ncase $1 in\nload) head -c 1000000 >/dev/null; sleep 10.5; cat >/dev/null;;\n*) echo sha256:1;;\nesac\n";
     write_program(&docker, script);
     let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
@@ -229,7 +229,7 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
             let body = json!({"folder": folder}).to_string();
             let length = body.len();
             write!(stream, "POST /load/large.bin HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
-            // Meanwhile the sockets' buffers take some of it.
+            // Meanwhile only the socket buffers fill.
             std::thread::sleep(LONG);
             let reply = read_reply(&mut std::io::BufReader::new(stream), "POST").unwrap();
             assert!(reply.status == 200 && reply.body == model);
@@ -259,7 +259,7 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
     for (reply, stage) in [(&load, "send"), (&upload, "receive"), (&unlock, "unlock")] {
         let lines = lines_of(service, reply);
         let progress: Vec<_> = lines.iter().filter(|line| get(line, "stage") == Some(stage)).collect();
-        // A busy machine may take so long that there are more.
+        // On a busy machine the transfers take longer and log more lines.
         let most = started.elapsed().as_secs() as usize / 10;
         assert!((1..=most).contains(&progress.len()), "{stage}: {lines:?}");
         let number = |key: &str| -> u64 { get(progress[0], key).unwrap().parse().unwrap() };
@@ -271,7 +271,7 @@ fn a_long_transfer_logs_its_progress_every_ten_seconds() {
 #[test]
 fn a_client_that_has_read_enough_of_a_range_is_no_warning_and_one_that_leaves_a_whole_model_is() {
     let world = World::new();
-    // More than sockets hold.
+    // More than the socket buffers hold.
     world.upload("m.bin", &vec![7; 64 << 20]);
     let leaves = |range: &str| {
         let mut client = world.service.connect();

@@ -64,7 +64,7 @@ fn metrics_count_what_happened() {
     ] {
         assert_eq!(sample(&now, name), expected, "{name}\n{now}");
     }
-    // The model and what is stored with it.
+    // The model, and what is stored with it.
     for (name, least) in [
         (r#"loader_transfer_bytes_total{stage="receive"}"#, 200_000.0),
         (r#"loader_transfer_bytes_total{stage="publish"}"#, 190_000.0),

@@ -41,7 +41,7 @@ fn a_model_goes_through_pipes_and_files_byte_for_byte() {
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("in"), &bytes).unwrap();
 
-    // A pipe of unknown length; a file; a file as standard input, half read.
+    // From a pipe of unknown length, from a file, and from a file on standard input that is half read.
     let pipe = world.service.run_with(&["upload", &full(&world, "pipe.bin")], &bytes);
     assert_eq!(said(&pipe), ok());
     assert_eq!(said(&world.service.run(&["upload", &full(&world, "a file.bin"), &path("in")])), ok());
@@ -197,7 +197,7 @@ fn an_upload_that_is_refused_ends_at_once_with_the_reason() {
     let name = full(&world, "m.bin");
     let (status, _, err) = said(&world.service.run(&["upload", &name, big.to_str().unwrap()]));
     assert_eq!((status, err.as_str()), (1, "loader: the file has more than MAX_UPLOAD_BYTES (1048576) bytes\n"));
-    // A pipe is found too long only while it is being sent.
+    // That a pipe has too many bytes is found only while they are sent.
     let mut endless = world.service.command();
     endless.args(["upload", &name]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut endless = endless.spawn().unwrap();

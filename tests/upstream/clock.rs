@@ -14,7 +14,7 @@ use crate::world::wall_clock::WallClock;
 
 const IN_1970: &str = "the clock is wrong (1970-01-01), TLS certificates cannot be checked until it is set";
 
-/// Only a hang takes longer: each of two logins comes at a random moment of 28 s.
+/// Only a hang takes longer: each of the two logins waits for a random time of up to 28 s.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
@@ -32,7 +32,7 @@ fn a_box_that_starts_in_1970_says_so_and_logs_in_when_its_clock_is_set() {
     let service = clock.of(builder.env("CREDENTIALS_PATH", &credentials)).start();
     assert!(service.log_text().contains("time=1970-01-01"), "{}", service.log_text());
 
-    // A person is told, and so is everybody who waits.
+    // Whoever logs in is told, and so is whoever waits for `/ready`.
     let reply = service.login();
     assert_eq!(reply.status, 401);
     assert!(reply.detail().ends_with(IN_1970), "{}", reply.detail());

@@ -9,19 +9,19 @@ use crate::world::{World, loader_binary, pattern, skip};
 
 #[derive(Clone, Copy, PartialEq)]
 enum NameServer {
-    /// Knows no name.
+    /// Answers that no name exists.
     Empty,
-    /// Takes questions and answers none.
+    /// Never answers.
     Silent,
 }
 
-/// A world whose loader has a name server of its own. None if that needs rights that this process lacks.
+/// A world whose loader uses this name server. None if this process lacks the rights for that.
 fn world(test: &str, server: NameServer) -> Option<(World, tempfile::TempDir)> {
     let address = format!("127.53.0.{}", server as u8 + 1);
     let directory = tempfile::tempdir().unwrap();
     let (resolv, program) = (directory.path().join("resolv.conf"), directory.path().join("loader"));
     fs::write(&resolv, format!("nameserver {address}\n")).unwrap();
-    // In a mount namespace of its own the loader, which is linked with either libc, reads this file in place of the machine's.
+    // In its own mount namespace the loader reads this file as /etc/resolv.conf, with glibc and with musl.
     let script = format!(
         "#!/bin/sh\nexec unshare --mount sh -c 'mount --bind {} /etc/resolv.conf && exec \"$0\" \"$@\"' {} \"$@\"\n",
         resolv.display(),
@@ -37,7 +37,7 @@ fn world(test: &str, server: NameServer) -> Option<(World, tempfile::TempDir)> {
         let mut question = [0; 512];
         while let Ok((length, client)) = socket.recv_from(&mut question) {
             if server == NameServer::Empty {
-                // The same message as an answer: no such name.
+                // Turns the question into the answer NXDOMAIN.
                 (question[2], question[3]) = (0x81, 0x83);
                 let _ = socket.send_to(&question[..length], client);
             }

@@ -67,7 +67,7 @@ fn ranges_are_explicit_and_neither_they_nor_preconditions_are_signed() {
     assert!(preconditions > 0, "an old upload is read in one version");
 }
 
-/// A proxy that compresses, or a CDN, makes the tag of an object a weak one, which `If-Match` never fits.
+/// A compressing proxy or a CDN may make the tag of an object weak, and `If-Match` never matches a weak tag.
 #[test]
 fn weak_entity_tags_are_compared_and_not_sent() {
     let (world, proxy) = World::behind_proxy();
@@ -75,7 +75,7 @@ fn weak_entity_tags_are_compared_and_not_sent() {
     old_upload(&world, "old.bin", &bytes);
     proxy.fault("", "old.bin.big", Fault::WeakTag, None);
     world.loads("old.bin", &bytes);
-    // One that is weak only when it is read is of the same version.
+    // A tag that becomes weak between `HEAD` and `GET` is still of the same version.
     world.forget("old.bin");
     proxy.clear_faults();
     proxy.fault("GET", "old.bin.big", Fault::WeakTag, None);
@@ -165,7 +165,7 @@ fn rotated_cdn_keys_need_no_new_login() {
     let wrong = right.replace(&s3.downloader().secret, "old-secret-d").replace(&s3.uploader().secret, "old-secret-u");
     let world = World::at(s3, &wrong, |builder| builder);
     let bytes = pattern(400_000, 1);
-    // As long as they are wrong, each call is refused, after the configuration was read once more.
+    // While the new keys are wrong, each call reads the configuration once more and fails.
     world.api.clear_requests();
     let detail = world.service.upload(&world.folder, "m.bin", &bytes).detail();
     assert!(detail.contains("the CDN refused access"), "{detail}");
@@ -217,7 +217,7 @@ fn a_redirect_is_refused_with_the_name_of_its_target() {
     assert!(detail.contains("answered 302") && detail.contains("a redirect to https://portal.example/,"), "{detail}");
 }
 
-/// A hostile CDN could keep the upload that asks it, and its memory, busy for ever.
+/// With an endless listing a hostile CDN could keep an upload busy for ever and fill its memory.
 #[test]
 fn an_endless_listing_is_abandoned() {
     let asked = Arc::new(AtomicUsize::new(0));
@@ -258,8 +258,8 @@ fn keys() -> crate::world::s3::Keys {
     crate::world::s3::Keys::new("key", "secret")
 }
 
-/// When an uplink goes away, all connections that were kept for the next request are as dead as the one that was being used: a
-/// retry on each of them would fail, or wait for the stall limit, one after the other.
+/// When an uplink goes away, all idle connections are as dead as the one in use: a retry on each of them would fail or wait for
+/// the stall limit.
 #[test]
 fn a_retry_does_not_use_connections_that_were_idle_when_one_broke() {
     let outage = Arc::new(AtomicUsize::new(0));
@@ -285,6 +285,6 @@ fn a_retry_does_not_use_connections_that_were_idle_when_one_broke() {
     });
     assert!(server.open_connections() >= 4, "{} connections are idle", server.open_connections());
     outage.fetch_add(1, Ordering::SeqCst);
-    // Three tries in all.
+    // The third try succeeds.
     fetch().unwrap();
 }

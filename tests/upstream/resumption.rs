@@ -33,7 +33,7 @@ fn load(world: &World) -> Result<Reply, String> {
     world.service.try_load(&world.folder, "m.bin")
 }
 
-/// The fault changes nothing but how the bytes come.
+/// The load succeeds in spite of the fault.
 fn still_loads(fault: Fault) {
     let (world, proxy, bytes) = broken_off();
     proxy.fault_on(Purpose::Rest, ".big", fault, None);
@@ -98,7 +98,7 @@ fn a_cdn_without_partial_content_is_read_again_from_the_beginning() {
 #[test]
 fn garbled_bytes_break_the_load_and_are_not_kept() {
     breaks_the_load(Fault::CorruptByteAt(1000));
-    // A chunk that is right the second time costs no more than that.
+    // If the chunk is right the second time, only that chunk is sent again.
     let (world, proxy, bytes) = broken_off();
     proxy.clear_faults();
     proxy.fault_on(Purpose::Whole, ".big", Fault::CorruptByteAt(1000), Some(1));
@@ -106,7 +106,7 @@ fn garbled_bytes_break_the_load_and_are_not_kept() {
     assert!(world.service.log_text().contains("arrived from the CDN with the wrong hash"));
 }
 
-/// The plain key of an old uploader is the one that changes its object.
+/// Only an old uploader replaces an object under the same key.
 #[test]
 fn an_object_replaced_between_two_ranges_breaks_the_load() {
     for ignorant in [false, true] {
@@ -119,7 +119,7 @@ fn an_object_replaced_between_two_ranges_breaks_the_load() {
         };
         store(&old);
         proxy.fault_on(Purpose::Whole, ".big", Fault::CutResponseAt(CUT), Some(1));
-        // Time for the replacement; and then a server that does not know `If-Match`.
+        // The 503s give time for the replacement. The second server does not know `If-Match`.
         proxy.fault_on(Purpose::Rest, ".big", Fault::Status(503), Some(2));
         if ignorant {
             proxy.fault("GET", "m.bin", Fault::IgnoreIfMatch, None);
@@ -187,7 +187,7 @@ fn a_resource_api_that_goes_down_and_up_20_times_costs_time_only() {
             assert!(reply.body == bytes);
         });
     }
-    // Away for longer than a call is repeated: the error is a sentence, and the next load succeeds.
+    // The API stays away for all tries: the load fails with a sentence, and the next one succeeds.
     world.api.fault("/resources/get/", ApiFault::Reset, Some(3));
     assert_eq!(load(&world).unwrap().status, 500);
     world.loads("m.bin", &bytes);

@@ -10,7 +10,7 @@ use crate::world::{World, pattern, skip};
 
 const MIB: usize = 1 << 20;
 
-/// Three versions of two models, one that is stored at once and one in parts, each loaded cold, warm and in a range.
+/// Uploads three versions of two models, one stored in one piece and one in parts, and loads each cold, warm and in a range.
 fn works_on(name: &str, s3: S3) {
     let yaml = s3.cdn_yaml();
     let world = World::at(s3, &yaml, |builder| builder);
@@ -36,7 +36,7 @@ fn works_on(name: &str, s3: S3) {
             assert!(joined.is_ok_and(|joined| joined == bytes), "{name}: the plain key of {model} is another version");
         }
     }
-    // Of two models: the version before and this one, each with its manifest, and the plain key.
+    // Both models: two generations with their manifests, and the plain key.
     let keys = world.keys();
     let of = |end: &str| keys.iter().filter(|key| key.ends_with(end)).count();
     assert_eq!((of(".big"), of(".manifest")), (6, 4), "{name}: {keys:?}");
@@ -75,7 +75,7 @@ fn s3rver() {
     works_on_other("s3rver");
 }
 
-/// Its gateway is MinIO's front. Where it is not installed, in CI too, it is left out.
+/// Its gateway has MinIO's front end. It is left out where it is not installed, even in CI.
 #[test]
 fn juicefs() {
     match OtherServer::start("juicefs") {

@@ -24,7 +24,7 @@ struct SiteCache {
 }
 
 impl SiteCache {
-    /// Starts in front of a CDN; an error says why it did not start.
+    /// Starts it in front of a CDN. The error says why it did not start.
     fn before(cdn: &str) -> Result<Self, String> {
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         let at = |name: &str| dir.path().join(name).display().to_string();
@@ -47,7 +47,7 @@ impl SiteCache {
         let program = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
         let process = Command::new(program.ok_or("nginx is not installed")?)
             .args(["-p", &at(""), "-e", &log, "-c", &at("nginx.conf")])
-            // It runs its workers as nobody otherwise, who may not enter the directory.
+            // By default its workers run as nobody, who may not enter the directory.
             .args(["-g", if Path::new("/root").metadata().is_ok() && is_root() { "user root;" } else { "" }])
             .stdin(Stdio::null())
             .spawn()
@@ -67,7 +67,7 @@ fn is_root() -> bool {
 
 impl Drop for SiteCache {
     fn drop(&mut self) {
-        // SIGTERM: it ends its workers.
+        // With SIGTERM it also ends its workers.
         crate::world::process::signal(self.process.id(), libc::SIGTERM);
         let _ = self.process.wait();
     }
@@ -91,7 +91,7 @@ fn five_boxes_behind_nginx_load_a_model_through_the_uplink_once() {
     let size = if std::env::var_os("CI").is_some() { 256 << 20 } else { 48 << 20 };
     for version in 1..=2 {
         let bytes = pattern(size, version);
-        // The second one comes through the cache, as one of the boxes' own.
+        // A box of the site uploads the second version, through the cache.
         let uploader = if version == 1 { &world.service } else { &boxes[0] };
         assert_eq!(uploader.upload(&world.folder, "m.bin", &bytes).status, 200, "version {version}");
         let _ = std::fs::remove_dir_all(boxes[0].cache_dir().join(&world.folder));
@@ -108,7 +108,7 @@ fn five_boxes_behind_nginx_load_a_model_through_the_uplink_once() {
             }
         });
         assert_uplink(&uplink, size as u64, version);
-        // A range that only one box asks for is in the cache as well.
+        // A range that only one box has asked for is cached as well.
         let _ = std::fs::remove_dir_all(boxes[1].cache_dir().join(&world.folder));
         uplink.clear_requests();
         let path = format!("/load/m.bin?folder={}", world.folder);

@@ -3,7 +3,7 @@
 use crate::world::resource_api::Fault as ApiFault;
 use crate::world::s3_fault::Fault as CdnFault;
 
-/// What goes wrong, on whichever server.
+/// What goes wrong, on either server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
     Refused,
@@ -73,7 +73,7 @@ impl Trouble {
         }
     }
 
-    /// Whether a call that meets it once and is repeated succeeds.
+    /// Whether a call that meets it once succeeds when it is repeated.
     pub(super) fn passes(self) -> bool {
         matches!(self, Refused | Hang | Status500 | TooManyRequests | Reset | ResetAfterServed | Truncated | Garbage)
     }

@@ -62,19 +62,19 @@ impl Call {
         }
     }
 
-    /// A transfer that breaks is taken up again for half a minute.
+    /// Whether the call is a transfer, which is resumed for half a minute.
     fn is_patient(self) -> bool {
         matches!(self, Self::Body | Self::Rest | Self::Put | Self::Copy)
     }
 }
 
-/// One installation, and the call that is made in it.
+/// An installation, and the call that is tested in it.
 struct Line {
     world: World,
     proxy: S3Proxy,
     call: Call,
     bytes: Vec<u8>,
-    /// Of the file that is uploaded: the version that is certainly there, and the one tried last.
+    /// The last version whose upload succeeded, and the last one that was tried.
     versions: (u64, u64),
 }
 
@@ -88,7 +88,7 @@ impl Line {
         world.api.put_file(&world.folder, "old.bin.small", small);
         world.s3.put(&world.folder, "old.bin.big", &big, &[]);
         world.upload("up.bin", &pattern(100_000, 0));
-        // One tar header is enough: what follows the key fragment is `docker`, and there is none on this PATH.
+        // One tar header is enough: after the key fragment comes `docker`, which is not on this PATH.
         let mut header = tar::Header::new_ustar();
         header.set_path("x").unwrap();
         header.set_size(0);
@@ -137,7 +137,7 @@ impl Line {
         self.proxy.up();
     }
 
-    /// Makes the request; the error is the sentence of an error answer, or how the body broke.
+    /// Makes the request. The error is the answer's sentence, or how the body broke off.
     fn make(&mut self) -> Result<(), String> {
         let (world, call) = (&self.world, self.call);
         let answer = |status: u16, reply: crate::world::raw::Reply| match reply.status {
@@ -182,7 +182,7 @@ impl Line {
         }
     }
 
-    /// After a failed upload there is the version before it or, where only the answer was lost, the new one, whole.
+    /// After a failed upload the previous version is in force, whole; or the new one, if only the answer was lost.
     fn check_versions(&mut self) {
         let (certain, tried) = self.versions;
         if certain != tried {
@@ -204,7 +204,7 @@ impl Line {
             self.disarm();
         }
         if trouble.passes() && call.is_patient() {
-            // It takes the patience of a download: see `a_hang_ends_after_the_stall_timeout_and_too_many_failures_break_the_load`.
+            // This would take half a minute: see `a_hang_ends_after_the_stall_timeout_and_too_many_failures_break_the_load`.
             return;
         }
         self.arm(trouble, None);
@@ -213,7 +213,7 @@ impl Line {
             result.unwrap_or_else(|why| panic!("{call:?} under {trouble:?}: {why}"));
         } else if let Err(why) = result {
             let named = match trouble {
-                // Every call to that server, so the first one is named.
+                // The server is down, so the error names the first call to it.
                 Refused => "is unreachable",
                 GarbledByte if call == Call::Manifest => "the manifest of the model",
                 GarbledByte if call == Call::Tail => "the model cannot be decrypted",
@@ -231,7 +231,7 @@ impl Line {
     }
 }
 
-/// Runs lines at the same time: nearly all of their time is waiting.
+/// Runs all at the same time, because they mostly wait.
 fn at_once<T: Send>(all: impl IntoIterator<Item = T>, run: impl Fn(T) + Sync) {
     thread::scope(|scope| {
         for one in all {
@@ -301,7 +301,7 @@ fn every_call_of_an_upload_in_parts_meets_every_fault() {
     let small = SmallHash::of(b"small");
     let part = BigPart { file: &file, length: bytes.len() as u64, sha256: Sha256Hash::of(&bytes), small };
     let key = loader::cdn_manager::generation_key("m.bin", small);
-    // Which request it is: the beginning, the second part, the end, and the same of a copy in ranges.
+    // The beginning, the second part and the end, of an upload and of a copy in ranges.
     let calls = [("POST", "uploads="), ("PUT", "partNumber=2"), ("POST", "uploadId=")];
     let lines = calls.into_iter().flat_map(|call| [(call, false), (call, true)]);
     at_once(lines, |((method, query), copying)| {
@@ -316,7 +316,7 @@ fn every_call_of_an_upload_in_parts_meets_every_fault() {
             cdn.put_generation(&model, part).unwrap();
         }
         for trouble in OF_ALL_CALLS.into_iter().filter(|trouble| *trouble != Refused) {
-            // For half a minute; it takes too long to outlast it with every one of them.
+            // To outlast the half minute of retries with each of them would take too long.
             for times in if trouble.passes() { [Some(1), Some(3)] } else { [Some(1), None] } {
                 let what = format!("{method} {query} under {trouble:?} ({times:?}), copying: {copying}");
                 let target = if copying { "m.bin.big" } else { &key };

@@ -15,12 +15,12 @@ use crate::world::service::Service;
 const NAME: &str = "main.bin";
 const DAMAGED: &str = "damaged.bin";
 
-/// Measures it.
+/// Measures the loader.
 pub fn measure(models: &Models) -> Measured {
     let Models { weed, bucket, main, damaged } = models;
     let api = ResourceApi::start();
     api.put_file("", "cdn.yaml", weed.s3.cdn_yaml());
-    // The plaintexts come and go with this one.
+    // This loader encrypts the plaintexts; it is not measured, and goes with them.
     let uploader = Service::builder().api(&api).timeout(Duration::from_secs(600)).start();
     assert_eq!(uploader.login().status, 200);
     for (name, bytes) in [(NAME, *main), (DAMAGED, *damaged)] {
@@ -46,7 +46,7 @@ pub fn measure(models: &Models) -> Measured {
     let peak_kib = loader.vm_hwm_kib();
     let traces = Traces::of(*main, main / 2).in_files(loader.dir());
 
-    // First the copy in the cache, then all that is in the CDN.
+    // First with the right copy in the cache, then without.
     assert_eq!(load(&loader, models), "right bytes");
     wait_until_cached(&loader, bucket, DAMAGED);
     change_a_byte(&loader.cache_file(bucket, DAMAGED));
@@ -58,7 +58,7 @@ pub fn measure(models: &Models) -> Measured {
     Measured { name, cold, warm, peak_kib, traces, damaged }
 }
 
-/// What a program gets.
+/// Loads the damaged model, and says what a program got.
 fn load(loader: &Service, models: &Models) -> String {
     let mut consumer = Consumer::comparing(Models::plain(models.damaged));
     let started = Instant::now();
@@ -79,7 +79,7 @@ fn forget(loader: &Service, bucket: &str) {
     let _ = fs::remove_dir_all(loader.cache_dir().join(bucket));
 }
 
-/// The end of a download reaches the client a moment before it counts as cached.
+/// A model is cached a moment after the client has the whole body.
 fn wait_until_cached(loader: &Service, bucket: &str, name: &str) {
     let file = loader.cache_file(bucket, name);
     eventually(Duration::from_secs(120), "the model is cached", || file.exists());

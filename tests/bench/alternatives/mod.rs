@@ -28,10 +28,10 @@ use crate::table::number;
 use crate::world::PatternReader;
 use crate::world::weed::Weed;
 
-/// Cold and warm turns of each.
+/// Rounds of cold and warm reads for each.
 const ROUNDS: usize = 3;
 
-/// What is measured of each way.
+/// The results of one way.
 struct Measured {
     name: String,
     cold: Vec<f64>,
@@ -128,7 +128,7 @@ fn measure_tool(tool: &dyn Tool, models: &Models) -> Measured {
         }
     };
 
-    // Once with a look at every byte, so that the others need not.
+    // This read compares every byte; the others only count.
     let mut consumer = Consumer::comparing(Models::plain(models.damaged));
     let outcome = tool.cold(&store(models.damaged, "right.bin", false), made, dir, &mut consumer);
     assert_eq!(outcome.result, Ok(()), "{}", tool.name());
@@ -197,7 +197,7 @@ fn empty(dir: &Path) {
     }
 }
 
-/// The Debian packages' versions, of the programs that run on the box.
+/// The programs that run on the box, with the versions of their Debian packages.
 fn versions(tool: &dyn Tool) -> String {
     let on_box = tool.programs().iter().filter(|(name, _)| tool.name().contains(*name));
     let versions = on_box.map(|(_, package)| format!("{package} {}", version(package)));

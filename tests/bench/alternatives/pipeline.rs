@@ -15,25 +15,25 @@ use crate::world::PatternReader;
 /// How often memory is looked at. A peak is kept by the kernel, so only the last moment of a process is missed.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Every so many looks, new descendants are searched for.
+/// After this many looks, new descendants are searched for.
 const LOOKS_A_SEARCH: usize = 5;
 
 /// The program that wants the plaintext: it counts, and compares if it knows what is right.
 pub struct Consumer {
     expected: Option<PatternReader>,
-    /// Bytes so far.
+    /// Bytes received so far.
     pub received: u64,
-    /// Whether one of them was wrong.
+    /// Whether one of these bytes was wrong.
     pub is_wrong: bool,
 }
 
 impl Consumer {
-    /// One that takes everything.
+    /// Accepts any bytes.
     pub fn counting() -> Self {
         Self { expected: None, received: 0, is_wrong: false }
     }
 
-    /// One that compares.
+    /// Compares the bytes with what is expected.
     pub fn comparing(expected: PatternReader) -> Self {
         Self { expected: Some(expected), ..Self::counting() }
     }
@@ -54,14 +54,14 @@ impl Write for Consumer {
     }
 }
 
-/// How it went: the error is what the program said, or what a reader of its file was told.
+/// How a read went. The error is what the program said, or what the reader of its file got.
 pub struct Outcome {
     pub result: Result<(), String>,
     pub peak_kib: u64,
 }
 
 impl Outcome {
-    /// This, and then the next step if it went well. The steps do not run at once, so the larger peak counts.
+    /// Adds the next step, unless this one failed. The steps run one after the other, so the larger peak counts.
     pub fn then(self, next: impl FnOnce() -> Self) -> Self {
         if self.result.is_err() {
             return self;
@@ -91,7 +91,7 @@ pub fn run(mut commands: Vec<Command>, dir: &Path, to: &mut Consumer) -> Outcome
         command.stdout(Stdio::piped()).stderr(File::create(said(number)).expect("a new file"));
         running.push(command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", command.get_program())));
     }
-    // The pipes' ends in the commands would keep a program from seeing that its reader is gone.
+    // The commands hold ends of the pipes, so a program would not notice that its reader is gone.
     drop(commands);
     let peak = Peak::of(running.iter().map(Child::id).collect());
     if let Some(last) = running.last_mut() {
@@ -101,7 +101,7 @@ pub fn run(mut commands: Vec<Command>, dir: &Path, to: &mut Consumer) -> Outcome
     for (number, child) in running.iter_mut().enumerate() {
         let status = child.wait().expect("a child");
         if !status.success() {
-            // If several fail, the last one has failed first: the others could not write any more.
+            // If several fail, the last in the chain failed first: then the others could not write any more.
             result = Err(reason(&fs::read_to_string(said(number)).unwrap_or_default(), &status.to_string()));
         }
         let _ = fs::remove_file(said(number));
@@ -120,7 +120,7 @@ pub fn copy(mut from: impl Read, to: &mut Consumer) -> io::Result<()> {
     }
 }
 
-/// What a program said of its error, or else the last thing that it said, or how it ended if it said nothing.
+/// The program's error message, or else its last line, or its exit status if it said nothing.
 fn reason(said: &str, status: &str) -> String {
     let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
     let error = lines.clone().find(|line| line.to_lowercase().contains("error"));
@@ -159,14 +159,14 @@ impl Peak {
         Self { stop, watcher }
     }
 
-    /// Ends the watch.
+    /// Stops watching and returns the peak, in KiB.
     pub fn kib(self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         self.watcher.join().expect("the watcher does not panic")
     }
 }
 
-/// None of a process that has ended.
+/// The peak of a process; none if it has ended.
 fn peak_kib(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok())

@@ -12,19 +12,19 @@ use crate::world::s3::{Keys, REGION};
 
 /// An encrypted model in the S3 server.
 pub struct Object {
-    /// Presigned.
+    /// A presigned URL.
     pub url: String,
     pub endpoint: String,
     pub bucket: String,
-    /// Ends in `.bin`.
+    /// The key, which ends in `.bin`.
     pub key: String,
-    /// What may read it.
+    /// Credentials that may read it.
     pub keys: Keys,
 }
 
 /// Another way for a model from an S3 server to a program.
 pub trait Tool {
-    /// In words.
+    /// The name in the table.
     fn name(&self) -> &'static str;
 
     /// The programs that it needs, and the Debian packages that they are in. The versions of the first ones are told.
@@ -34,10 +34,10 @@ pub trait Tool {
     /// where the box will put its files.
     fn encrypt(&self, plain: &Path, made: &Path, dir: &Path) -> PathBuf;
 
-    /// What the box does that has nothing but its keys.
+    /// Reads the model on a box that has nothing but its keys.
     fn cold(&self, object: &Object, made: &Path, dir: &Path, to: &mut Consumer) -> Outcome;
 
-    /// What it does for the next program, if anything was kept.
+    /// Reads it again for the next program, if anything was kept.
     fn warm(&self, _made: &Path, _dir: &Path, _to: &mut Consumer) -> Option<Outcome> {
         None
     }
@@ -161,7 +161,7 @@ pub fn openssl_enc(dir: &Path) -> Command {
     command
 }
 
-/// Of AES-256.
+/// The AES-256 key.
 pub const KEY: [u8; 32] = [11; 32];
 
 pub const IV: [u8; 16] = [13; 16];

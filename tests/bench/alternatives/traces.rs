@@ -8,7 +8,7 @@ use memchr::memmem::Finder;
 
 use super::Models;
 
-/// So many bytes occur nowhere else by chance.
+/// The length of a probe: so many bytes occur nowhere else by chance.
 const PROBE: usize = 64;
 
 /// A piece of a plaintext that is searched for.
@@ -52,7 +52,7 @@ impl Traces {
     }
 }
 
-/// Without what differs from run to run.
+/// The name of a file without the parts that differ from run to run.
 fn name(file: &Path) -> String {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     if name.starts_with("rauc-") { "`rauc-…decrypted.raucb`".to_owned() } else { format!("`{name}`") }

@@ -21,7 +21,7 @@ const REFUSED: [(&str, u16); 10] = [
 
 #[test]
 fn rfc9110_6_6_1_every_answer_has_a_date() {
-    // Each answer of all these tests is asked for it; here are those that no route gives.
+    // Every test of this module checks the date of its answers; these are the answers that come from no route.
     for (request, status) in REFUSED {
         refused(request, &[status]);
     }
@@ -47,7 +47,7 @@ fn rfc9110_15_5_9_a_head_that_does_not_come_in_time_is_408() {
             assert!(reply.detail().contains(' '), "{}", reply.text());
             client.ends_as_said(&reply);
         }
-        // After a request on the same connection, too.
+        // The same after another request on the connection.
         let mut client = Client::send(&service, b"");
         client.goes_on();
         client.more(b"GET /hea");
@@ -57,7 +57,7 @@ fn rfc9110_15_5_9_a_head_that_does_not_come_in_time_is_408() {
     }
 }
 
-/// What `tiny_http` refused by itself was in no log and no metric.
+/// Requests that `tiny_http` refused by itself used to appear in no log and no metric.
 #[test]
 fn what_is_refused_is_counted_and_logged() {
     for builder in [Service::builder(), Service::builder().unix()] {
@@ -69,7 +69,7 @@ fn what_is_refused_is_counted_and_logged() {
             (b"BREW /health HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), 501),
         ];
         let all = REFUSED.iter().map(|(request, status)| (request.as_bytes().to_vec(), *status)).chain(more);
-        // One of each status first: a flood of lines becomes one line.
+        // One of each status first, because the log sums up a flood of lines.
         let mut all: Vec<_> = all.collect();
         let firsts: Vec<u16> = all.iter().map(|(_, status)| *status).collect();
         let mut places = (0..all.len()).collect::<Vec<_>>();
@@ -89,17 +89,17 @@ fn what_is_refused_is_counted_and_logged() {
                 let status = labels.split_once("status=\"").unwrap().1.split('"').next().unwrap().parse().unwrap();
                 *counted.entry(status).or_default() += count.parse::<u64>().unwrap();
             }
-            // Its own, and the probe of the start.
+            // Leaves out the 200 of `/metrics` itself and of the probe at the start.
             counted.remove(&200);
             counted
         };
-        // A handler counts when the client has its answer already.
+        // A handler counts a request after the client has its answer.
         crate::world::eventually(Duration::from_secs(10), "all are counted", || counted() == expected);
         let log = service.log_text();
         for status in expected.keys() {
             assert!(log.contains(&format!("status={status}")), "no {status} in\n{log}");
         }
-        // One line stays one, whatever was sent.
+        // Whatever was sent, it stays on one line.
         assert!(log.lines().all(|line| line.starts_with("time=")), "{log}");
     }
 }

@@ -6,7 +6,7 @@ fn chunked(body: impl AsRef<[u8]>) -> Vec<u8> {
     login_with("Transfer-Encoding: chunked\r\n", body)
 }
 
-/// Read as [`BODY`].
+/// Sends a chunked body, which must be read as [`BODY`].
 fn is_the_body(body: impl AsRef<[u8]>) {
     on_both(chunked(body), |client| {
         client.answers_the_body();
@@ -17,7 +17,7 @@ fn is_the_body(body: impl AsRef<[u8]>) {
 fn rfc9112_7_1_chunks_are_put_together() {
     is_the_body(format!("d\r\n{BODY}\r\n0\r\n\r\n"));
     is_the_body(format!("5\r\n{}\r\n1\r\n{}\r\n7\r\n{}\r\n0\r\n\r\n", &BODY[..5], &BODY[5..6], &BODY[6..]));
-    // One byte a packet, and one a chunk.
+    // One byte per packet, then one per chunk.
     for service in services() {
         let mut client = Client::send(service, format!("{LOGIN}Transfer-Encoding: chunked\r\n\r\n").as_bytes());
         for byte in format!("5\r\n{}\r\n8\r\n{}\r\n0\r\n\r\n", &BODY[..5], &BODY[5..]).bytes() {
@@ -52,7 +52,7 @@ fn rfc9112_7_1_a_chunk_size_does_not_overflow() {
     for size in ["1000000000000000d", "1000000000000000000000000000000000d", "10000000000000000", "fffffffffffffffff"] {
         refused(chunked(format!("{size}\r\n{BODY}\r\n0\r\n\r\n")), &[400, 413]);
     }
-    // It is a number, and more than this endpoint reads.
+    // These sizes are valid numbers, but more than the endpoint accepts.
     for size in ["ffffffffffffffff", "7fffffffffffffff", "10000000d", "100000000000000"] {
         refused(chunked(format!("{size}\r\n{}", "x".repeat(70_000))), &[400, 413]);
     }
@@ -90,7 +90,7 @@ fn rfc9112_7_1_1_unknown_chunk_extensions_are_ignored() {
 fn rfc9112_7_1_1_chunk_extensions_have_a_limit() {
     let long = "b".repeat(100_000);
     refused(chunked(format!("d;a={long}\r\n{BODY}\r\n0\r\n\r\n")), &[400, 413, 431]);
-    // It is too long even though it is not complete.
+    // Unfinished, but too long already.
     refused(chunked(format!("d;a={long}")), &[400, 413, 431]);
     refused(chunked("0".repeat(100_000)), &[400, 413, 431]);
 }
@@ -141,7 +141,7 @@ fn rfc9112_7_1_2_trailers_that_are_no_fields_are_400() {
 fn rfc9112_7_1_2_trailers_have_a_limit() {
     refused(chunked(format!("d\r\n{BODY}\r\n0\r\nA: {}\r\n\r\n", "b".repeat(100_000))), &[400, 413, 431]);
     refused(chunked(format!("d\r\n{BODY}\r\n0\r\n{}\r\n", "A: b\r\n".repeat(100_000))), &[400, 413, 431]);
-    // It is too long even though it is not complete.
+    // Unfinished, but too long already.
     refused(chunked(format!("d\r\n{BODY}\r\n0\r\nA: {}", "b".repeat(100_000))), &[400, 413, 431]);
 }
 
@@ -160,7 +160,7 @@ fn rfc9112_7_1_3_what_follows_the_last_chunk_is_the_next_request() {
     });
 }
 
-/// What was put together has the same limit as a body with a length.
+/// The decoded body has the same limit as one with a `Content-Length`.
 #[test]
 fn rfc9110_15_5_14_a_chunked_body_that_is_too_large_is_413() {
     let chunk = format!("400\r\n{}\r\n", " ".repeat(1024));

@@ -47,7 +47,7 @@ fn rfc9112_9_6_connection_close_is_honoured_and_answered() {
                 422,
             ),
         ] {
-            // Nothing after it is processed.
+            // A request that follows is not processed.
             on_both([&request[..], NEXT.as_bytes()].concat(), |client| {
                 let reply = client.answers(method, status);
                 client.ends_as_said(&reply);
@@ -115,7 +115,7 @@ fn rfc9112_9_3_2_pipelined_requests_are_answered_in_order() {
         let last = client.answers("GET", 200);
         client.ends_as_said(&last);
     });
-    // Far more than may be kept for a handler.
+    // More than the service buffers for one request.
     on_both(NEXT.repeat(300), |client| {
         for _ in 0..300 {
             client.answers("GET", 404);
@@ -140,7 +140,7 @@ fn rfc9112_2_2_a_request_may_come_in_any_pieces() {
 
 #[test]
 fn rfc9112_9_6_an_answer_is_not_lost_because_more_was_on_its_way() {
-    // Refused by its head, while the client sends all of its body before it reads.
+    // The head is refused while the client still sends its whole body.
     let body = "x".repeat(1 << 20);
     let request = login_with(format!("Content-Length: {}\r\n", body.len()), &body);
     on_both(request, |client| {
@@ -160,7 +160,7 @@ fn rfc9112_9_5_a_client_that_closes_is_closed() {
             stream.read_to_string(&mut said).unwrap();
             assert!(said.is_empty() || said.starts_with("HTTP/1.1 400 "), "{beginning:?}: {said}");
         }
-        // One that has sent all of its requests still wants the answers.
+        // A client that has shut down its sending side still reads the answers.
         let mut stream = service.connect();
         std::io::Write::write_all(&mut stream, &health_with("").repeat(2)).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -200,7 +200,7 @@ fn rfc9110_7_6_1_fields_that_concern_other_hops_change_nothing() {
     ] {
         served(health_with(fields), "GET", 200);
     }
-    // What `Connection` names is for this hop, and this is where it ends.
+    // An intermediary would drop the fields that `Connection` names; the last hop uses them.
     on_both(login_with("Connection: Content-Length, Host\r\nContent-Length: 13\r\n", BODY), |client| {
         client.answers_the_body()
     });

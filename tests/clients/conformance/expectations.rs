@@ -16,16 +16,16 @@ fn rfc9110_10_1_1_the_body_is_asked_for_when_it_is_wanted() {
     let chunked = format!("d\r\n{BODY}\r\n0\r\n\r\n");
     for (expect, framing, body) in [
         ("100-continue", "Content-Length: 13", BODY),
-        // The name of an expectation has no case.
+        // Expectations are case-insensitive.
         ("100-Continue", "Content-Length: 13", BODY),
         ("100-continue", "Transfer-Encoding: chunked", &chunked),
     ] {
         on_both(format!("{LOGIN}Expect: {expect}\r\n{framing}\r\n\r\n"), |client| {
-            // Before any byte of it has come.
+            // The interim answer comes before any byte of the body.
             let interim = client.any_answer("POST");
             assert_eq!(interim.status, 100, "{}", client.what());
             client.more(body.as_bytes());
-            // One is enough.
+            // It comes once.
             let reply = client.any_answer("POST");
             assert_eq!(reply.status, 422, "{}", client.what());
             assert!(reply.detail().contains("password is missing"), "{}: {}", client.what(), reply.text());
@@ -58,7 +58,7 @@ fn rfc9110_10_1_1_a_body_that_is_not_wanted_is_not_asked_for() {
         on_both(format!("{request}Expect: 100-continue\r\n\r\n"), |client| {
             let reply = client.any_answer("POST");
             assert_eq!(reply.status, status, "{}: {}", client.what(), reply.text());
-            // Whether the body comes or not, nobody can know: the connection cannot go on.
+            // The client may or may not send the body now, so the connection cannot be used any more.
             client.ends_as_said(&reply);
         });
     }

@@ -76,7 +76,7 @@ fn rfc9112_5_2_a_folded_line_is_400() {
 fn rfc9110_5_5_nul_and_controls_in_a_value_are_400() {
     for byte in (0..0x20).filter(|byte| !b"\t\r\n".contains(byte)).chain([0x7f]) {
         refused(health_with([b"A: b", &[byte][..], b"c\r\n"].concat()), &[400]);
-        // At its edges, where a parser that trims too much would not see it.
+        // At the edges of a value, where a parser that trims too much would lose it.
         refused(login_with([b"Content-Length: ", &[byte][..], b"13\r\n"].concat(), BODY), &[400]);
         refused(login_with([b"Content-Length: 13", &[byte][..], b"\r\n"].concat(), BODY), &[400]);
         refused(login_with([b"Transfer-Encoding: ", &[byte][..], b"chunked\r\n"].concat(), "0\r\n\r\n"), &[400]);
@@ -117,7 +117,7 @@ fn rfc9110_5_3_the_order_of_fields_means_nothing() {
 
 #[test]
 fn rfc9110_5_4_more_fields_than_are_read_are_431() {
-    // With `Host` a hundred.
+    // With `Host` there are 100.
     served(health_with("A: b\r\n".repeat(99)), "GET", 200);
     refused(health_with("A: b\r\n".repeat(100)), &[431]);
     refused(health_with("A: b\r\n".repeat(4000)), &[431]);
@@ -128,7 +128,7 @@ fn rfc9110_5_4_a_head_of_more_than_16_kib_is_431() {
     served(health_with(format!("A: {}\r\n", "v".repeat(15_000))), "GET", 200);
     refused(health_with(format!("A: {}\r\n", "v".repeat(20_000))), &[431]);
     refused(health_with(format!("{}: b\r\n", "A".repeat(20_000))), &[431]);
-    // It is too long even though it is not complete.
+    // Unfinished, but too long already.
     refused(format!("GET /health HTTP/1.1\r\nHost: x\r\nA: {}", "v".repeat(20_000)), &[431]);
     refused(format!("GET /health HTTP/1.1\r\nHost: x\r\n{}", "v".repeat(20_000)), &[431]);
     refused(format!("GET /health HTTP/1.1\r\nHost: x\r\nA: {}", "v".repeat(1 << 20)), &[431]);

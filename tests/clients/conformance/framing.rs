@@ -4,7 +4,7 @@ use std::net::Shutdown;
 
 use super::wire::{BODY, Client, health_with, login_with, on_both, refused, services};
 
-/// A request that must never be one.
+/// A body that must never be read as a request.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n";
 
 #[test]
@@ -50,7 +50,7 @@ fn rfc9110_8_6_a_content_length_is_digits() {
     ] {
         refused(login_with(format!("Content-Length: {length}\r\n"), BODY), &[400]);
     }
-    // Digits, but not ASCII ones.
+    // Digits that are not ASCII.
     on_both(login_with("Content-Length: 0013\r\n", BODY), |client| {
         client.answers_the_body();
         client.goes_on();
@@ -68,7 +68,7 @@ fn rfc9110_8_6_a_content_length_does_not_overflow() {
     ] {
         refused(login_with(format!("Content-Length: {length}\r\n"), BODY), &[400]);
     }
-    // A number that is too large gets its own status.
+    // Valid, but too large for the endpoint.
     for length in ["65537", "4294967309", "9223372036854775807", "18446744073709551615"] {
         refused(login_with(format!("Content-Length: {length}\r\n"), BODY), &[413]);
     }
@@ -107,7 +107,7 @@ fn rfc9112_6_1_an_unknown_transfer_coding_is_501() {
     refused(login_with("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"), &[501]);
 }
 
-/// Where the body has no end, the 400 of section 6.3 comes before the 501 of section 6.1.
+/// If the body's end cannot be found, the answer is the 400 of section 6.3, not the 501 of section 6.1.
 #[test]
 fn rfc9112_6_3_a_last_coding_that_is_not_chunked_is_refused() {
     for fields in [
@@ -169,7 +169,7 @@ fn rfc9112_6_3_a_body_ends_where_its_length_says() {
     });
 }
 
-/// Whatever the method and the path: with a length it is a body.
+/// Bytes after a head with a length are its body, whatever the method and the path.
 #[test]
 fn rfc9112_9_3_a_body_that_nobody_reads_is_not_a_request() {
     let small = HIDDEN.repeat(2);

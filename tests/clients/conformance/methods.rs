@@ -36,7 +36,7 @@ fn rfc9110_15_5_6_a_known_method_that_is_not_allowed_is_405_with_allow() {
             on_both(format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n"), |client| {
                 let reply = client.answers(method, 405);
                 let mut said = allowed(&reply);
-                // It may be left out, as it was before it was answered.
+                // `Allow` may leave out OPTIONS.
                 said.extend((!said.contains(&"OPTIONS".to_owned())).then(|| "OPTIONS".to_owned()));
                 said.sort();
                 assert_eq!(said, allow, "{}", client.what());
@@ -57,7 +57,7 @@ fn rfc9110_9_3_2_head_is_get_without_a_body() {
             let (head, get) = (client.answer("HEAD"), client.answer("GET"));
             assert_eq!(head.status, get.status, "{path}");
             let fields = |reply: &Reply| {
-                // The time and the request's number are each answer's own.
+                // These two differ from answer to answer.
                 let own = |name: &str| matches!(name, "date" | "x-request-id");
                 let fields = reply.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone()));
                 fields.filter(|(name, _)| !own(name)).collect::<Vec<_>>()

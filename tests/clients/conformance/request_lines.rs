@@ -40,7 +40,7 @@ fn rfc9112_2_2_empty_lines_before_a_request_line_are_skipped() {
     for lines in ["\r\n", "\r\n\r\n"] {
         served(format!("{lines}GET /health HTTP/1.1\r\nHost: x\r\n\r\n"), "GET", 200);
     }
-    // Some clients send one more line end than the body has.
+    // Some clients send an extra line end after the body.
     let length = BODY.len();
     on_both(login_with(format!("Content-Length: {length}\r\n"), format!("{BODY}\r\n")), |client| {
         client.answers_the_body();
@@ -83,7 +83,7 @@ fn rfc9112_2_3_a_higher_minor_version_is_served_as_1_1() {
     for version in ["1.2", "1.9"] {
         served(format!("GET /health HTTP/{version}\r\nHost: x\r\n\r\n"), "GET", 200);
     }
-    // The rules of 1.1 hold for it.
+    // A later 1.x follows the rules of 1.1.
     refused("GET /health HTTP/1.2\r\n\r\n", &[400]);
 }
 
@@ -93,7 +93,7 @@ fn rfc9112_2_3_another_major_version_is_505() {
         refused(format!("GET /health HTTP/{version}\r\nHost: x\r\n\r\n"), &[505]);
         refused(format!("POST /login HTTP/{version}\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"), &[505]);
     }
-    // As `curl --http2-prior-knowledge` and probes for gRPC begin.
+    // What `curl --http2-prior-knowledge` and gRPC probes send first.
     refused("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0", &[505]);
 }
 
@@ -156,7 +156,7 @@ fn rfc9112_3_a_request_line_of_8000_octets_is_read() {
 #[test]
 fn rfc9112_3_a_longer_target_is_414() {
     refused(format!("GET /health?{} HTTP/1.1\r\nHost: x\r\n\r\n", "q".repeat(9_000)), &[414]);
-    // It is too long even though it is not complete.
+    // Unfinished, but too long already.
     for length in [20_000, 1 << 20] {
         refused(format!("GET /health?{}", "q".repeat(length)), &[414, 431]);
     }
@@ -192,7 +192,7 @@ fn rfc9110_5_5_nul_and_controls_in_a_request_line_are_400() {
     for byte in (0..0x20).filter(|byte| !b"\r\n".contains(byte)).chain([0x7f]) {
         refused([b"GET /health?", &[byte][..], b" HTTP/1.1\r\nHost: x\r\n\r\n"].concat(), &[400]);
     }
-    // Only a head has to be text.
+    // A body may hold any bytes.
     let reached = login_with("Content-Length: 3\r\n", b"\0\x01\x7f");
     on_both(reached, |client| {
         client.answers("POST", 422);

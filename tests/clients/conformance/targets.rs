@@ -9,7 +9,7 @@ fn rfc9112_3_2_a_target_that_is_no_uri_is_400() {
     {
         refused(format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"), &[400]);
     }
-    // Not even UTF-8.
+    // This is not even UTF-8.
     refused(b"GET /h\xe9alth HTTP/1.1\r\nHost: x\r\n\r\n", &[400]);
 }
 
@@ -64,8 +64,8 @@ fn rfc9112_3_2_2_the_authority_of_an_absolute_form_replaces_host() {
 }
 
 #[test]
-fn rfc9112_3_2_2_an_absolute_form_does_without_nothing() {
-    // Host is asked for with every form.
+fn rfc9112_3_2_2_an_absolute_form_needs_host_and_is_checked() {
+    // `Host` is required with every form.
     refused("GET http://x/health HTTP/1.1\r\n\r\n", &[400]);
     for target in [
         "http:///health",

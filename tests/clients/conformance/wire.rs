@@ -9,16 +9,16 @@ use std::time::Duration;
 use crate::world::raw::{self, Framing, Head, Reply, Stream};
 use crate::world::service::Service;
 
-/// Only a service that does not answer at all takes so long.
+/// Long enough that only a service that does not answer at all misses it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Follows what is refused. An answer to it means that the rest of a refused request was taken for a request.
+/// Is sent after a request that is refused. An answer to it means that the rest of the refused one was read as a request.
 const CANARY: &[u8] = b"GET /canary HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// A body that shows whether exactly these bytes were read: the answer to it names the field that is missing.
+/// A body whose answer shows that exactly these bytes were read: it names the missing field.
 pub const BODY: &str = r#"{"email":"a"}"#;
 
-/// A head for [`BODY`] without framing and without its last line.
+/// A head for [`BODY`] up to the fields that give the length.
 pub const LOGIN: &str = "POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
 
 static SERVICES: OnceLock<[Service; 2]> = OnceLock::new();
@@ -40,14 +40,14 @@ fn end_with_this_process() {
             let _ = fs::remove_dir_all(service.dir());
         }
     }
-    // SAFETY: the function is a static one and does not unwind: nothing in it panics on a service that has started.
+    // SAFETY: `end` is a plain function that does not unwind: nothing in it panics once the services have started.
     assert_eq!(unsafe { libc::atexit(end) }, 0);
 }
 
 /// A connection on which something was sent.
 pub struct Client {
     reader: BufReader<Stream>,
-    /// For messages of failures.
+    /// What was sent, for failure messages.
     what: String,
 }
 
@@ -70,7 +70,7 @@ impl Client {
         self.reader.get_ref().shutdown(how).unwrap();
     }
 
-    /// What was sent, for messages of failures.
+    /// What was sent, for failure messages.
     pub fn what(&self) -> &str {
         &self.what
     }
@@ -118,7 +118,7 @@ impl Client {
         reply
     }
 
-    /// The answer to [`BODY`], had it been read as it is.
+    /// Expects the answer that [`BODY`] gets if it was read unchanged.
     pub fn answers_the_body(&mut self) {
         let reply = self.answers("POST", 422);
         assert!(reply.detail().contains("password is missing"), "{}: {}", self.what, reply.text());

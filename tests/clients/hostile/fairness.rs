@@ -10,8 +10,8 @@ use crate::world::service::{Service, ServiceBuilder};
 use crate::world::tcp::reset_on_close;
 use crate::world::{World, eventually, pattern, resource_api};
 
-/// How long the machine may take beyond a limit that the service keeps. Without that rule it would be a stall timeout: 300 s of the
-/// client, or 30 s of a server.
+/// How late a busy machine may be. It is less than what the client would wait without these rules: a stall timeout, which is
+/// 300 s for a client and 30 s for a server.
 const SLACK: Duration = Duration::from_secs(25);
 
 /// A world whose stall timeout is far beyond all limits here.
@@ -27,7 +27,7 @@ fn form(folder: &str) -> String {
     format!(
         "--b\r\nContent-Disposition: form-data; name=folder\r\n\r\n{folder}\r\n\
          --b\r\nContent-Disposition: form-data; name=data; filename=x\r\n\r\n{}\r\n--b--\r\n",
-        // More than anybody reads ahead.
+        // More than the service reads ahead.
         "D".repeat(5_000)
     )
 }
@@ -51,7 +51,7 @@ fn finish(world: &World, mut stream: Stream, sent: usize) {
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// A load that is repeated as `Retry-After` asks; returns how long it took until it began.
+/// Loads, and tries again as `Retry-After` asks; returns how long it took until the answer began.
 fn begins(world: &World, within: Duration) -> Duration {
     let started = Instant::now();
     loop {
@@ -75,9 +75,9 @@ fn uploads_whose_body_has_not_begun_hold_no_handler() {
     let open: Vec<_> = (0..64).map(|number| upload(&world, number)).collect();
     let took = begins(&world, Duration::from_secs(1));
     println!("with 64 uploads without a byte a load takes {took:?}");
-    // The load's own handler is free a moment after the client has the body.
+    // The load's own handler becomes free a moment after the client has the whole body.
     eventually(Duration::from_secs(60), "a handler is held", || busy_handlers(&world.service) == 0);
-    // Not one was cut off.
+    // None of them was cut off.
     for stream in open.into_iter().step_by(9) {
         finish(&world, stream, 0);
     }
@@ -153,7 +153,7 @@ fn clients_that_are_slow_and_alive_keep_their_handler() {
     world.upload("small.bin", b"model");
     let bytes = form(&world.folder);
     let mut slow = upload(&world, 0);
-    // It has begun, and never stalls for two seconds.
+    // This upload has begun and never stalls for as long as two seconds.
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
             for piece in bytes.as_bytes().chunks(bytes.len() / 8 + 1) {
@@ -170,7 +170,7 @@ fn clients_that_are_slow_and_alive_keep_their_handler() {
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// Asks for a model and goes when it has to be waited for.
+/// Asks for a model and leaves before the answer comes.
 fn ask_and_go(service: &Service, folder: &str, name: &str, range: &str, how: usize) -> Stream {
     let body = format!(r#"{{"folder":"{folder}"}}"#);
     let mut stream = service.connect();
@@ -194,7 +194,7 @@ fn a_client_that_has_gone_frees_its_handler_although_the_download_hangs() {
     for how in 0..2 {
         for range in ["", "Range: bytes=2900000-2900010\r\n"] {
             proxy.clear_faults();
-            // The download of the time before hangs on, and the next one would join it.
+            // The next load would join the download of the previous round, which still hangs.
             proxy.cut();
             world.forget("m.bin");
             proxy.fault("GET", "m.bin", Fault::HangAt(1_000_000), None);
@@ -225,7 +225,7 @@ fn a_client_that_has_gone_frees_its_handler_although_the_api_hangs() {
     world.loads("small.bin", b"model");
 }
 
-/// A client that reads no more of its load, and then is gone.
+/// A client that stops reading its load and then leaves.
 #[test]
 fn a_client_that_goes_in_the_middle_of_a_load_frees_its_handler() {
     let world = world();

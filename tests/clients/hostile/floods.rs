@@ -91,7 +91,7 @@ fn lines_without_end_cost_little_memory() {
         ("GET /health?".to_owned(), &zeros),
         (String::new(), &zeros),
         (String::new(), &empty),
-        // An endless body that is refused for its head.
+        // Its head is refused, and its body never ends.
         (ask("Content-Type: text/plain\r\n\r\nffffffff\r\n").replacen("application/json", "text/plain", 1), &zeros),
     ];
     for scene in Scene::both(|builder| builder.env("CLIENT_TOKEN", "open-sesame")) {
@@ -136,7 +136,7 @@ fn pipelined_requests_of_clients_that_have_gone_silence_nobody() {
                 }
                 thread::sleep(Duration::from_millis(20));
             });
-            // And some connections that stay open until others have been served.
+            // Some connections stay open until others have been served.
             for _ in 0..8 {
                 if let Some(mut stream) = connect(service) {
                     let _ = stream.write_all(format!("{login}{health}{health}").as_bytes());
@@ -145,7 +145,7 @@ fn pipelined_requests_of_clients_that_have_gone_silence_nobody() {
             }
             thread::sleep(duration());
             drop(open);
-            // The handlers need not wait for what will never come.
+            // The handlers need not wait for an API that hangs.
             api.cut();
         });
     }
@@ -172,7 +172,7 @@ fn two_kinds_of_flood_at_1024_descriptors_silence_nobody() {
                 if client < 2 {
                     let mut held = held.lock().unwrap();
                     held.push_back(stream);
-                    // More than there are descriptors.
+                    // Keeps more connections than there are descriptors.
                     if held.len() > 1100 {
                         held.pop_front();
                     }

@@ -26,7 +26,7 @@ fn large() -> String {
     HIDDEN.repeat((6 << 20) / HIDDEN.len())
 }
 
-/// As much as an endpoint for JSON reads.
+/// Nearly as much as an endpoint for JSON reads.
 fn small() -> String {
     HIDDEN.repeat(60_000 / HIDDEN.len())
 }
@@ -35,13 +35,13 @@ fn on_both(configure: impl Fn(ServiceBuilder) -> ServiceBuilder, test: impl Fn(&
     for builder in [Service::builder(), Service::builder().unix()] {
         let service = configure(builder.timeout(Duration::from_secs(10))).start();
         test(&service);
-        // Repeated, because a late effect may be missed once.
+        // Again, for effects that come late.
         thread::sleep(Duration::from_millis(300));
         nothing_was_asked(&service);
     }
 }
 
-/// No request for `/unlock` has reached anything: each is counted, whatever its answer.
+/// Checks that no request for `/unlock` has arrived: each would be counted, whatever its answer.
 fn nothing_was_asked(service: &Service) {
     let document = service.get("/metrics").text();
     let asked: Vec<_> = document.lines().filter(|line| line.contains("/unlock\"") && line.contains("_total")).collect();
@@ -72,13 +72,13 @@ fn refused(service: &Service, head: &str, body: &str, status: u16) {
     });
 }
 
-/// Both framings of a body, for a head that ends with its fields.
+/// Sends the head with both framings of a body; both must be refused.
 fn refused_in_both_framings(service: &Service, head: &str, status: u16) {
     for body in [HIDDEN.to_owned(), HIDDEN.repeat(8), small(), large()] {
         refused(service, &format!("{head}Content-Length: {}\r\n\r\n", body.len()), &body, status);
         let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
         refused(service, &format!("{head}Transfer-Encoding: chunked\r\n\r\n"), &chunked, status);
-        // It was not asked for and comes all the same.
+        // The client sends the body without waiting for `100 Continue`.
         refused(
             service,
             &format!("{head}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n", body.len()),
@@ -124,7 +124,7 @@ fn a_body_refused_with_401_is_not_read_as_requests() {
     on_both(
         |builder| builder.env("CLIENT_TOKEN", "open-sesame"),
         |service| {
-            // The token of the hidden requests would be their own.
+            // The hidden requests have no token either, but they must not even be counted.
             for path in ["/login", "/load/m", "/upload/m"] {
                 refused_in_both_framings(service, &format!("POST {path} HTTP/1.1\r\nHost: x\r\n{JSON}"), 401);
             }
@@ -191,7 +191,7 @@ fn a_body_refused_with_422_is_not_read_as_requests() {
     );
 }
 
-/// Half of a body has come when its client goes or stops.
+/// The client leaves or stops in the middle of a body.
 #[test]
 fn a_body_whose_client_goes_is_not_read_as_requests() {
     on_both(
@@ -241,7 +241,7 @@ fn a_body_whose_client_is_slow_is_not_read_as_requests() {
                     open.push(stream);
                 }
             }
-            // Its limit has passed.
+            // Their time limit has passed.
             for stream in &mut open {
                 let mut said = [0; 13];
                 if stream.read_exact(&mut said).is_ok() {
@@ -332,7 +332,7 @@ fn what_a_page_of_another_site_sends_is_not_read_as_requests() {
     }
     thread::sleep(Duration::from_millis(300));
     let document = service.get("/metrics").text();
-    // They came.
+    // The page's requests did arrive.
     assert!(document.contains(r#"endpoint="/login",status="403""#), "{document}");
     nothing_was_asked(&service);
 }

@@ -35,7 +35,7 @@ fn idle_connections_cost_no_thread_and_little_memory() {
         let mut open = Vec::new();
         for number in 0..wanted {
             let mut stream = Stream::connect(service.address()).unwrap_or_else(|error| panic!("{number}: {error}"));
-            // Half of them have had an answer.
+            // Every other one gets an answer.
             if number % 2 == 0 {
                 stream.write_all(HEALTH).unwrap();
             }
@@ -44,13 +44,13 @@ fn idle_connections_cost_no_thread_and_little_memory() {
         for reader in open.iter_mut().step_by(2) {
             assert_eq!(raw::read_reply(reader, "GET").unwrap().status, 200);
         }
-        // A connection that was about to close may have been counted before.
+        // `before` may include a connection that has been closed since.
         eventually(SLACK, "all are accepted", || service.descriptors() >= before.1 + wanted - 5);
         let grown = memory_kib(service.pid(), "RssAnon").saturating_sub(before.2);
         println!("{}: {wanted} connections cost {grown} KiB", service.address());
         assert!(service.threads() <= before.0 + 5, "{} threads, {} before", service.threads(), before.0);
         assert!(service.is_emulated() || grown <= MEMORY, "{grown} KiB");
-        // All still serve.
+        // All of them still work.
         for reader in open.iter_mut().rev().step_by(97) {
             reader.get_mut().write_all(HEALTH).unwrap();
             assert_eq!(raw::read_reply(reader, "GET").unwrap().status, 200);
@@ -104,7 +104,7 @@ fn at_the_limit_of_busy_connections_a_new_one_is_answered_503() {
     let api = ResourceApi::start();
     api.fault("/login", Fault::Hang, None);
     for unix in [false, true] {
-        // As many as there are handlers and places in their queue.
+        // Requests for all handlers and all places in their queue.
         let builder = Service::builder().api(&api).env("MAX_CONNECTIONS", "20").env("HANDLER_THREADS", "4");
         let builder = builder.timeout(Duration::from_secs(10));
         let service = if unix { builder.unix().start() } else { builder.start() };

@@ -14,7 +14,7 @@ use crate::world::{eventually, in_ci};
 /// Where all descriptors are taken, the next one is free after at most one tick of the gate, which is 100 ms by itself.
 const LIMIT: Duration = Duration::from_millis(150);
 
-/// An answer that takes longer does not come.
+/// An answer that takes longer is not expected any more.
 const HANG: Duration = Duration::from_secs(5);
 
 /// When descriptors and threads must be back, with some slack for a slow machine.
@@ -37,7 +37,7 @@ pub struct Scene {
     bystander: Service,
 }
 
-/// What a process holds.
+/// The resources of a process.
 #[derive(Debug)]
 struct Holdings {
     descriptors: usize,
@@ -96,7 +96,7 @@ impl Scene {
     /// Runs an attack to its end. During it `/health` is answered all the time and memory stays small; after it nothing is left.
     pub fn withstands(&self, what: &str, attack: impl FnOnce(&Service) + Send) {
         let service = &self.service;
-        // What the service allocates once is allocated.
+        // Makes the service allocate what it allocates only once.
         for path in ["/health", "/status", "/metrics", "/nope"] {
             service.get(path);
         }
@@ -106,7 +106,7 @@ impl Scene {
         let began = Instant::now();
         thread::scope(|scope| {
             let attack = scope.spawn(|| attack(service));
-            // Hangs would take very long one after the other.
+            // Three hangs are enough to fail.
             while !attack.is_finished() && attacked.failures.len() < 3 {
                 attacked.take(service);
                 idle.take(&self.bystander);
@@ -115,7 +115,7 @@ impl Scene {
             }
         });
         let whole = began.elapsed();
-        // The peak includes what happened between two samples; the pages of files in it are the program itself.
+        // The kernel's peak also covers the time between two samples; its file pages are the program itself.
         most = most.max(service.vm_hwm_kib().saturating_sub(memory_kib(service.pid(), "RssFile")));
         let limit = LIMIT + idle.slowest();
         let missed = attacked.took.iter().filter(|took| **took > limit).count();
@@ -130,7 +130,7 @@ impl Scene {
         assert!(idle.failures.is_empty(), "the bystander: {:?}", idle.failures);
         // Response times can be judged only for the product, alone on the machine: see `.ci/run`. Elsewhere only a hang fails.
         if std::env::var_os("HOSTILE_STRICT").is_some() {
-            // The machine may take a break during a probe and not during the bystander's.
+            // The machine may pause during a probe of the one and not of the other.
             assert!(missed <= 1 + probes / 50, "{said}");
             let silent: Duration = attacked.took.iter().filter(|took| **took > limit).sum();
             assert!(silent <= LIMIT * 2 || silent <= whole / 4, "silent for {silent:?} of {whole:?}; {said}");
@@ -152,7 +152,7 @@ impl Scene {
 
 /// Handlers at work.
 pub fn busy_handlers(service: &Service) -> usize {
-    // Without CLIENT_TOKEN, nobody checks this one.
+    // Ignored by a service without CLIENT_TOKEN.
     let headers = [("Authorization", "Bearer open-sesame")];
     let document = service.call("GET", "/metrics", &headers, b"").expect("an answer").text();
     let line = document.lines().find_map(|line| line.strip_prefix("loader_handler_threads_busy "));

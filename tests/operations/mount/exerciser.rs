@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// The length of the first version. Each new one is a byte longer, so that a file's length tells its version.
 const FIRST: usize = 12_000_000;
 
-/// How many versions' bytes are kept for readers.
+/// The number of versions that are kept for comparison.
 const KEPT: usize = 24;
 
 #[derive(Default)]
@@ -60,7 +60,7 @@ impl Run {
 
     fn failed(&self, error: &io::Error) {
         let number = error.raw_os_error().unwrap();
-        // Being mounted again, nobody logged in, the service away, or an old version gone.
+        // The mount is being replaced, nobody is logged in, the service is away, or an old version is gone.
         let allowed = [libc::EIO, libc::ENOTCONN, libc::ECONNABORTED, libc::ENOENT, libc::EACCES, libc::ETIMEDOUT];
         assert!(allowed.contains(&number), "{error}");
         *lock(&self.failures).entry(number).or_default() += 1;
@@ -98,7 +98,7 @@ impl Run {
             match self.timed("a read", || file.read_at(&mut bytes, offset as u64)) {
                 Ok(count) => {
                     let right = &expected[offset.min(length)..(offset + wanted).min(length)];
-                    // Only a signal, or an error after the first pages, makes a read shorter.
+                    // A signal, or an error after the first pages, may make a read short, but not empty.
                     assert!(count > 0 || right.is_empty(), "nothing at {offset} of {length}");
                     assert!(bytes[..count] == right[..count], "wrong bytes in {count} at {offset} of {length}");
                     self.reads.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +141,7 @@ fn random_reads_are_right_whatever_happens_meanwhile() {
         let mut kinds = 0..6;
         while started.elapsed() < Duration::from_secs(seconds) && !run.is_over.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(300 + dice.below(700) as u64));
-            // Each kind once, and then at random.
+            // Each kind once, then at random.
             let kind = kinds.next().unwrap_or_else(|| dice.below(6));
             match kind {
                 0 => world.upload("model.bin", &run.next_version()),

@@ -126,7 +126,7 @@ fn a_program_maps_a_model_that_is_larger_than_its_memory_may_be() {
     let (status, said) = limited.python(MAP, &path);
     assert!(status.success(), "{status}");
     assert_eq!(said, sha256_hex(&plain));
-    // A copy does not fit.
+    // A copy of the model would not fit.
     let (status, _) = limited.python("import sys; print(len(open(sys.argv[1], 'rb').read()))", &path);
     assert!(!status.success());
 }
@@ -151,7 +151,7 @@ fn a_large_model_costs_little_memory_and_not_much_time() {
     if !can_mount("figures of the mount") {
         return;
     }
-    // One heap, as with the product's libc.
+    // A single heap, as with the product's libc.
     let world = World::with(|builder| builder.env("MALLOC_ARENA_MAX", "1").env("MALLOC_MMAP_THRESHOLD_", "65536"));
     let size: usize = if in_ci() { 1 << 30 } else { 64 << 20 };
     let plain = pattern(size, 7);
@@ -209,7 +209,7 @@ fn a_large_model_costs_little_memory_and_not_much_time() {
     if std::env::var_os("MOUNT_STRICT").is_some() {
         assert!(idle_mount <= IDLE_PRODUCT, "{idle_mount} KiB");
         assert!(by_http.as_secs_f64() >= 0.3 * by_cat.as_secs_f64(), "cat {by_cat:?}, /load {by_http:?}");
-        // A request of its own asks the Resource API each time; an open file does so every 10 s.
+        // By HTTP each request asks the Resource API; an open file does so every 10 s.
         assert!(took[50] <= range_by_http[50], "64 KiB: {:?}, by HTTP {:?}", took[50], range_by_http[50]);
     }
     mount.kill();

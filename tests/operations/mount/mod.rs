@@ -72,7 +72,7 @@ fn programs_read_the_plaintext_in_any_order() {
     let sum = String::from_utf8(run("python3", &["-c", script, text(&path)])).unwrap();
     assert_eq!(sum.trim(), sha256_hex(&plain));
 
-    // At places far apart, and past the end; without the kernel's cache.
+    // Reads far apart and past the end, without the kernel's cache.
     drop_caches();
     let file = File::open(&path).unwrap();
     let mut place = 12345_usize;
@@ -130,7 +130,7 @@ fn listings_and_attributes_are_those_of_a_read_only_file_system() {
     let group = fs::read_to_string("/etc/group").unwrap();
     let group = group.lines().find(|line| line.starts_with("nogroup:")).unwrap().split(':').nth(2).unwrap();
     assert_eq!(metadata.gid().to_string(), group);
-    // Whole seconds.
+    // The time has whole seconds.
     let modified = metadata.modified().unwrap();
     assert!(modified + Duration::from_secs(1) >= before && modified <= SystemTime::now(), "{modified:?}");
     assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o555);
@@ -212,13 +212,13 @@ fn a_service_that_is_away_is_an_error_and_no_hang() {
     assert!(away.contains(&errno(fs::read_dir(mount.path()).map(|_| ()))));
     assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
 
-    // It is a client like any other: without a login nothing can be read.
+    // The mount is a client like any other: without a login nothing can be read.
     world.service.restart();
     assert_eq!(errno(file.read_exact_at(&mut bytes, 4_000_000)), Some(libc::EACCES));
     world.login();
     file.read_exact_at(&mut bytes, 4_000_000).unwrap();
     assert!(bytes == plain[4_000_000..4_001_000]);
-    // The kernel has it in its cache, so nobody is asked.
+    // The kernel has these bytes in its cache, so it asks nobody.
     world.service.kill();
     file.read_exact_at(&mut bytes, 4_000_000).unwrap();
 }

@@ -70,7 +70,7 @@ fn service_mount_and_programs_write_plaintext_to_nothing_but_sockets_pipes_fuse_
     assert!(run_to_end(program, &[], b"", HANG).stdout == plain);
     assert!(fs::read(&path).unwrap() == plain);
     for tracer in &mut tracers {
-        // strace detaches.
+        // This makes strace detach.
         signal(tracer.id(), libc::SIGTERM);
         tracer.wait().unwrap();
     }

@@ -55,7 +55,7 @@ fn rsync_tar_find_df_and_inotifywait_work_as_on_any_read_only_file_system() {
     run("tar", &["-C", text(&at("tar")), "-xf", text(&at("t.tar"))]);
     is_copy(&at("tar"));
     run("diff", &["-r", text(&source), text(&at("tar"))]);
-    // Several files in one call.
+    // One call reads several files.
     let names: Vec<String> = models.iter().map(|(name, _)| source.join(name).display().to_string()).collect();
     let sums = String::from_utf8(run("sha256sum", &names.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
     let expected: Vec<String> = models.iter().map(|(_, bytes)| sha256_hex(bytes)).collect();
@@ -187,7 +187,7 @@ fn a_container_reads_the_models_also_after_the_mount_was_started_again() {
     let mut mount = Mount::of(&world.service, &["--allow-other"]);
     mount.kill();
     run("umount", &["--lazy", text(mount.path())]);
-    // The container has the directory above, and what is mounted in it must be propagated.
+    // The container gets the parent directory, so the mount must propagate into it.
     let parent = mount.path().parent().unwrap().to_owned();
     let shared = Shared::new(&parent);
     mount.start_again(&world.service);
