@@ -41,7 +41,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { part: 16 << 20, copy: 512 << 20 }
+        Self { part: 16 << 20, copy: 128 << 20 }
     }
 }
 

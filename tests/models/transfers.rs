@@ -104,8 +104,8 @@ fn cache_files_are_for_this_user_only() {
 #[test]
 fn a_large_object_is_uploaded_in_parts_and_damage_on_the_way_is_repaired() {
     let (world, proxy) = World::behind_proxy();
-    // Three parts of at most 64 MiB; the second one breaks off once.
-    let size = 130 * MIB as u64;
+    // Three parts of at most 16 MiB; the second one breaks off once.
+    let size = 40 * MIB as u64;
     proxy.fault("PUT", "partNumber=2", Fault::CutRequestAt(10_000_000), Some(1));
     let reply = world.service.upload_reader(&world.folder, "m.bin", size, PatternReader::new(size, 1));
     assert_eq!(reply.status, 200, "{}", reply.text());
