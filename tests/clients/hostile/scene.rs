@@ -11,7 +11,7 @@ use crate::world::{eventually, in_ci};
 
 /// The limit for answers of `/health`, to which the bystander's slowest answer is added.
 ///
-/// Where all descriptors are taken, the next one is free after at most one tick of the gate, which is 100 ms by itself.
+/// Over TCP a flood can keep up to 4,096 connections waiting to be accepted; behind them an answer takes about 100 ms.
 const LIMIT: Duration = Duration::from_millis(150);
 
 /// An answer that takes longer is not expected any more.
