@@ -217,7 +217,8 @@ impl Box {
         while !works.exists() {
             let why = || {
                 let journal = "journalctl --no-pager --boot --unit=loader --unit=loader-ready --unit=program";
-                machine.try_run(&format!("{journal}; systemctl --failed")).1
+                let system = "systemctl --failed; systemctl list-jobs; journalctl --no-pager --boot --lines=60";
+                machine.try_run(&format!("{journal}; {system}")).1
             };
             assert!(Instant::now() < deadline, "it is not ready: {}", why());
             assert!(!machine.try_run("systemctl is-failed program.service").0, "the program failed: {}", why());
