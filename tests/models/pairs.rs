@@ -3,11 +3,11 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::iter;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::world::protocol::{self, Salts};
 use crate::world::s3_fault::Fault;
-use crate::world::{World, pattern, sha256_hex};
+use crate::world::{World, eventually, pattern, sha256_hex};
 
 #[test]
 fn a_stale_cached_big_part_is_never_joined_with_a_new_small_part() {
@@ -89,8 +89,9 @@ fn big_parts_that_were_swapped_in_the_cache_are_noticed() {
     world.loads("b.bin", &b);
 }
 
-/// As decaying storage does: the file's time does not change.
+/// As decaying storage does: the file's time does not change. The file has its name a moment after the load that filled it.
 pub fn flip_byte(path: &std::path::Path, offset: u64) {
+    eventually(Duration::from_secs(60), "the model is cached", || path.exists());
     let modified = fs::metadata(path).unwrap().modified().unwrap();
     let mut file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
