@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::podman::Podman;
-use super::unlock::{Unlocker, openssl};
+use super::unlock::{Unlocker, openssl, path_with, trap};
 use crate::world::docker::{Engine, engine_or_skip, saved_images};
-use crate::world::process::write_program;
 use crate::world::service::ServiceBuilder;
 
 /// A service, and the engine that it unlocks into.
@@ -222,21 +221,11 @@ fn the_record_of_an_older_version_is_read() {
     scene.remove(&["b", "tagged", "by-hand"]);
 }
 
-/// A `docker` that handles `$1` by these branches of a shell `case`, and leaves the rest to the real one.
-fn trap(directory: &Path, case: &str) {
-    let real = Command::new("sh").args(["-c", "command -v docker"]).output().unwrap().stdout;
-    let real = String::from_utf8(real).unwrap();
-    let script = format!("#!/bin/sh\ndocker={}\ncase \"$1 $2\" in\n{case}\nesac\nexec $docker \"$@\"\n", real.trim());
-    let (new, docker) = (directory.join("new"), directory.join("docker"));
-    write_program(&new, &script);
-    fs::rename(new, docker).unwrap();
-}
-
 #[test]
 fn failures_and_power_cuts_lose_no_old_image() {
     let Some(engine) = engine_or_skip("old images and power cuts") else { return };
     let directory = tempfile::tempdir().unwrap();
-    let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
+    let path = path_with(directory.path());
     let scene = Scene::with_docker("old-cuts", engine, |builder| prunes(builder).env("PATH", path));
     let service = &scene.unlocker.service;
     let reached = directory.path().join("reached");

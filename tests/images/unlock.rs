@@ -1,12 +1,12 @@
 //! The unlock, against a real Docker engine.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::world::docker::{Engine, GREETING, encrypted, engine_or_skip, saved_images};
 use crate::world::eventually;
@@ -122,13 +122,19 @@ pub(super) fn gzipped(tar: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-/// A `PATH` with a `docker` in this directory, which runs these commands of the shell and then the real one.
-fn docker_that_first(directory: &TempDir, commands: &str) -> String {
+/// A `docker` that handles `$1 $2` by these branches of a shell `case`, and leaves the rest to the real one.
+pub(super) fn trap(directory: &Path, case: &str) {
     let real = Command::new("sh").args(["-c", "command -v docker"]).output().unwrap().stdout;
     let real = String::from_utf8(real).unwrap();
-    let script = format!("#!/bin/sh\n{commands}\nexec {} \"$@\"\n", real.trim());
-    write_program(&directory.path().join("docker"), &script);
-    format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap())
+    let script = format!("#!/bin/sh\ndocker={}\ncase \"$1 $2\" in\n{case}\nesac\nexec $docker \"$@\"\n", real.trim());
+    let (new, docker) = (directory.join("new"), directory.join("docker"));
+    write_program(&new, &script);
+    std::fs::rename(new, docker).unwrap();
+}
+
+/// `PATH` with this directory before the others.
+pub(super) fn path_with(directory: &Path) -> String {
+    format!("{}:{}", directory.display(), std::env::var("PATH").unwrap())
 }
 
 #[test]
@@ -166,10 +172,9 @@ fn the_states_come_in_their_order() {
     let directory = tempfile::tempdir().unwrap();
     let go = |command: &str| directory.path().join("go").join(command);
     std::fs::create_dir(go("")).unwrap();
-    let path = docker_that_first(
-        &directory,
-        &format!("case $1 in version|load) until [ -e {}/$1 ]; do sleep 0.02; done;; esac", go("").display()),
-    );
+    let wait = format!("until [ -e {}/$1 ]; do sleep 0.02; done", go("").display());
+    trap(directory.path(), &format!("version*|load*) {wait};;"));
+    let path = path_with(directory.path());
     let unlocker = Unlocker::with(engine, |builder| builder.env("PATH", path));
     let tag = unique("states");
     unlocker.archive(&packed(&saved_images(&[&tag], 1_000_000, false)));
@@ -281,7 +286,8 @@ fn fifty_concurrent_unlocks_start_one_docker_load() {
     let tag = unique("fifty");
     let directory = tempfile::tempdir().unwrap();
     let counter = directory.path().join("loads");
-    let path = docker_that_first(&directory, &format!("[ \"$1\" != load ] || echo load >>{}", counter.display()));
+    trap(directory.path(), &format!("load*) echo load >>{};;", counter.display()));
+    let path = path_with(directory.path());
     let unlocker = Unlocker::with(engine, |builder| builder.env("PATH", path).env("HANDLER_THREADS", "16"));
     unlocker.archive(&packed(&saved_images(&[&tag], 30_000_000, false)));
     thread::scope(|scope| {

@@ -238,6 +238,11 @@ impl S3 for S3Store {
             let range = range.map_err(|_| s3_error!(InvalidArgument))?;
             let _still = store.change.read().await;
             let (length, bytes) = store.bytes(bucket, key, range).await?;
+            if let Some(Range::Int { first, last: Some(last) }) = range
+                && length as u64 != last - first + 1
+            {
+                return Err(s3_error!(InvalidRange));
+            }
             let part = request.map_input(|input| UploadPartInput {
                 bucket: input.bucket,
                 key: input.key,
