@@ -23,6 +23,7 @@ fn the_units_as_shipped_start_wait_restart_and_stop() {
     machine.boot();
     // The group that docker's package creates.
     machine.run("groupadd --system docker");
+    it_starts_while_docker_hangs_at_its_start(&machine);
     it_starts_with_a_user_of_its_own_and_says_how_it_is(&machine);
     clients_of_the_socket_wait_while_it_restarts(&machine);
     thread::scope(|scope| {
@@ -32,6 +33,18 @@ fn the_units_as_shipped_start_wait_restart_and_stop() {
     });
     a_stopped_process_is_restarted_by_the_watchdog(&machine);
     it_stops_cleanly(&machine);
+}
+
+fn it_starts_while_docker_hangs_at_its_start(machine: &Machine) {
+    // Like Debian's unit, it may start for ever.
+    machine.run(
+        "printf '[Service]\\nType=notify\\nTimeoutStartSec=0\\nExecStart=sleep infinity\\n' >/run/systemd/system/docker.service
+        systemctl daemon-reload && systemctl start --no-block docker.service
+        timeout 60 systemctl start loader.service",
+    );
+    assert_eq!(machine.run("systemctl show --property=ActiveState --value docker.service").trim(), "activating");
+    machine.run("systemctl stop loader.service docker.service");
+    machine.run("rm /run/systemd/system/docker.service && systemctl daemon-reload");
 }
 
 fn it_starts_with_a_user_of_its_own_and_says_how_it_is(machine: &Machine) {

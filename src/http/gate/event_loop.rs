@@ -178,11 +178,6 @@ impl EventLoop {
         let token = self.next_token;
         self.next_token += 1;
         let connection = Arc::new(Connection::new(token, socket, address, Arc::clone(&self.gate.events)));
-        let data = EventData::new_u64(token);
-        if let Err(error) = epoll::add(&self.gate.events.epoll, &connection.socket, data, EventFlags::ONESHOT) {
-            log::error!("a connection cannot be served: epoll: {error}");
-            return;
-        }
         self.clients.add(connection);
         metrics::CONNECTIONS.add();
         if has_room {
@@ -258,9 +253,12 @@ impl EventLoop {
             reply = reply.with_header("Retry-After", RETRY_AFTER_SECONDS);
         }
         let answer = reply.into_last_answer(id);
-        match connection.write_now(&answer) {
-            Ok(count) if count == answer.len() => connection.give_back(Next::Linger),
-            _ => self.drop_client(token),
+        // A client that has sent all it wants to send cannot lose the answer when the connection is closed.
+        let is_written = connection.write_now(&answer).is_ok_and(|count| count == answer.len());
+        if is_written && connection.is_open() {
+            connection.give_back(Next::Linger);
+        } else {
+            self.drop_client(token);
         }
     }
 

@@ -62,20 +62,18 @@ impl Listener {
 
     /// Sets the options of a listening socket, which accepted connections inherit.
     pub fn prepared(self) -> io::Result<Self> {
-        match &self {
+        let backlog = match &self {
             Self::Tcp(listener) => {
-                rustix::net::listen(listener, TCP_BACKLOG)?;
-                listener.set_nonblocking(true)?;
                 sockopt::set_socket_keepalive(listener, true)?;
                 sockopt::set_tcp_keepidle(listener, KEEPALIVE)?;
                 sockopt::set_tcp_user_timeout(listener, KEEPALIVE.as_millis() as u32)?;
                 sockopt::set_tcp_nodelay(listener, true)?;
+                TCP_BACKLOG
             }
-            Self::Unix(listener, _) => {
-                rustix::net::listen(listener, UNIX_BACKLOG)?;
-                listener.set_nonblocking(true)?;
-            }
-        }
+            Self::Unix(..) => UNIX_BACKLOG,
+        };
+        rustix::net::listen(&self, backlog)?;
+        rustix::io::ioctl_fionbio(&self, true)?;
         Ok(self)
     }
 

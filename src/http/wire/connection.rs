@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 use crate::threads::Mailbox;
@@ -56,11 +56,13 @@ pub(in crate::http) struct Connection {
     /// still be reading, which cannot be distinguished. Most clients have left, so only an answer that is ready is sent.
     left: Arc<AtomicBool>,
     events: Arc<GateEvents>,
+    /// Most clients of a flood are refused, and gone, before there is anything to watch.
+    is_watched: AtomicBool,
 }
 
 impl Connection {
     pub(in crate::http) fn new(token: u64, socket: OwnedFd, address: Option<IpAddr>, events: Arc<GateEvents>) -> Self {
-        Self { token, socket, address, left: Arc::default(), events }
+        Self { token, socket, address, left: Arc::default(), events, is_watched: AtomicBool::new(false) }
     }
 
     pub(in crate::http) fn hung_up(&self) {
@@ -106,6 +108,14 @@ impl Connection {
         Ok(written)
     }
 
+    /// Whether the client may send more: it has not ended its direction.
+    pub(in crate::http) fn is_open(&self) -> bool {
+        match rustix::net::recv(&self.socket, &mut [0_u8; 1], RecvFlags::PEEK) {
+            Ok((count, _)) => count > 0,
+            Err(error) => matches!(error, Errno::AGAIN | Errno::INTR),
+        }
+    }
+
     /// Waits for the socket to be ready or to fail, at most for `limit`. It may return early.
     pub(super) fn wait(&self, events: PollFlags, limit: Duration) {
         let mut sockets = [PollFd::new(&self.socket, events)];
@@ -133,8 +143,14 @@ impl Connection {
     }
 
     fn watch(&self, events: EventFlags) {
-        let data = EventData::new_u64(self.token);
-        if epoll::modify(&self.events.epoll, &self.socket, data, events | EventFlags::ONESHOT).is_err() {
+        let (epoll, data, events) = (&self.events.epoll, EventData::new_u64(self.token), events | EventFlags::ONESHOT);
+        let watched = if self.is_watched.swap(true, Ordering::Relaxed) {
+            epoll::modify(epoll, &self.socket, data, events)
+        } else {
+            epoll::add(epoll, &self.socket, data, events)
+        };
+        if let Err(error) = watched {
+            log::error!("a connection cannot be served: epoll: {error}");
             self.shut_down();
         }
     }
