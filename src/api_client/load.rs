@@ -95,7 +95,8 @@ impl ApiClient {
         let small_length = small.len() as u64;
         let of_small = Zeroizing::new(small[start.min(small_length) as usize..end.min(small_length) as usize].to_vec());
         let of_big = version.read(start.saturating_sub(small_length)..end.saturating_sub(small_length));
-        let blocks = DecryptReader::of_stretch(Cursor::new(of_small).chain(of_big), self.resource_key.clone());
+        let source = Cursor::new(of_small).chain(of_big);
+        let blocks = DecryptReader::of_stretch(source, self.resource_key.clone(), end - start);
         Box::new(RangeReader::new(blocks, range.start - start, range.end - range.start))
     }
 }

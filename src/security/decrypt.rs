@@ -78,21 +78,21 @@ enum State {
 impl<R: Read> DecryptReader<R> {
     /// Decrypts `source`, which begins with the initialization vector, with `key`.
     pub fn new(source: R, key: AesKey) -> Self {
-        Self::with(source, key, true)
+        Self::with(source, key, CHUNK, true)
     }
 
-    /// Decrypts a stretch of whole blocks: `source` begins with the block before them, which is their initialization
-    /// vector. Padding in the stretch is returned as data.
-    pub fn of_stretch(source: R, key: AesKey) -> Self {
-        Self::with(source, key, false)
+    /// Decrypts a stretch of whole blocks, of `length` bytes: `source` begins with the block before them, which is their
+    /// initialization vector. Padding in the stretch is returned as data.
+    pub fn of_stretch(source: R, key: AesKey, length: u64) -> Self {
+        Self::with(source, key, usize::try_from(length).map_or(CHUNK, |length| length.clamp(BLOCK, CHUNK)), false)
     }
 
-    fn with(source: R, key: AesKey, padded: bool) -> Self {
+    fn with(source: R, key: AesKey, size: usize, padded: bool) -> Self {
         Self {
             source,
             key,
             state: State::Start,
-            buffer: Zeroizing::new(vec![0; CHUNK + HELD_BACK].into_boxed_slice()),
+            buffer: Zeroizing::new(vec![0; size + HELD_BACK].into_boxed_slice()),
             plain_start: 0,
             plain_end: 0,
             filled: 0,
@@ -292,8 +292,9 @@ mod tests {
         let encrypted = encrypted(&plain);
         for (first, last) in [(0, 1), (0, 62), (1, 2), (30, 62), (61, 62)] {
             let mut out = Vec::new();
-            let stretch = Dribble(&encrypted[first * BLOCK..(last + 1) * BLOCK], 100, false);
-            DecryptReader::of_stretch(stretch, key()).read_to_end(&mut out).unwrap();
+            let stretch = &encrypted[first * BLOCK..(last + 1) * BLOCK];
+            let length = stretch.len() as u64;
+            DecryptReader::of_stretch(Dribble(stretch, 100, false), key(), length).read_to_end(&mut out).unwrap();
             assert!(out == plain[first * BLOCK..last * BLOCK], "blocks {first} to {last}");
         }
     }
