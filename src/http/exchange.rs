@@ -200,7 +200,10 @@ impl Exchange {
         let transfer = Transfer::begin(Stage::Send, "the model", 0, Some(length));
         let mut sent = 0;
         loop {
-            let available = reader.fill_buf()?;
+            let available = reader.fill_buf().inspect_err(|error| {
+                // So a reader that waits for a download says that its client has gone.
+                self.client_left = error.kind() == io::ErrorKind::ConnectionAborted;
+            })?;
             if available.is_empty() {
                 break;
             }
