@@ -8,8 +8,8 @@ use super::stream::{KEPT, SKIPPED, Stream};
 use super::tree::Version;
 use crate::threads::lock;
 
-/// So many places of a file are read in sequence at once.
-const MAX_STREAMS: usize = 4;
+/// So many places of a file are read in sequence at once. Each takes up to 3 MiB here, and as much in the service.
+const MAX_STREAMS: usize = 3;
 
 /// A file that a program has open.
 pub(super) struct OpenFile {
