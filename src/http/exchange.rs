@@ -201,7 +201,7 @@ impl Exchange {
         let mut sent = 0;
         loop {
             let available = reader.fill_buf().inspect_err(|error| {
-                // So a reader that waits for a download says that its client has gone.
+                // This is how a reader that waits for a download reports that the client has gone.
                 self.client_left = error.kind() == io::ErrorKind::ConnectionAborted;
             })?;
             if available.is_empty() {

@@ -25,9 +25,11 @@ const AHEAD: usize = 2;
 /// During a download fewer are enough: its threads hash too, and hold chunks in memory.
 const AHEAD_OF_DOWNLOAD: usize = 1;
 
-/// The buffer of the last reader that came to its end, unless it is large. Without it, a read of a few bytes would spend a quarter
-/// of its time on the page faults of a new one.
+/// The buffer of the last reader that came to its end. Without it, a read of a few bytes would spend a quarter of its time on the
+/// page faults of a new one.
 static LEFT: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+
+/// The largest buffer that is kept: chunks of very large models are larger.
 const MAX_LEFT: usize = 2 << 20;
 
 /// See the module. A read that fails gives out no byte of the chunk that could not be proven.

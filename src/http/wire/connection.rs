@@ -56,7 +56,7 @@ pub(in crate::http) struct Connection {
     /// still be reading, which cannot be distinguished. Most clients have left, so only an answer that is ready is sent.
     left: Arc<AtomicBool>,
     events: Arc<GateEvents>,
-    /// Most clients of a flood are refused, and gone, before there is anything to watch.
+    /// Whether epoll knows the socket. Most clients of a flood are refused and gone before it needs to.
     is_watched: AtomicBool,
 }
 

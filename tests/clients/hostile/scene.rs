@@ -37,7 +37,7 @@ static FULL_QUEUE: LazyLock<Duration> = LazyLock::new(|| {
     rounds.sum()
 });
 
-/// When the kernel tries again to connect to a TCP queue that was full. In a flood this happens to one probe of a thousand.
+/// After how long the kernel tries again to connect to a full TCP queue. In a flood, about one probe in a thousand has to wait for it.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// An answer that takes longer is not expected any more.
