@@ -36,6 +36,9 @@ const MAX_HEADS: usize = 4 << 20;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 << 20;
 
+/// How long a new client may take to send its request before others are let in instead.
+const NEWCOMER: Duration = Duration::from_secs(1);
+
 /// How long, and how often, a new client waits for requests that are being answered from memory.
 const MOMENT: Duration = Duration::from_micros(200);
 const MOMENTS: usize = 25;
@@ -217,11 +220,14 @@ impl EventLoop {
     }
 
     /// Ends the connection that will be missed least. False if all are in use. An honest head is complete when it is read, so
-    /// an incomplete one may go, however young it is.
+    /// an incomplete one may go, however young it is. The request of an honest newcomer comes in a moment.
     fn make_room(&mut self) -> bool {
-        if let Some((_, token)) = self.clients.longest(Wait::Idle) {
+        let (idle, head) = (self.clients.longest(Wait::Idle), self.clients.longest(Wait::Head));
+        if let Some((since, token)) = idle
+            && (head.is_none() || since.elapsed() >= NEWCOMER)
+        {
             self.drop_client(token);
-        } else if let Some((_, token)) = self.clients.longest(Wait::Head).or(self.clients.longest(Wait::Body)) {
+        } else if let Some((_, token)) = head.or(self.clients.longest(Wait::Body)) {
             self.refuse(token, TIMED_OUT);
         } else {
             return false;

@@ -1,7 +1,7 @@
 //! Idle connections cost a descriptor each, and are closed when others need the place.
 
 use std::io::{BufReader, ErrorKind, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::scene::Scene;
 use crate::world::process::{memory_kib, raise_descriptor_limit};
@@ -95,6 +95,36 @@ fn at_the_limit_the_connection_that_was_idle_longest_makes_room() {
             }
         }
         drop(more);
+    }
+}
+
+/// Between connecting and sending, a client on a busy machine may have to wait for the processor.
+#[test]
+fn at_the_limit_unfinished_heads_make_room_before_a_client_that_has_just_connected() {
+    for service in [with_fifty(false), with_fifty(true)] {
+        let unfinished = || {
+            let mut stream = service.connect();
+            stream.write_all(b"GET /hea").unwrap();
+            stream
+        };
+        let mut heads: Vec<_> = (0..50).map(|_| unfinished()).collect();
+        let mut served = 0;
+        for _ in 0..20 {
+            let connected = Instant::now();
+            let mut newcomer = BufReader::new(service.connect());
+            // Each of these needs room, and the last is answered when all have been accepted.
+            heads.extend((0..5).map(|_| unfinished()));
+            assert_eq!(service.get("/health").status, 200);
+            let sent = newcomer.get_mut().write_all(HEALTH);
+            let waited = connected.elapsed();
+            match sent.and_then(|()| raw::read_reply(&mut newcomer, "GET")) {
+                Ok(reply) => assert_eq!(reply.status, 200),
+                // The service waits for a second.
+                Err(error) => assert!(waited > Duration::from_millis(900), "{error} after {waited:?}"),
+            }
+            served += u32::from(waited <= Duration::from_millis(900));
+        }
+        assert!(served > 0, "this machine needs almost a second to connect six times");
     }
 }
 
