@@ -1,6 +1,5 @@
 //! Reads `multipart/form-data` (RFC 7578) as a stream, with one buffer for parts of any size.
 
-use std::fmt;
 use std::io::{self, Read};
 
 use memchr::memmem::Finder;
@@ -16,43 +15,9 @@ const MAX_HEAD: usize = 8 * 1024;
 /// The size limit of what comes before the first boundary.
 const MAX_PREAMBLE: u64 = 64 * 1024;
 
-/// Why a form cannot be read.
-#[derive(Debug)]
-pub enum MultipartError {
-    /// The body breaks the rules of its content type.
-    Malformed(&'static str),
-    /// The client stopped sending, or the connection broke.
-    Io(io::Error),
-}
-
-impl fmt::Display for MultipartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Malformed(what) => write!(f, "the multipart body is malformed: {what}"),
-            Self::Io(error) => write!(f, "the body could not be read: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for MultipartError {}
-
-impl From<io::Error> for MultipartError {
-    fn from(error: io::Error) -> Self {
-        // `Multipart::read` wraps its own errors in an `io::Error`.
-        match error.downcast::<Self>() {
-            Ok(inner) => inner,
-            Err(error) => Self::Io(error),
-        }
-    }
-}
-
-impl From<MultipartError> for io::Error {
-    fn from(error: MultipartError) -> Self {
-        match error {
-            MultipartError::Io(error) => error,
-            malformed @ MultipartError::Malformed(_) => Self::new(io::ErrorKind::InvalidData, malformed),
-        }
-    }
+/// The error for a body that breaks the rules of its content type.
+fn malformed(what: &str) -> io::Error {
+    io::Error::other(format!("the form is malformed: {what}"))
 }
 
 /// The boundary in a `Content-Type: multipart/form-data` value, quoted or not.
@@ -76,22 +41,22 @@ pub struct PartHead {
 }
 
 impl PartHead {
-    fn parse(head: &[u8]) -> Result<Self, MultipartError> {
-        use MultipartError::Malformed;
-        let head = std::str::from_utf8(head).map_err(|_| Malformed("a part's headers are not UTF-8"))?;
+    fn parse(head: &[u8]) -> io::Result<Self> {
+        let head = std::str::from_utf8(head).map_err(|_| malformed("a part's headers are not UTF-8"))?;
         let mut disposition = None;
         for line in head.split("\r\n").filter(|line| !line.is_empty()) {
-            let (name, value) = line.split_once(':').ok_or(Malformed("a part has a header line without a colon"))?;
+            let (name, value) =
+                line.split_once(':').ok_or_else(|| malformed("a part has a header line without a colon"))?;
             if name.eq_ignore_ascii_case("content-disposition") && disposition.replace(value).is_some() {
-                return Err(Malformed("a part has two Content-Disposition headers"));
+                return Err(malformed("a part has two Content-Disposition headers"));
             }
         }
-        let disposition = disposition.ok_or(Malformed("a part has no Content-Disposition header"))?;
+        let disposition = disposition.ok_or_else(|| malformed("a part has no Content-Disposition header"))?;
         let (kind, parameters) = disposition.split_once(';').unwrap_or((disposition, ""));
         if !kind.trim().eq_ignore_ascii_case("form-data") {
-            return Err(Malformed("a part is not form-data"));
+            return Err(malformed("a part is not form-data"));
         }
-        let name = parameter(parameters, "name").ok_or(Malformed("a part has no name"))?;
+        let name = parameter(parameters, "name").ok_or_else(|| malformed("a part has no name"))?;
         Ok(Self { name, file_name: parameter(parameters, "filename") })
     }
 }
@@ -170,14 +135,14 @@ impl<R: Read> Multipart<R> {
     }
 
     /// Skips the rest of the current part and goes to the next one. None at the end of the form.
-    pub fn next_part(&mut self) -> Result<Option<PartHead>, MultipartError> {
+    pub fn next_part(&mut self) -> io::Result<Option<PartHead>> {
         match self.state {
             State::Finished => return Ok(None),
             State::Preamble => {
                 self.state = State::InPart;
                 let skipped = io::copy(&mut self.by_ref().take(MAX_PREAMBLE), &mut io::sink())?;
                 if skipped == MAX_PREAMBLE {
-                    return Err(MultipartError::Malformed("it does not begin with the boundary of its Content-Type"));
+                    return Err(malformed("it does not begin with the boundary of its Content-Type"));
                 }
             }
             State::InPart | State::BetweenParts => {
@@ -193,7 +158,7 @@ impl<R: Read> Multipart<R> {
             self.start += 1;
         }
         if !self.at_least(2)? || !self.buffer[self.start..].starts_with(b"\r\n") {
-            return Err(MultipartError::Malformed("a boundary is not followed by a line break"));
+            return Err(malformed("a boundary is not followed by a line break"));
         }
         let head = self.read_head()?;
         self.state = State::InPart;
@@ -202,11 +167,11 @@ impl<R: Read> Multipart<R> {
 
     /// The header lines up to the empty line. They begin with the line break after the boundary, so that a part without
     /// headers has an empty line as well.
-    fn read_head(&mut self) -> Result<Vec<u8>, MultipartError> {
+    fn read_head(&mut self) -> io::Result<Vec<u8>> {
         let mut wanted = 4;
         loop {
             if !self.at_least(wanted)? {
-                return Err(MultipartError::Malformed("it ends within a part's headers"));
+                return Err(malformed("it ends within a part's headers"));
             }
             if let Some(length) = memchr::memmem::find(&self.buffer[self.start..self.end], b"\r\n\r\n") {
                 let head = self.buffer[self.start..self.start + length].to_vec();
@@ -215,7 +180,7 @@ impl<R: Read> Multipart<R> {
             }
             wanted = self.end - self.start + 1;
             if wanted > MAX_HEAD {
-                return Err(MultipartError::Malformed("a part's headers are too long"));
+                return Err(malformed("a part's headers are too long"));
             }
         }
     }
@@ -266,7 +231,7 @@ impl<R: Read> Read for Multipart<R> {
                 return Ok(0);
             }
             if !self.fill()? {
-                return Err(MultipartError::Malformed("it ends before its last boundary").into());
+                return Err(malformed("it ends before its last boundary"));
             }
         }
     }
@@ -276,7 +241,7 @@ impl<R: Read> Read for Multipart<R> {
 mod tests {
     use super::*;
 
-    fn read_all(body: &[u8], portion: usize) -> Result<Vec<(PartHead, Vec<u8>)>, MultipartError> {
+    fn read_all(body: &[u8], portion: usize) -> io::Result<Vec<(PartHead, Vec<u8>)>> {
         struct Dribble<'a>(&'a [u8], usize);
         impl Read for Dribble<'_> {
             fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {

@@ -64,7 +64,8 @@ impl Reply {
         of_text(status, detail.to_string())
     }
 
-    /// The body could not be read: the client was too slow (408), sent malformed chunks (400) or left (422).
+    /// The body could not be read: the client was too slow (408), sent malformed chunks (400), left, or sent a malformed
+    /// form (422).
     pub(super) fn unreadable(error: &io::Error) -> Self {
         let status = match error.kind() {
             io::ErrorKind::TimedOut => 408,

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use crate::api_client::{ReceivedUpload, UploadError};
 use crate::constants::{CHUNK, DEFAULT_FOLDER};
 use crate::http::exchange::Exchange;
-use crate::http::multipart::{Multipart, MultipartError, boundary};
+use crate::http::multipart::{Multipart, boundary};
 use crate::http::reply::Reply;
 use crate::http::service::Service;
 use crate::metrics::{Stage, Transfer};
@@ -45,13 +45,6 @@ fn failed(error: &UploadError) -> Reply {
     Reply::error(500, error)
 }
 
-fn unreadable(error: &MultipartError) -> Reply {
-    match error {
-        MultipartError::Io(error) => Reply::unreadable(error),
-        MultipartError::Malformed(_) => Reply::error(422, error),
-    }
-}
-
 fn too_large(limit: u64) -> Reply {
     Reply::error(413, format!("the file has more than MAX_UPLOAD_BYTES ({limit}) bytes"))
 }
@@ -70,7 +63,7 @@ fn receive(service: &Service, exchange: &mut Exchange, path_name: &str) -> Resul
     let transfer = Transfer::begin(Stage::Receive, &*file, 0, declared);
     let mut form = Multipart::new(exchange, &boundary);
     let (mut upload, mut folder) = (None, None);
-    while let Some(part) = form.next_part().map_err(|error| unreadable(&error))? {
+    while let Some(part) = form.next_part().map_err(|error| Reply::unreadable(&error))? {
         match part.name.as_str() {
             "data" if upload.is_none() => {
                 let folder = in_query.clone().or(folder.clone());
@@ -86,7 +79,7 @@ fn receive(service: &Service, exchange: &mut Exchange, path_name: &str) -> Resul
             "folder" if folder.is_none() => {
                 let mut text = Vec::new();
                 let content = (&mut form).take(MAX_FOLDER).read_to_end(&mut text);
-                content.map_err(|error| unreadable(&error.into()))?;
+                content.map_err(|error| Reply::unreadable(&error))?;
                 let named = Folder::new(String::from_utf8(text).unwrap_or_default()).map_err(bad_name)?;
                 if in_query.as_ref().is_some_and(|folder| **folder != *named) {
                     return Err(Reply::error(422, "the form and the query name different folders"));
@@ -108,7 +101,7 @@ fn copy(content: &mut impl Read, sink: &mut impl io::Write, transfer: &Transfer)
     let mut buffer = vec![0; CHUNK];
     let mut copied = 0;
     loop {
-        let count = content.read(&mut buffer).map_err(|error| unreadable(&error.into()))?;
+        let count = content.read(&mut buffer).map_err(|error| Reply::unreadable(&error))?;
         if count == 0 {
             return Ok(copied);
         }
