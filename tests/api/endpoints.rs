@@ -81,7 +81,7 @@ fn status_shows_who_is_logged_in_and_what_is_cached() {
         assert!(std::time::Instant::now() < deadline, "{}", status());
     }
     // A file that has rotted is repaired.
-    let file = world.service.cache_file(&world.folder, "b.bin");
+    let file = world.cached("b.bin");
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[100] ^= 1;
     let times = std::fs::FileTimes::new().set_modified(std::fs::metadata(&file).unwrap().modified().unwrap());

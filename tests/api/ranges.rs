@@ -176,7 +176,6 @@ fn a_damaged_byte_never_makes_a_complete_range() {
     let (world, proxy) = World::behind_proxy();
     let whole = pattern(20 * MIB, 1);
     world.upload("m.bin", &whole);
-    let path = world.service.cache_file(&world.folder, "m.bin");
     for (range, first, end, damaged) in [
         ("bytes=9000000-9000099", 9_000_000, 9_000_100, 9_000_000),
         ("bytes=9000000-9000099", 9_000_000, 9_000_100, 8_950_000),
@@ -186,13 +185,13 @@ fn a_damaged_byte_never_makes_a_complete_range() {
     ] {
         world.loads("m.bin", &whole);
         world.gives("m.bin", range, &whole, first, end);
-        flip_byte(&path, damaged);
+        flip_byte(&world.cached("m.bin"), damaged);
         // The range is right whether it covers the damaged byte or not.
         world.gives("m.bin", range, &whole, first, end);
     }
     // Without the CDN a range breaks off only if it covers the damaged byte.
     world.loads("m.bin", &whole);
-    flip_byte(&path, 15_000_000);
+    flip_byte(&world.cached("m.bin"), 15_000_000);
     proxy.down();
     world.gives("m.bin", "bytes=0-5", &whole, 0, 6);
     let reply = ask(&world.service, &world.folder, "m.bin", &[("Range", "bytes=15000000-15000009")]);

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -196,7 +196,7 @@ impl<'a> Scene<'a> {
                 let arrival = http::load(loader, bucket, NAME, self.bytes);
                 ours.push(arrival.total);
                 our_first.push(arrival.first_byte * 1000.0);
-                self.wait_until_cached(bucket);
+                self.loader.cached(bucket, NAME);
             },
             &mut || {
                 if let Some(peer) = &self.peer {
@@ -253,17 +253,6 @@ impl<'a> Scene<'a> {
         }
         if let Some(peer) = &self.peer {
             let _ = fs::remove_file(peer.cache_file(bucket, "peer.bin"));
-        }
-    }
-
-    /// A model is cached a moment after the client has the whole body.
-    fn wait_until_cached(&self, bucket: &str) {
-        let mut record = self.loader.cache_file(bucket, NAME).into_os_string();
-        record.push(".json");
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while !Path::new(&record).exists() {
-            assert!(Instant::now() < deadline, "{} did not appear", record.display());
-            thread::sleep(Duration::from_millis(10));
         }
     }
 

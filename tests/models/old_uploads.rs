@@ -19,18 +19,17 @@ fn old_uploads_load_with_a_warning_unless_they_are_refused() {
     assert!(world.service.log_text().contains("is an old upload without a manifest"));
     assert!(world.service.get("/metrics").text().contains("\nloader_old_uploads_total 1\n"));
     // The box has made a manifest for its own use, which is marked so.
-    let record = fs::read(format!("{}.json", world.service.cache_file(&world.folder, "old.bin").display()));
-    let record: Value = serde_json::from_slice(&record.unwrap_or_default()).unwrap_or_default();
-    if let Some(text) = record["manifest"].as_str() {
-        assert!(record["old"].is_object(), "{record}");
-        // A manifest made by a box is refused if it comes from the CDN.
-        world.s3.put(&world.folder, &world.keys_of(&world.folder, "old.bin").manifest, text.as_bytes(), &[]);
-        world.forget("old.bin");
-        let refused = world.service.load(&world.folder, "old.bin");
-        assert!(refused.status == 500 && refused.detail().contains("RESOURCE_KEY_SALT"), "{}", refused.text());
-        world.s3.delete(&world.folder, &world.keys_of(&world.folder, "old.bin").manifest);
-        world.loads("old.bin", &bytes);
-    }
+    let record = fs::read(format!("{}.json", world.cached("old.bin").display())).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert!(record["old"].is_object(), "{record}");
+    // A manifest made by a box is refused if it comes from the CDN.
+    let manifest = record["manifest"].as_str().unwrap();
+    world.s3.put(&world.folder, &world.keys_of(&world.folder, "old.bin").manifest, manifest.as_bytes(), &[]);
+    world.forget("old.bin");
+    let refused = world.service.load(&world.folder, "old.bin");
+    assert!(refused.status == 500 && refused.detail().contains("RESOURCE_KEY_SALT"), "{}", refused.text());
+    world.s3.delete(&world.folder, &world.keys_of(&world.folder, "old.bin").manifest);
+    world.loads("old.bin", &bytes);
     // This also holds for what is in the cache already.
     world.service.set_env("REQUIRE_MANIFEST", "true");
     world.service.restart();

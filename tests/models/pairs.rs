@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::world::protocol::{self, Salts};
 use crate::world::s3_fault::Fault;
-use crate::world::{World, eventually, pattern, sha256_hex};
+use crate::world::{World, pattern, sha256_hex};
 
 #[test]
 fn a_stale_cached_big_part_is_never_joined_with_a_new_small_part() {
@@ -69,8 +69,7 @@ fn big_parts_that_were_swapped_in_the_cache_are_noticed() {
     let (a, b) = (pattern(300_000, 1), pattern(300_000, 2));
     world.upload("a.bin", &a);
     world.upload("b.bin", &b);
-    let (path_a, path_b) =
-        (world.service.cache_file(&world.folder, "a.bin"), world.service.cache_file(&world.folder, "b.bin"));
+    let (path_a, path_b) = (world.cached("a.bin"), world.cached("b.bin"));
     let swap = |a: &std::path::Path, b: &std::path::Path| {
         let aside = a.with_extension("aside");
         fs::rename(a, &aside).unwrap();
@@ -88,9 +87,8 @@ fn big_parts_that_were_swapped_in_the_cache_are_noticed() {
     world.loads("b.bin", &b);
 }
 
-/// As decaying storage does: the file's time does not change. The file has its name a moment after the load that filled it.
+/// As decaying storage does: the file's time does not change.
 pub fn flip_byte(path: &std::path::Path, offset: u64) {
-    eventually(Duration::from_secs(60), "the model is cached", || path.exists());
     let modified = fs::metadata(path).unwrap().modified().unwrap();
     let mut file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
@@ -107,11 +105,10 @@ fn a_flipped_byte_in_the_cache_is_repaired_while_the_client_waits() {
     for size in [100, 20_000, 1_000_000] {
         let (name, bytes) = (format!("m-{size}"), pattern(size, 1));
         world.upload(&name, &bytes);
-        let path = world.service.cache_file(&world.folder, &name);
-        let length = fs::metadata(&path).unwrap().len();
+        let length = fs::metadata(world.cached(&name)).unwrap().len();
         for offset in [0, length / 2, length - 20, length - 1] {
             world.loads(&name, &bytes);
-            flip_byte(&path, offset);
+            flip_byte(&world.cached(&name), offset);
             // It is fetched again while the client waits.
             world.loads(&name, &bytes);
             world.loads(&name, &bytes);
@@ -124,7 +121,7 @@ fn a_flipped_byte_with_a_new_time_is_just_another_file() {
     let world = World::new();
     let bytes = pattern(100_000, 1);
     world.upload("m.bin", &bytes);
-    let path = world.service.cache_file(&world.folder, "m.bin");
+    let path = world.cached("m.bin");
     flip_byte(&path, 5000);
     fs::File::open(&path).unwrap().set_modified(SystemTime::now()).unwrap();
     world.loads("m.bin", &bytes);

@@ -3,10 +3,8 @@
 //! It runs as it does today: `tests/peer/seed_loader.py` under uvicorn, with its own HTTP, AES and S3 clients.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::OnceLock;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::world::client::Download;
 use crate::world::peer::{Peer, why_missing};
@@ -55,7 +53,7 @@ fn objects_of_the_peer_have_no_metadata_and_are_cached_all_the_same() {
     let bytes = pattern(200_000, 1);
     world.loads("m.bin", &bytes);
     assert!(proxy.bytes_sent("GET", "m.bin.big") > size / 2, "{:?}", proxy.requests());
-    wait_until_cached(&world, "m.bin");
+    world.cached("m.bin");
     proxy.down();
     world.loads("m.bin", &bytes);
 }
@@ -145,15 +143,4 @@ fn is_pattern(download: &Download, size: u64, seed: u64, by: &str) {
         (200, Some(size), size, expected.as_str(), &None),
         "{size} bytes, loaded by {by}"
     );
-}
-
-/// A model is cached a moment after the client has the whole body.
-fn wait_until_cached(world: &World, name: &str) {
-    let mut record = world.service.cache_file(&world.folder, name).into_os_string();
-    record.push(".json");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !Path::new(&record).exists() {
-        assert!(Instant::now() < deadline, "{} did not appear", record.display());
-        thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -28,8 +28,7 @@ fn flipped_bits_all_over_a_cached_model_cost_their_chunks_and_nothing_else() {
     let expected = sha256_hex_of(PatternReader::new(size as u64, 1)).unwrap();
     // An upload in parts does not fill the cache, so this load does.
     assert_eq!(world.service.load_to(&world.folder, "m.bin", &mut std::io::sink()).sha256, expected);
-    let path = world.service.cache_file(&world.folder, "m.bin");
-    crate::world::eventually(std::time::Duration::from_secs(60), "the model is cached", || path.exists());
+    let path = world.cached("m.bin");
     let (mut dice, mut hit) = (Dice::new("MANIFESTS_SEED"), std::collections::BTreeSet::new());
     while hit.len() < flips {
         let at = dice.below(fs::metadata(&path).unwrap().len() as usize);

@@ -96,7 +96,7 @@ fn generations_older_than_the_previous_one_are_deleted() {
 fn cache_files_are_for_this_user_only() {
     let world = World::new();
     world.upload("m.bin", b"model");
-    let file = world.service.cache_file(&world.folder, "m.bin");
+    let file = world.cached("m.bin");
     let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().mode() & 0o777;
     assert_eq!((mode(&file), mode(file.parent().unwrap()), mode(&world.service.cache_dir())), (0o600, 0o700, 0o700));
 }

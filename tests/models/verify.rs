@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 
 use super::pairs::flip_byte;
 use crate::world::pty::Terminal;
 use crate::world::s3_fault::Fault;
-use crate::world::{Dice, World, eventually, pattern};
+use crate::world::{Dice, World, pattern};
 
 const MIB: usize = 1 << 20;
 
@@ -28,13 +28,11 @@ fn verify(world: &World) -> (i32, String, String) {
     (status.code().unwrap_or(-1), text(stdout), errors.concat())
 }
 
-/// Uploads a model, loads it, and waits until it is cached: a long upload does not fill the cache.
+/// Uploads a model and loads it: a long upload does not fill the cache.
 fn cached(world: &World, name: &str, bytes: &[u8]) -> PathBuf {
     world.upload(name, bytes);
     world.loads(name, bytes);
-    let path = world.service.cache_file(&world.folder, name);
-    eventually(Duration::from_secs(20), "the model is cached", || path.exists());
-    path
+    world.cached(name)
 }
 
 /// Flips a byte in this many chunks of a cached file.
@@ -133,7 +131,7 @@ fn one_model_or_some_of_its_chunks_can_be_verified() {
     let mut models = world.service.get("/models").json();
     let last_used = models["models"][0].as_object_mut().unwrap().remove("lastUsed").unwrap();
     assert!(last_used.as_u64().is_some_and(|seconds| seconds > 1_700_000_000), "{last_used}");
-    let length = fs::metadata(world.service.cache_file(folder, name)).unwrap().len();
+    let length = fs::metadata(world.cached(name)).unwrap().len();
     let expected = json!({ "folder": folder, "name": name, "bytes": length, "plainBytes": 3 * MIB, "kept": false });
     assert_eq!(models, json!({ "models": [expected], "keep": [] }));
     let right = json!({ "status": "ok", "chunks": 3, "bytes": length, "repaired": 0, "bad": 0, "reason": null });
@@ -154,7 +152,7 @@ fn one_model_or_some_of_its_chunks_can_be_verified() {
         assert!(reply.status == status && reply.detail().contains(words), "{}", reply.text());
     }
     // A record that the disk has damaged proves nothing.
-    let record = format!("{}.json", world.service.cache_file(folder, name).display());
+    let record = format!("{}.json", world.cached(name).display());
     let damaged = fs::read_to_string(&record).unwrap().replace("eyJ", "eyK");
     fs::write(&record, damaged).unwrap();
     let reply = verify(json!({ "folder": folder, "filename": name }));

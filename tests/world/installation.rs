@@ -1,5 +1,6 @@
 //! What most tests start from: a Resource API, an S3 server with a bucket, and a loader that is logged in.
 
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,11 @@ impl World {
         assert_eq!(reply.header("content-length"), Some(expected.len().to_string().as_str()));
         assert_eq!(reply.header("content-type"), Some("application/octet-stream"));
         assert!(reply.body == expected, "wrong bytes were loaded");
+    }
+
+    /// The cached file of a model that was loaded or uploaded.
+    pub fn cached(&self, name: &str) -> PathBuf {
+        self.service.cached(&self.folder, name)
     }
 
     /// Removes the model from the cache, and the record that this box ever had a verified version of it.

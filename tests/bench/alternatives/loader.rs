@@ -8,7 +8,6 @@ use super::traces::Traces;
 use super::{Measured, Models, ROUNDS, change_a_byte, verdict};
 use crate::commands;
 use crate::http;
-use crate::world::eventually;
 use crate::world::resource_api::ResourceApi;
 use crate::world::service::Service;
 
@@ -39,7 +38,7 @@ pub fn measure(models: &Models) -> Measured {
         forget(&loader, bucket);
         commands::settle();
         cold.push(http::load(loader.address(), bucket, NAME, *main).total);
-        wait_until_cached(&loader, bucket, NAME);
+        loader.cached(bucket, NAME);
         commands::settle();
         warm.push(http::load(loader.address(), bucket, NAME, *main).total);
     }
@@ -48,8 +47,7 @@ pub fn measure(models: &Models) -> Measured {
 
     // First with the right copy in the cache, then without.
     assert_eq!(load(&loader, models), "right bytes");
-    wait_until_cached(&loader, bucket, DAMAGED);
-    change_a_byte(&loader.cache_file(bucket, DAMAGED));
+    change_a_byte(&loader.cached(bucket, DAMAGED));
     let in_the_cache = load(&loader, models);
     change_objects(models);
     forget(&loader, bucket);
@@ -77,12 +75,6 @@ fn load(loader: &Service, models: &Models) -> String {
 
 fn forget(loader: &Service, bucket: &str) {
     let _ = fs::remove_dir_all(loader.cache_dir().join(bucket));
-}
-
-/// A model is cached a moment after the client has the whole body.
-fn wait_until_cached(loader: &Service, bucket: &str, name: &str) {
-    let file = loader.cache_file(bucket, name);
-    eventually(Duration::from_secs(120), "the model is cached", || file.exists());
 }
 
 /// Changes a byte in every copy of the model that the CDN has.

@@ -177,7 +177,7 @@ fn a_large_model_costs_little_memory_and_not_much_time() {
     let (by_http, by_cat) = (by_http.into_iter().min().unwrap(), by_cat.into_iter().min().unwrap());
 
     drop_caches();
-    fs::read(world.service.cache_file(&world.folder, "model.bin")).unwrap();
+    fs::read(world.cached("model.bin")).unwrap();
     let file = File::open(&path).unwrap();
     let mut bytes = vec![0; 64 << 10];
     let form = format!(r#"{{"folder":"{}"}}"#, world.folder);

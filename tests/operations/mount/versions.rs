@@ -81,7 +81,7 @@ fn an_old_version_that_is_not_cached_is_read_from_its_generation_in_the_cdn() {
     assert_eq!(count, (60, 0));
     // The new version replaces the old one in the cache.
     assert!(fs::read(&path).unwrap() == versions[1]);
-    assert!(world.service.cache_file(&world.folder, "model.bin").exists());
+    world.cached("model.bin");
     let (right, failed) = places(&file, &versions[0]);
     assert_eq!(failed, 0, "{right} places were right");
     // Only the cached pages are left of the old version.

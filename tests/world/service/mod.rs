@@ -19,6 +19,7 @@ pub use builder::ServiceBuilder;
 pub use prompt::Promptness;
 
 use super::client::{self, Download};
+use super::eventually;
 use super::multipart::Form;
 use super::process::{Captured, command, memory_kib, reset_peak, run_to_end, signal, spawn};
 use super::raw::{Reply, Stream, request_from};
@@ -168,6 +169,14 @@ impl Service {
     /// Where the big part of a file is cached.
     pub fn cache_file(&self, folder: &str, name: &str) -> PathBuf {
         self.cache_dir().join(folder).join(format!("{name}.big"))
+    }
+
+    /// The same when it is in place, with its record: a moment after a client has the last byte of a load that downloads it.
+    pub fn cached(&self, folder: &str, name: &str) -> PathBuf {
+        let file = self.cache_file(folder, name);
+        let record = file.with_file_name(format!("{name}.big.json"));
+        eventually(Duration::from_secs(120), "the model is cached", || file.exists() && record.exists());
+        file
     }
 
     /// `IMAGES_PATH`; at first there is no such file.
