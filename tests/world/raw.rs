@@ -13,8 +13,9 @@ use std::time::Duration;
 
 /// No head in a test comes near this; a server that sends more is broken.
 const MAX_HEAD: usize = 64 * 1024;
-/// How long a peer may be silent before a test fails instead of hanging.
-const SILENCE: Duration = Duration::from_secs(60);
+/// How long a peer may be silent before a test fails instead of hanging. The loader takes up to a minute to notice that a
+/// connection to the CDN has stalled, and then tries again.
+const SILENCE: Duration = Duration::from_secs(180);
 
 /// A start line and its headers.
 #[derive(Clone, Debug, Default)]

@@ -232,7 +232,7 @@ impl Tool for Gocryptfs {
     }
 
     fn programs(&self) -> &'static [(&'static str, &'static str)] {
-        &[("gocryptfs", "gocryptfs"), ("curl", "curl")]
+        &[("gocryptfs", "gocryptfs"), ("fusermount", "fuse3"), ("curl", "curl")]
     }
 
     fn encrypt(&self, plain: &Path, made: &Path, _dir: &Path) -> PathBuf {
