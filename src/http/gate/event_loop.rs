@@ -36,7 +36,7 @@ const MAX_HEADS: usize = 4 << 20;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 << 20;
 
-/// How long a new client may take to send its request before others are let in instead.
+/// A connection that has been idle for less than this makes room only if no head is unfinished.
 const NEWCOMER: Duration = Duration::from_secs(1);
 
 /// How long, and how often, a new client waits for requests that are being answered from memory.
@@ -220,7 +220,7 @@ impl EventLoop {
     }
 
     /// Ends the connection that will be missed least. False if all are in use. An honest head is complete when it is read, so
-    /// an incomplete one may go, however young it is. The request of an honest newcomer comes in a moment.
+    /// an incomplete one may go, however young it is. A client that has just connected may be about to send its request.
     fn make_room(&mut self) -> bool {
         let (idle, head) = (self.clients.longest(Wait::Idle), self.clients.longest(Wait::Head));
         if let Some((since, token)) = idle

@@ -171,7 +171,8 @@ impl Service {
         self.cache_dir().join(folder).join(format!("{name}.big"))
     }
 
-    /// The same when it is in place, with its record: a moment after a client has the last byte of a load that downloads it.
+    /// The same, once the file and its record are in place: a moment after a client has the last byte of a load that fills the
+    /// cache.
     pub fn cached(&self, folder: &str, name: &str) -> PathBuf {
         let file = self.cache_file(folder, name);
         let record = file.with_file_name(format!("{name}.big.json"));
