@@ -21,7 +21,7 @@
 //! - `mount` is a file system of the models, and like most commands a client of the service (`service_stream`).
 //! - [`cli`] is the command line, and starts the service. `configuration` reads the environment.
 //! - [`hardware_service`] identifies the box, `systemd` talks to the service manager, `logging` and `metrics` report.
-//! - Small tools of many rooms: `cancellation`, `constants`, `keyed_lock`, `pauses`, [`secret`], `storage` (durable
+//! - Small tools of many rooms: `cancellation`, `constants`, `keyed_lock`, `page_buffer`, `pauses`, [`secret`], `storage` (durable
 //!   files), `threads`.
 //!
 //! # Where something new goes
@@ -55,6 +55,7 @@ mod model_cache;
 #[cfg(feature = "mount")]
 mod mount;
 pub mod names;
+mod page_buffer;
 mod pauses;
 pub mod secret;
 pub mod security;

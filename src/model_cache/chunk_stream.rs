@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::version::Version;
 use crate::manifest::ChunkHash;
+use crate::page_buffer::PageBuffer;
 
 /// How often a chunk is fetched in all if it arrives with the wrong hash.
 const TRIES: usize = 2;
@@ -32,7 +33,7 @@ impl ChunkStream {
         &mut self,
         version: &Version,
         index: usize,
-        bytes: &mut Vec<u8>,
+        bytes: &mut PageBuffer,
         expected: Option<ChunkHash>,
     ) -> io::Result<ChunkHash> {
         for _ in 0..TRIES {
@@ -48,9 +49,9 @@ impl ChunkStream {
         Err(io::Error::new(io::ErrorKind::InvalidData, WrongChunk { index, is_old: version.is_old() }))
     }
 
-    fn read_once(&mut self, version: &Version, bytes: &mut Vec<u8>) -> io::Result<ChunkHash> {
+    fn read_once(&mut self, version: &Version, bytes: &mut PageBuffer) -> io::Result<ChunkHash> {
         let range = version.bytes_of(self.chunks.start..self.chunks.start + 1);
-        bytes.resize((range.end - range.start) as usize, 0);
+        bytes.resize((range.end - range.start) as usize);
         let body = self.body.get_or_insert_with(|| version.open(version.bytes_of(self.chunks.clone())));
         let mut hasher = Sha256::new();
         for piece in bytes.chunks_mut(version.rate.piece()) {

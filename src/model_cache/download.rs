@@ -16,6 +16,7 @@ use super::files::Place;
 use super::version::{Demand, State, Version};
 use crate::cancellation::Cancellation;
 use crate::manifest::ChunkHash;
+use crate::page_buffer::PageBuffer;
 use crate::security::HashMismatch;
 use crate::threads::{self, lock};
 
@@ -33,7 +34,7 @@ const CANCELLATION_CHECK: Duration = Duration::from_millis(250);
 /// A chunk that a reader waited for.
 pub(super) enum Chunk {
     /// It has just arrived, and is proven.
-    Recent(Arc<Vec<u8>>),
+    Recent(Arc<PageBuffer>),
     /// It is in the file, and has to be compared with this hash.
     Stored(ChunkHash),
     /// It cannot be stored, so the reader has to fetch it, and to compare it with this hash if it is known.
@@ -178,7 +179,7 @@ impl Download {
     fn fetch(&self, run: Range<usize>, durable: &mut Durable) -> io::Result<()> {
         let version = &self.version;
         let mut stream = ChunkStream::new(run.clone());
-        let mut spare = Vec::new();
+        let mut spare = PageBuffer::default();
         for index in run {
             if !self.is_needed(index) {
                 return Ok(());
@@ -211,7 +212,7 @@ impl Download {
 
     /// Puts a chunk into the file and wakes the readers that wait for it. Returns a buffer for reuse, or none if the chunk cannot
     /// be written.
-    fn store(&self, index: usize, bytes: Vec<u8>, hash: ChunkHash, is_new: bool) -> io::Result<Option<Vec<u8>>> {
+    fn store(&self, index: usize, bytes: PageBuffer, hash: ChunkHash, is_new: bool) -> io::Result<Option<PageBuffer>> {
         let version = &self.version;
         let Some(file) = &version.file else { return Ok(None) };
         if let Err(error) = file.write_all_at(&bytes, version.bytes_of(index..index + 1).start) {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
 use super::files::Place;
 use super::old_upload::Prefix;
+use super::reader::digest;
 use super::record::{PartRecord, Record};
 use super::version::Version;
 use crate::manifest::{ChunkHashes, Manifest, Subject};
+use crate::page_buffer::PageBuffer;
 use crate::storage::{remove_file, rename_durably};
 use crate::threads::{self, lock};
 
@@ -144,9 +144,9 @@ pub(super) fn resume(version: &Version, part: &PartRecord) {
 /// Hashes the chunks of an old upload that are there from the beginning on: nothing else is known of them.
 fn hash_again(version: &Version, stored: &mut [bool]) {
     let mut prefix = lock(&version.prefix);
-    let (mut hashes, mut bytes) = (Vec::new(), Vec::new());
+    let (mut hashes, mut bytes) = (Vec::new(), PageBuffer::default());
     while stored.get(hashes.len()) == Some(&true) && version.read_stored(hashes.len(), &mut bytes) {
-        hashes.push(Sha256::digest(&bytes).into());
+        hashes.push(digest(&bytes));
         prefix.add(&bytes);
     }
     if version.is_refuted_by(&prefix) {

@@ -16,6 +16,7 @@ use super::download::{self, Chunk};
 use super::old_upload::Prefix;
 use super::version::{Demand, Version};
 use crate::manifest::ChunkHash;
+use crate::page_buffer::PageBuffer;
 use crate::security::HashMismatch;
 use crate::threads::{self, lock};
 
@@ -27,7 +28,7 @@ const AHEAD_OF_DOWNLOAD: usize = 1;
 
 /// The buffer of the last reader that came to its end. Without it, a read of a few bytes would spend a quarter of its time on the
 /// page faults of a new one.
-static LEFT: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+static LEFT: Mutex<Option<PageBuffer>> = Mutex::new(None);
 
 /// The largest buffer that is kept: chunks of very large models are larger.
 const MAX_LEFT: usize = 2 << 20;
@@ -44,8 +45,8 @@ pub struct ChunkReader {
     pending: VecDeque<(usize, ChunkHash)>,
     prover: Option<Prover>,
     /// A buffer for reuse.
-    spare: Option<Vec<u8>>,
-    current: Option<Arc<Vec<u8>>>,
+    spare: Option<PageBuffer>,
+    current: Option<Arc<PageBuffer>>,
     /// The bytes that have not been given out yet.
     bytes: Range<u64>,
     /// A download for this reader alone, if chunks cannot be stored.
@@ -122,7 +123,7 @@ impl ChunkReader {
     }
 
     /// The chunk at `index`, if it was sent to the prover and has its hash.
-    fn proven(&mut self, index: usize) -> Option<Vec<u8>> {
+    fn proven(&mut self, index: usize) -> Option<PageBuffer> {
         let (_, expected) = self.pending.front().copied().filter(|(pending, _)| *pending == index)?;
         self.pending.pop_front();
         let (bytes, hash) = self.prover.as_ref()?.receive()?;
@@ -134,7 +135,7 @@ impl ChunkReader {
     }
 
     /// The chunk at `index`, from a download or the file.
-    fn wait_for(&mut self, index: usize) -> io::Result<Arc<Vec<u8>>> {
+    fn wait_for(&mut self, index: usize) -> io::Result<Arc<PageBuffer>> {
         loop {
             let mut buffer = take_buffer(&mut self.spare);
             match download::wait_for(&self.version, index, self.demand)? {
@@ -155,7 +156,7 @@ impl ChunkReader {
     }
 
     /// Fetches a chunk that cannot be stored.
-    fn fetch(&mut self, index: usize, buffer: &mut Vec<u8>, expected: Option<ChunkHash>) -> io::Result<()> {
+    fn fetch(&mut self, index: usize, buffer: &mut PageBuffer, expected: Option<ChunkHash>) -> io::Result<()> {
         let version = Arc::clone(&self.version);
         let mut own = match self.own.take() {
             Some(own) if own.position() == index => own,
@@ -234,7 +235,7 @@ impl Drop for ChunkReader {
     }
 }
 
-fn take_buffer(spare: &mut Option<Vec<u8>>) -> Vec<u8> {
+fn take_buffer(spare: &mut Option<PageBuffer>) -> PageBuffer {
     spare.take().or_else(|| lock(&LEFT).take()).unwrap_or_default()
 }
 
@@ -244,8 +245,8 @@ pub(super) fn digest(bytes: &[u8]) -> ChunkHash {
 
 /// Hashes chunks on another core.
 struct Prover {
-    send: Sender<Vec<u8>>,
-    receive: Receiver<(Vec<u8>, ChunkHash)>,
+    send: Sender<PageBuffer>,
+    receive: Receiver<(PageBuffer, ChunkHash)>,
 }
 
 impl Prover {
@@ -254,7 +255,7 @@ impl Prover {
         if !threads::has_second_core() {
             return None;
         }
-        let (send, chunks) = channel::<Vec<u8>>();
+        let (send, chunks) = channel::<PageBuffer>();
         let (hashed, receive) = channel();
         let hash = move || {
             while let Ok(bytes) = chunks.recv() {
@@ -269,11 +270,11 @@ impl Prover {
     }
 
     /// False if the thread has panicked.
-    fn send(&self, bytes: Vec<u8>) -> bool {
+    fn send(&self, bytes: PageBuffer) -> bool {
         self.send.send(bytes).is_ok()
     }
 
-    fn receive(&self) -> Option<(Vec<u8>, ChunkHash)> {
+    fn receive(&self) -> Option<(PageBuffer, ChunkHash)> {
         self.receive.recv().ok()
     }
 }

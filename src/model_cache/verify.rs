@@ -13,6 +13,7 @@ use super::{ModelCache, reader};
 use crate::cancellation::Cancellation;
 use crate::manifest::Subject;
 use crate::names::ModelName;
+use crate::page_buffer::PageBuffer;
 
 /// The result of a verification.
 #[derive(Debug, Default, Serialize)]
@@ -68,7 +69,7 @@ impl ModelCache {
         let version = self.find_any(&entry, subject, remote).ok_or(VerifyError::NoManifest)?;
         let mut verified = Verified { chunks: version.count(), ..Verified::default() };
         let chunks = chunks.start..chunks.end.min(version.count());
-        let mut buffer = Vec::new();
+        let mut buffer = PageBuffer::default();
         for index in chunks {
             Cancellation::check().map_err(|_| VerifyError::Cancelled)?;
             let bytes = version.bytes_of(index..index + 1);
@@ -90,7 +91,7 @@ impl ModelCache {
 
 impl Version {
     /// Whether the chunk in the file has its hash. If not, it is marked as missing.
-    fn is_intact(&self, index: usize, buffer: &mut Vec<u8>) -> bool {
+    fn is_intact(&self, index: usize, buffer: &mut PageBuffer) -> bool {
         let Some(expected) = self.stored(index) else { return false };
         let is_intact = self.read_stored(index, buffer) && reader::digest(buffer) == expected;
         if !is_intact {
@@ -99,7 +100,7 @@ impl Version {
         is_intact
     }
 
-    fn repair(self: &Arc<Self>, bytes: Range<u64>, index: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
+    fn repair(self: &Arc<Self>, bytes: Range<u64>, index: usize, buffer: &mut PageBuffer) -> io::Result<()> {
         io::copy(&mut self.read(bytes), &mut io::sink())?;
         if self.is_intact(index, buffer) { Ok(()) } else { Err(io::Error::other("the cache cannot be written")) }
     }

@@ -20,6 +20,7 @@ use super::reservation::Reservation;
 use crate::cdn_manager::BigObject;
 use crate::manifest::{ChunkHash, Manifest, ManifestKeys, chunk_size};
 use crate::metrics::{self, REPORT_EVERY, Stage, report_transfer};
+use crate::page_buffer::PageBuffer;
 use crate::security::SmallHash;
 use crate::threads::lock;
 
@@ -106,7 +107,7 @@ pub(super) struct State {
     pub(super) hashes: Vec<ChunkHash>,
     pub(super) stored: Vec<bool>,
     /// The latest downloaded chunk, already proven, for readers that wait for it.
-    pub(super) recent: Option<(usize, Arc<Vec<u8>>)>,
+    pub(super) recent: Option<(usize, Arc<PageBuffer>)>,
     /// The chunks that each reader still wants, by the reader's number.
     pub(super) demands: Vec<(u64, Range<usize>)>,
     /// How many of these readers are clients.
@@ -354,9 +355,9 @@ impl Version {
 
     /// Reads a chunk from the file into `buffer`, and sets its length. False if the disk fails; the chunk is then as good as
     /// damaged.
-    pub(super) fn read_stored(&self, index: usize, buffer: &mut Vec<u8>) -> bool {
+    pub(super) fn read_stored(&self, index: usize, buffer: &mut PageBuffer) -> bool {
         let bytes = self.bytes_of(index..index + 1);
-        buffer.resize((bytes.end - bytes.start) as usize, 0);
+        buffer.resize((bytes.end - bytes.start) as usize);
         self.file.as_ref().is_some_and(|file| file.read_exact_at(buffer, bytes.start).is_ok())
     }
 

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::service::{Body, CallError, Service, patiently};
 use super::tree::Version;
+use crate::page_buffer::PageBuffer;
 
 /// What the first request asks for when a program begins to read in sequence; each further one asks for twice as much.
 const FIRST_WINDOW: u64 = 1 << 20;
 
-/// What a request asks for at most.
-const MAX_WINDOW: u64 = 16 << 20;
+/// What a request asks for at most. Each costs the service a chunk that it has proven for the request before, and a start without
+/// any chunk ahead.
+const MAX_WINDOW: u64 = 256 << 20;
 
 /// How far the kernel is told to read ahead, which is also the most that it then asks for at once; by default 128 KiB.
 pub(super) const READ_AHEAD: u64 = 512 << 10;
@@ -33,7 +35,7 @@ pub(super) struct Stream {
     /// Where the next byte of `body` is in the file.
     position: u64,
     /// Begins with the bytes before `position`.
-    buffer: Vec<u8>,
+    buffer: PageBuffer,
     /// How many those are.
     filled: usize,
     /// How much the last request asked for; 0 for the first, which may be the only one.
@@ -44,7 +46,7 @@ pub(super) struct Stream {
 impl Stream {
     /// A stream that begins at `position`.
     pub(super) fn new(service: Arc<Service>, version: Arc<Version>, position: u64) -> Self {
-        let (body, buffer, used_at) = (None, Vec::new(), Instant::now());
+        let (body, buffer, used_at) = (None, PageBuffer::default(), Instant::now());
         Self { service, version, body, position, buffer, filled: 0, window: 0, used_at }
     }
 
@@ -66,7 +68,7 @@ impl Stream {
     /// Ends a response that nobody has read for so long, since it keeps one of the service's handlers.
     pub(super) fn end_idle(&mut self, limit: Duration) {
         if self.used_at.elapsed() >= limit {
-            (self.body, self.buffer, self.filled) = (None, Vec::new(), 0);
+            (self.body, self.buffer, self.filled) = (None, PageBuffer::default(), 0);
         }
     }
 
@@ -102,8 +104,7 @@ impl Stream {
         }
         let needed = self.filled + count;
         if self.buffer.len() < needed {
-            self.buffer.reserve_exact(needed - self.buffer.len());
-            self.buffer.resize(needed, 0);
+            self.buffer.resize(needed);
         }
     }
 

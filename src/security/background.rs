@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::constants::CHUNK;
+use crate::page_buffer::PageBuffer;
 use crate::threads;
 
 /// A shorter stream is not worth a thread.
@@ -56,8 +57,8 @@ impl<H: Absorb> BackgroundHasher<H> {
 
 /// The thread, and the buffers that circulate between it and the caller.
 struct Worker<H> {
-    full: SyncSender<Vec<u8>>,
-    empty: Receiver<Vec<u8>>,
+    full: SyncSender<PageBuffer>,
+    empty: Receiver<PageBuffer>,
     thread: JoinHandle<H>,
 }
 
@@ -67,10 +68,10 @@ impl<H: Absorb> Worker<H> {
         if !threads::has_second_core() {
             return None;
         }
-        let (full, filled) = sync_channel::<Vec<u8>>(BUFFERS);
+        let (full, filled) = sync_channel::<PageBuffer>(BUFFERS);
         let (emptied, empty) = sync_channel(BUFFERS);
         for _ in 0..BUFFERS {
-            emptied.send(Vec::with_capacity(CHUNK)).ok()?;
+            emptied.send(PageBuffer::new(CHUNK)).ok()?;
         }
         let mut hasher = hasher.clone();
         let hash = move || {
@@ -88,8 +89,8 @@ impl<H: Absorb> Worker<H> {
         for bytes in bytes.chunks(CHUNK) {
             // Only a panic ends the thread early, and `finish` resumes it.
             let Ok(mut buffer) = self.empty.recv() else { return };
-            buffer.clear();
-            buffer.extend_from_slice(bytes);
+            buffer.resize(bytes.len());
+            buffer.copy_from_slice(bytes);
             let _ = self.full.send(buffer);
         }
     }

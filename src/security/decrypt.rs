@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{AesKey, BLOCK};
 use crate::constants::CHUNK;
+use crate::page_buffer::PageBuffer;
 
 /// How many bytes of ciphertext are not decrypted before the source reports its end.
 ///
@@ -54,7 +55,7 @@ pub struct DecryptReader<R> {
     key: AesKey,
     state: State,
     /// `plain_start..plain_end` is plaintext to be read, `plain_end..filled` ciphertext.
-    buffer: Zeroizing<Box<[u8]>>,
+    buffer: Zeroizing<PageBuffer>,
     plain_start: usize,
     plain_end: usize,
     filled: usize,
@@ -92,7 +93,7 @@ impl<R: Read> DecryptReader<R> {
             source,
             key,
             state: State::Start,
-            buffer: Zeroizing::new(vec![0; size + HELD_BACK].into_boxed_slice()),
+            buffer: Zeroizing::new(PageBuffer::new(size + HELD_BACK)),
             plain_start: 0,
             plain_end: 0,
             filled: 0,

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Absorb, BackgroundHasher};
 use crate::constants::CHUNK;
+use crate::page_buffer::PageBuffer;
 
 /// A running SHA-256. Cloning it keeps the state so far.
 #[derive(Clone, Default)]
@@ -25,7 +26,7 @@ impl Hasher {
     /// A hasher that has seen a range of a file. If the file ends before the range does, that is an error.
     pub fn of_range(file: &File, range: Range<u64>) -> io::Result<Self> {
         let mut hasher = Self::default();
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = PageBuffer::new(CHUNK);
         let mut position = range.start;
         while position < range.end {
             let limit = buffer.len().min((range.end - position) as usize);
