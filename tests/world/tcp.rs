@@ -71,6 +71,9 @@ impl TcpServer {
     /// Cuts the open connections and keeps listening.
     pub fn cut(&self) {
         for stream in lock(&self.live.streams).values() {
+            // After a mere shutdown the kernel announces no room in the window any more, and a client that waits for room would do so
+            // for minutes.
+            reset_on_close(stream);
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
