@@ -31,11 +31,14 @@ impl PageBuffer {
     /// Cuts the end off, or adds zeros.
     pub fn resize(&mut self, length: usize) {
         if self.capacity() < length {
-            let mut block = Vec::<u8>::with_capacity(length + PAGE);
-            let start = block.as_ptr().align_offset(PAGE);
-            block.resize(start, 0);
-            block.extend_from_slice(self);
-            *self = Self { block, start };
+            let held = self.start..self.block.len();
+            self.block.reserve_exact(length + PAGE - held.len());
+            self.start = self.block.as_ptr().align_offset(PAGE);
+            if self.start != held.start {
+                self.block.resize(held.end.max(self.start + held.len()), 0);
+                self.block.copy_within(held.clone(), self.start);
+                self.block.truncate(self.start + held.len());
+            }
         }
         self.block.resize(self.start + length, 0);
     }

@@ -31,9 +31,10 @@ struct Live {
 }
 
 impl TcpServer {
-    /// Listens on `port` (0: any free one).
+    /// Listens on `port`. For 0 it is one that nobody else takes while the server is down: with the kernel's choice, a server of another
+    /// test could answer in its place.
     pub fn start(port: u16, handler: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
-        let listener = listen(port);
+        let listener = listen(if port == 0 { free_port() } else { port });
         let port = listener.local_addr().expect("a listener has an address").port();
         let server = Self { port, handler: Arc::new(handler), live: Arc::default(), acceptor: Mutex::new(None) };
         server.accept_from(listener);
