@@ -18,6 +18,9 @@ pub const CDN_CONFIG_FILE: &str = "cdn.yaml";
 /// threads. Every running transfer holds a handful.
 pub const CHUNK: usize = 256 * 1024;
 
+/// The smallest page of memory that a processor has, in bytes.
+pub const PAGE: usize = 4096;
+
 /// The stall timeout of the Resource API and the CDN. (For clients it is `CLIENT_STALL_SECONDS`.)
 pub const STALL_LIMIT: Duration = Duration::from_secs(30);
 

@@ -2,15 +2,14 @@
 //!
 //! The kernel copies between files and buffers with `rep movsb`, which is slow on an AMD EPYC where the destination is a few bytes
 //! further in its page than the source: 2.1 GB/s from the page cache to 16 bytes past the beginning of a page, which is where the
-//! libcs put large blocks, and 12.4 GB/s to the beginning. What goes to FUSE is copied a page at a time, and in two pieces each
-//! unless the buffer begins at a page.
+//! libcs put large blocks, and 12.4 GB/s to the beginning. Replies to FUSE are copied page by page, each page in two pieces
+//! unless the buffer begins at one.
 
 use std::ops::{Deref, DerefMut};
 
 use zeroize::Zeroize;
 
-/// The smallest page that a processor has.
-const PAGE: usize = 4096;
+use crate::constants::PAGE;
 
 /// See the module.
 #[derive(Default)]
@@ -31,6 +30,7 @@ impl PageBuffer {
     /// Cuts the end off, or adds zeros.
     pub fn resize(&mut self, length: usize) {
         if self.capacity() < length {
+            // A large block grows without a second one beside it, but may move to where a page begins elsewhere in it.
             let held = self.start..self.block.len();
             self.block.reserve_exact(length + PAGE - held.len());
             self.start = self.block.as_ptr().align_offset(PAGE);

@@ -8,11 +8,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 
+use crate::constants::PAGE;
+
 /// The length of the smallest block that is taken from the kernel.
 const LARGE: usize = 8 << 20;
-
-/// The smallest page that a processor has, so blocks are at least so aligned.
-const PAGE: usize = 4096;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;

@@ -10,8 +10,8 @@ use crate::page_buffer::PageBuffer;
 /// What the first request asks for when a program begins to read in sequence; each further one asks for twice as much.
 const FIRST_WINDOW: u64 = 1 << 20;
 
-/// What a request asks for at most. Each costs the service a chunk that it has proven for the request before, and a start without
-/// any chunk ahead.
+/// What a request asks for at most. Each request makes the service prove the last chunk of the one before again, and begins with no
+/// chunk proven ahead.
 const MAX_WINDOW: u64 = 256 << 20;
 
 /// How far the kernel is told to read ahead, which is also the most that it then asks for at once; by default 128 KiB.

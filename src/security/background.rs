@@ -55,7 +55,8 @@ impl<H: Absorb> BackgroundHasher<H> {
     }
 }
 
-/// The thread, and the buffers that circulate between it and the caller.
+/// The thread, and the buffers that circulate between it and the caller. They are page buffers, as a load's chunks are, so that both
+/// share one channel's code: 7 KB less.
 struct Worker<H> {
     full: SyncSender<PageBuffer>,
     empty: Receiver<PageBuffer>,

@@ -31,8 +31,8 @@ struct Live {
 }
 
 impl TcpServer {
-    /// Listens on `port`. For 0 it is one that nobody else takes while the server is down: with the kernel's choice, a server of another
-    /// test could answer in its place.
+    /// Listens on `port`, or for 0 on one that nobody else takes while the server is down. The kernel could give the port that it chose
+    /// to another test's server, which would answer instead.
     pub fn start(port: u16, handler: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
         let listener = listen(if port == 0 { free_port() } else { port });
         let port = listener.local_addr().expect("a listener has an address").port();
@@ -72,8 +72,7 @@ impl TcpServer {
     /// Cuts the open connections and keeps listening.
     pub fn cut(&self) {
         for stream in lock(&self.live.streams).values() {
-            // After a mere shutdown the kernel announces no room in the window any more, and a client that waits for room would do so
-            // for minutes.
+            // After a shutdown alone the kernel no longer opens the receive window, and a client that waits for it may do so for minutes.
             reset_on_close(stream);
             let _ = stream.shutdown(Shutdown::Both);
         }
