@@ -353,8 +353,7 @@ impl Version {
         if state.stored[index] { state.hashes.get(index).copied() } else { None }
     }
 
-    /// Reads a chunk from the file into `buffer`, and sets its length. False if the disk fails; the chunk is then as good as
-    /// damaged.
+    /// Reads a chunk from the file into `buffer`. False if the disk fails; the chunk is then as good as damaged.
     pub(super) fn read_stored(&self, index: usize, buffer: &mut PageBuffer) -> bool {
         let bytes = self.bytes_of(index..index + 1);
         buffer.resize((bytes.end - bytes.start) as usize);
