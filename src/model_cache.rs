@@ -50,7 +50,7 @@ use crate::manifest::{Manifest, ManifestKeys, Subject};
 use crate::metrics;
 use crate::names::ModelName;
 use crate::security::SmallHash;
-use crate::storage::{create_dir, create_parent, open_private};
+use crate::storage::{allocate, create_dir, create_parent, open_private};
 use crate::threads::lock;
 
 pub use self::catalog::{CacheSummary, CachedModel};
@@ -305,13 +305,14 @@ impl ModelCache {
             create_parent(&entry.big)?;
             let file = open_private(&entry.part(), true)?;
             // From now on the file counts with its full length, also after a restart.
-            file.set_len(big_length(record, manifest))?;
+            allocate(&file, big_length(record, manifest))?;
             Ok::<_, io::Error>(file)
         };
         match create() {
             Ok(file) => Files::part(file, reservation),
             Err(error) => {
                 log::warn!("{} is loaded without the cache: {error}", entry.big.display());
+                entry.discard_part();
                 Files::none()
             }
         }

@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, retry_on_intr};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,19 @@ pub fn create_parent(path: &Path) -> io::Result<()> {
 /// Opens a file for reading and writing. If it does not exist, it is created so that only this service's user can read it.
 pub fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(truncate).mode(0o600).open(path)
+}
+
+/// Gives a new file its length, and space on the disk for all of it where the file system can do that: then the disk cannot fill up
+/// before the file is whole, and on ext4 a writer need not wait while a sync finds space for what was written before.
+pub fn allocate(file: &File, length: u64) -> io::Result<()> {
+    file.set_len(length)?;
+    if length == 0 {
+        return Ok(());
+    }
+    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, length)) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Renames `file`, which is at `from`, so that a power cut leaves the old name or the new one with the whole content.

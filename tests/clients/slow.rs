@@ -36,9 +36,7 @@ fn stalled_clients_give_their_handlers_back_within_the_limit() {
     let took = started.elapsed();
     assert!(took < Duration::from_secs(3) + SLACK, "{took:?}");
     // The service has given all of them up, although this end still holds them open.
-    eventually(SLACK, "no handler is busy", || {
-        world.service.get("/metrics").text().contains("\nloader_handler_threads_busy 0\n")
-    });
+    eventually(SLACK, "no handler is busy", || world.service.metric("loader_handler_threads_busy") == 0);
     settles(&world.service, descriptors, usize::MAX - 4);
     for stream in &mut stalled {
         let (_, said) = end_of(stream);

@@ -38,16 +38,10 @@ fn cached(service: &Service) -> Vec<String> {
     models.iter().map(|model| model["name"].as_str().unwrap().to_owned()).collect()
 }
 
-fn metric(service: &Service, name: &str) -> u64 {
-    let text = service.get("/metrics").text();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap().parse().unwrap()
-}
-
 /// Waits until nobody reads a model any more and all files have their names.
 fn settle(service: &Service) {
     eventually(Duration::from_secs(20), "all loads have ended", || {
-        metric(service, "loader_handler_threads_busy") == 0 && !service.has_thread("download")
+        service.metric("loader_handler_threads_busy") == 0 && !service.has_thread("download")
     });
 }
 
@@ -85,8 +79,8 @@ fn the_models_used_longest_ago_go_also_after_a_restart_and_with_a_clock_that_is_
     };
     loads(&world, MIB, "abcad");
     assert_eq!(cached(&world.service), ["a", "c", "d"]);
-    assert_eq!(metric(&world.service, "loader_cache_evictions_total"), 1);
-    assert_eq!(metric(&world.service, "loader_cache_limit_bytes"), 4 << 20);
+    assert_eq!(world.service.metric("loader_cache_evictions_total"), 1);
+    assert_eq!(world.service.metric("loader_cache_limit_bytes"), 4 << 20);
     stop_and_start();
     loads(&world, MIB, "e");
     assert_eq!(cached(&world.service), ["a", "d", "e"]);
@@ -130,7 +124,7 @@ fn what_does_not_fit_is_loaded_without_the_cache_and_nothing_goes_for_it() {
     world.loads("large", &large);
     settle(&world.service);
     assert_eq!(cached(&world.service), ["a", "b"]);
-    assert_eq!(metric(&world.service, "loader_uncached_loads_total"), 1);
+    assert_eq!(world.service.metric("loader_uncached_loads_total"), 1);
     assert!(world.service.log_text().contains("large is loaded without the cache: it needs "));
     assert!(world.service.log_text().contains("; raise CACHE_MAX_BYTES"));
     // So must an upload that is spooled in the cache's directory.
@@ -165,7 +159,7 @@ fn a_model_that_is_being_read_stays() {
         world.loads(name, &pattern(SIZE, u64::from(name.as_bytes()[0])));
         eventually(Duration::from_secs(20), "it has its name", || cached(&world.service) == ["a", name]);
         eventually(Duration::from_secs(20), "nobody else reads", || {
-            metric(&world.service, "loader_handler_threads_busy") <= 1 && !world.service.has_thread("download")
+            world.service.metric("loader_handler_threads_busy") <= 1 && !world.service.has_thread("download")
         });
     }
     client.read_to_end(&mut answer).unwrap();
@@ -215,7 +209,7 @@ fn a_new_version_replaces_the_old_one_before_it_is_whole_if_there_is_no_room_for
         world.loads("a", &bytes);
     }
     assert!(cached(&world.service).contains(&"a".to_owned()));
-    assert_eq!(metric(&world.service, "loader_uncached_loads_total"), 0);
+    assert_eq!(world.service.metric("loader_uncached_loads_total"), 0);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{FallocateFlags, fallocate};
 use serde_json::json;
 
 use crate::world::docker::{engine_or_skip, saved_images};
@@ -36,6 +37,13 @@ fn loads(service: &Service, folder: &str, bytes: &[u8]) {
     assert!(reply.body == bytes, "wrong bytes were loaded");
 }
 
+/// Makes holes of all bytes of a file.
+fn give_back_space(path: &Path) {
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&file, flags, 0, file.metadata().unwrap().len()).unwrap();
+}
+
 #[test]
 fn a_load_streams_uncached_while_the_cache_is_full() {
     let Some(disk) = SmallDisk::mount_or_skip("a full cache", 4096, 100) else { return };
@@ -60,14 +68,25 @@ fn a_load_streams_uncached_while_the_cache_is_full() {
     });
     disk.free();
 
-    // Another program takes the space while a load runs.
+    // Another program takes the space while a load runs: all that is left, and then what the load has reserved, as on a file
+    // system that cannot reserve.
+    let big = disk.path().join(&world.folder).join("m.bin.big");
+    for path in [big.clone(), big.with_extension("big.json")] {
+        let _ = std::fs::remove_file(path);
+    }
+    let full = || service.log_text().matches("No space left").count();
+    let before = full();
     proxy.fault("GET", "m.bin", Fault::Trickle(300_000), None);
     thread::scope(|scope| {
         scope.spawn(|| loads(&service, &world.folder, &bytes));
-        thread::sleep(Duration::from_millis(300));
+        let part = big.with_extension("big.part");
+        eventually(Duration::from_secs(20), "the download has begun", || part.exists());
+        disk.fill_but(0);
+        give_back_space(&part);
         disk.fill_but(0);
     });
     proxy.clear_faults();
+    assert!(full() > before, "the load did not meet the full disk: {}", service.log_text());
 
     disk.free();
     loads(&service, &world.folder, &bytes);

@@ -275,17 +275,11 @@ fn a_client_that_has_read_enough_of_a_range_is_no_warning_and_one_that_leaves_a_
     // More than the socket buffers hold.
     world.upload("m.bin", &vec![7; 64 << 20]);
     let count = |status: u16| {
-        let name = format!("loader_http_requests_total{{endpoint=\"/load/{{filename}}\",status=\"{status}\"}}");
-        world
-            .service
-            .get("/metrics")
-            .text()
-            .lines()
-            .find_map(|line| line.strip_prefix(&name)?.trim().parse().ok())
-            .unwrap_or(0)
+        let labels = format!(r#"endpoint="/load/{{filename}}",status="{status}""#);
+        world.service.metric(&format!("loader_http_requests_total{{{labels}}}"))
     };
     let leaves = |range: &str, status: u16| {
-        let before: u64 = count(status);
+        let before = count(status);
         let mut client = world.service.connect();
         let target = format!("/load/m.bin?folder={}", world.folder);
         write!(client, "POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n{range}\r\n").unwrap();

@@ -223,6 +223,20 @@ impl Service {
         program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"qemu-"))
     }
 
+    /// A sample of `/metrics`, by its name and labels; 0 if nothing has been counted under these labels.
+    pub fn metric(&self, sample: &str) -> u64 {
+        let document = self.get("/metrics").text();
+        let family = sample.split('{').next().expect("the first part");
+        assert!(document.contains(&format!("# TYPE {family} ")), "no {family} in\n{document}");
+        let value = document.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().expect("a number"))
+    }
+
+    /// How many bytes of models it has had from the CDN.
+    pub fn downloaded(&self) -> u64 {
+        self.metric(r#"loader_transfer_bytes_total{stage="download"}"#)
+    }
+
     /// Resets the peak of resident memory.
     pub fn reset_hwm(&self) {
         reset_peak(self.pid());
