@@ -27,16 +27,20 @@ pub fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(truncate).mode(0o600).open(path)
 }
 
-/// Gives a new file its length, and space on the disk for all of it where the file system can do that: then the disk cannot fill up
-/// before the file is whole, and on ext4 a writer need not wait while a sync finds space for what was written before.
-pub fn allocate(file: &File, length: u64) -> io::Result<()> {
-    file.set_len(length)?;
+/// Reserves space for all bytes of a file, which gets at least this length.
+pub fn reserve_space(file: &File, length: u64) -> Result<(), Errno> {
     if length == 0 {
         return Ok(());
     }
-    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, length)) {
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        Err(error) => Err(error.into()),
+    retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, length))
+}
+
+/// Gives a new file its length, and its space where the file system can reserve it. Then others cannot fill the disk before the file
+/// is whole, and on ext4 no writer waits while a sync finds space for what was written before.
+pub fn allocate(file: &File, length: u64) -> io::Result<()> {
+    match reserve_space(file, length) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(length),
+        result => Ok(result?),
     }
 }
 

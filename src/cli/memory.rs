@@ -5,8 +5,10 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
+
+use crate::storage::reserve_space;
 
 /// One file after the other gets its memory, so that all of them together must fit.
 static RESERVATION: Mutex<()> = Mutex::new(());
@@ -24,9 +26,7 @@ pub(super) fn reserve(name: &str, length: u64) -> Result<File, String> {
     if let Some(available) = available(Path::new("/")).filter(|available| *available < length) {
         return Err(format!("{name} needs {length} bytes of memory, and {available} are available"));
     }
-    if length > 0 {
-        retry_on_intr(|| fallocate(&file, FallocateFlags::empty(), 0, length)).map_err(failed)?;
-    }
+    reserve_space(&file, length).map_err(failed)?;
     Ok(file)
 }
 

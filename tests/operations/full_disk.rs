@@ -1,6 +1,7 @@
 //! A full disk at every write: models still stream, uploads fail with a clear sentence, logging stops nothing, and once
 //! there is space again everything works.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -37,7 +38,7 @@ fn loads(service: &Service, folder: &str, bytes: &[u8]) {
     assert!(reply.body == bytes, "wrong bytes were loaded");
 }
 
-/// Makes holes of all bytes of a file.
+/// Frees the space of a file, which keeps its length.
 fn give_back_space(path: &Path) {
     let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -68,19 +69,21 @@ fn a_load_streams_uncached_while_the_cache_is_full() {
     });
     disk.free();
 
-    // Another program takes the space while a load runs: all that is left, and then what the load has reserved, as on a file
-    // system that cannot reserve.
+    // Another program takes the space while a load runs: what is left, and then what the load has reserved, as it could on a file
+    // system without reservations. The load takes ten seconds, so that this comes first on a busy machine as well.
     let big = disk.path().join(&world.folder).join("m.bin.big");
     for path in [big.clone(), big.with_extension("big.json")] {
         let _ = std::fs::remove_file(path);
     }
     let full = || service.log_text().matches("No space left").count();
     let before = full();
-    proxy.fault("GET", "m.bin", Fault::Trickle(300_000), None);
+    proxy.fault("GET", "m.bin", Fault::Trickle(20_000), None);
     thread::scope(|scope| {
         scope.spawn(|| loads(&service, &world.folder, &bytes));
         let part = big.with_extension("big.part");
-        eventually(Duration::from_secs(20), "the download has begun", || part.exists());
+        eventually(Duration::from_secs(20), "the download has its space", || {
+            std::fs::metadata(&part).is_ok_and(|part| part.len() > 0 && part.blocks() * 512 >= part.len())
+        });
         disk.fill_but(0);
         give_back_space(&part);
         disk.fill_but(0);

@@ -226,13 +226,16 @@ impl Service {
     /// A sample of `/metrics`, by its name and labels; 0 if nothing has been counted under these labels.
     pub fn metric(&self, sample: &str) -> u64 {
         let document = self.get("/metrics").text();
-        let family = sample.split('{').next().expect("the first part");
-        assert!(document.contains(&format!("# TYPE {family} ")), "no {family} in\n{document}");
         let value = document.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        value.map_or(0, |value| value.parse().expect("a number"))
+        if let Some(value) = value {
+            return value.parse().expect("a number");
+        }
+        let family = sample.split_once('{').map(|(family, _)| format!("# TYPE {family} "));
+        assert!(family.is_some_and(|family| document.contains(&family)), "no {sample} in\n{document}");
+        0
     }
 
-    /// How many bytes of models it has had from the CDN.
+    /// How many bytes of models it has received from the CDN.
     pub fn downloaded(&self) -> u64 {
         self.metric(r#"loader_transfer_bytes_total{stage="download"}"#)
     }
